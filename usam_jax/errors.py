@@ -1,0 +1,37 @@
+"""The errors that a user can mend, each with the exit code that scripts rely on."""
+
+import errno
+
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+class UserError(Exception):
+    """Something that the user can mend; the message says what was found, expected, and to do."""
+
+    exit_code = 1
+
+
+class UsageError(UserError):
+    """Wrong usage or configuration (exit code 2)."""
+
+    exit_code = 2
+
+
+class DataError(UserError):
+    """A data set, slice or volume that cannot be used as it is (exit code 3)."""
+
+    exit_code = 3
+
+
+class WeightsError(UserError):
+    """A checkpoint or weight file that cannot be used, or not be written (exit code 5)."""
+
+    exit_code = 5
+
+
+def list_some(items: list[str], limit: int = 20) -> str:
+    """`items`, one an indented line, cut after `limit` with the number left out."""
+    lines = [f"  {item}" for item in items[:limit]]
+    if len(items) > limit:
+        lines.append(f"  ... and {len(items) - limit} more")
+    return "\n".join(lines)
