@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
@@ -30,8 +29,8 @@ def polynomial_decay(num_steps: int, warmup_steps: int = 0) -> Factor:
     return factor_fn
 
 
-def label_parts(params: Any, parts: set[str]) -> Any:
-    """The tree of `params` with each array's part, which is its top-level name, as its label.
+def label_parts(params: Any, parts: set[str]) -> dict[str, str]:
+    """The optimiser's group of each part, which is a top-level name of `params`.
 
     Raises UsageError for a part without a learning rate, or a rate without a part.
     """
@@ -41,7 +40,7 @@ def label_parts(params: Any, parts: set[str]) -> Any:
             f"config.optimizer.learning_rates: found {sorted(parts)}, expected one for each part "
             f"of the model: {sorted(found)}"
         )
-    return {part: jax.tree.map(lambda _: part, params[part]) for part in params}
+    return {part: part for part in params}
 
 
 def learning_rates(config: ConfigDict, params: Any) -> dict[str, float]:

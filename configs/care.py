@@ -1,0 +1,65 @@
+"""U-SAM-B on CARE, as the paper trains it.
+
+    python -m usam_jax.main --config=configs/care.py
+
+The paper reports, on the test set, mean Dice 73.38 and IoU 58.05 with 3 points per class from the
+ground truth, and 69.28 and 53.11 without prompts (--config.prompts.kind=none). Each field can be
+set on the command line: --config.train.batch_size=8.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0  # of initial weights, order, augmentation and training prompts
+    # Weights to start from: SAM (.pth or .safetensors), a published U-SAM, a workdir, or "".
+    config.init_from = "weights/sam_vit_b_01ec64.pth"
+
+    config.model = model = ConfigDict()
+    model.arch = "usam"  # usam, or sam: the paper's baseline S
+    model.size = "vit_b"  # vit_b, vit_l, vit_h; tiny for tests and the demo
+    model.num_classes = 3  # background counts
+    model.image_size = 224  # pixels; a multiple of 16
+    model.num_skips = 4  # 0 to 4, deepest first
+    model.num_mask_tokens = 0  # 0: D/8 = 32, as published; the paper's formula (2) has num_classes
+    model.dtype = "float32"  # float32 or bfloat16, of the computation; parameters are float32
+
+    config.data = data = ConfigDict()
+    data.kind = "care"  # care or phantom
+    data.root = "data/CARE"  # holds train/train_npz and test/test_npz
+    data.packed_dir = "packed"  # packed data sets are kept here, one folder each
+    data.classes = ("background", "normal rectum", "tumour")  # by label
+    data.image_size = model.get_ref("image_size")  # slices are packed at the model's size
+    data.intensity = "clip"  # of values outside [0, 1]: clip, or wrap as the published code does
+    data.clahe_limit = 2.5  # clip limit of the contrast equalisation; 0: none
+    data.random_clahe = False  # draw the limit from 1..4 in training; clahe_limit in evaluation
+    data.augment = True  # right angles and flips (half), rotation to 20 degrees (a quarter)
+    data.val_fraction = 0.1  # of the patients in the training split (CARE: of its slices)
+    data.split_seed = 0  # of the choice of those patients
+    data.num_workers = 0  # processes that prepare training batches; 0: threads of the main one
+
+    config.prompts = prompts = ConfigDict()
+    prompts.kind = "points"  # none, points, box, points_box; taken from the ground truth
+    prompts.points_per_class = 3  # the paper: 1, 3, 5
+    prompts.order = "xy"  # of a point's coordinates; rowcol: as the published code hands them over
+
+    config.optimizer = optimizer = ConfigDict()
+    optimizer.learning_rates = ConfigDict()  # of each part; the prompt encoder is frozen
+    optimizer.learning_rates.backbone = 1e-4  # the convolutional encoder
+    optimizer.learning_rates.image_encoder = 1e-4
+    optimizer.learning_rates.mask_decoder = 1e-3
+    optimizer.weight_decay = 1e-4
+    optimizer.warmup = False  # linear over the first half epoch
+
+    config.train = train = ConfigDict()
+    train.num_epochs = 100
+    train.batch_size = 24  # over all devices
+    train.log_every_steps = 10
+
+    config.eval = evaluation = ConfigDict()
+    evaluation.batch_size = 24  # over all devices
+    evaluation.every_epochs = 1  # evaluations and checkpoints while training
+    evaluation.select_on = "val"  # the best epoch is chosen on: val (held out of train), or test
+    evaluation.split = "test"  # what the final table shows: test, val or train
+    return config

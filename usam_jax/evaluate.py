@@ -1,0 +1,160 @@
+"""Evaluation: padded batches of one shape, pixel counts on the device, figures on the host."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from usam_jax import checkpoint, logs, metrics, report
+from usam_jax.data import pipeline
+from usam_jax.data.prepare import Packed, prepare
+from usam_jax.errors import DataError
+from usam_jax.files import write_json
+from usam_jax.models import Prompts, USam, make_model
+from usam_jax.sharding import check_batch_size, make_mesh, over_batch, put_batch, replicated
+
+NUM_PICTURES = 8
+
+EvalStep = Callable[[Any, dict[str, Any]], tuple[Any, Any]]
+
+
+def batch_images(batch: dict[str, Any]) -> jax.Array:
+    """uint8 slices to the model's grey values in [0, 1]."""
+    return batch["image"].astype(jnp.float32) / 255
+
+
+def batch_prompts(batch: dict[str, Any]) -> Prompts | None:
+    """The prompts of a batch; None where it has none."""
+    fields = ("points_xy", "point_labels", "boxes_xyxy")
+    given = {name: batch[name] for name in fields if name in batch}
+    return Prompts(**given) if given else None
+
+
+def make_eval_step(model: USam, mesh: Mesh) -> EvalStep:
+    """Jitted (variables, batch) -> pixel counts int32[b k 3], predicted classes uint8[b h w]."""
+
+    def eval_step(variables: Any, batch: dict[str, Any]) -> tuple[Any, Any]:
+        logits = model.apply(variables, batch_images(batch), batch_prompts(batch), train=False)
+        predicted = logits.argmax(-1).astype(jnp.int32)
+        labels = batch["label"].astype(jnp.int32)
+        counts = metrics.count_pixels(predicted, labels, batch["valid"], logits.shape[-1])
+        return counts, predicted.astype(jnp.uint8)
+
+    everywhere = replicated(mesh)
+    shardings = (everywhere, over_batch(mesh))
+    return jax.jit(eval_step, in_shardings=shardings, out_shardings=(everywhere, everywhere))
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Counts int32[n k 3] of the n slices in order, and the predictions that pictures show."""
+
+    counts: np.ndarray
+    predictions: dict[int, np.ndarray]
+
+
+def run_evaluation(
+    eval_step: EvalStep,
+    variables: Any,
+    packed: Packed,
+    split: str,
+    rows: np.ndarray,
+    config: ConfigDict,
+    mesh: Mesh,
+    keep: frozenset[int] = frozenset(),
+) -> Evaluation:
+    """Evaluates `rows` of the packed `split`; `keep` are the rows whose prediction is kept."""
+    process, processes = jax.process_index(), jax.process_count()
+    batches, num_batches = pipeline.eval_batches(packed, split, rows, config, process, processes)
+    size = config.eval.batch_size
+    counts, predictions = [], {}
+    with logs.Progress(f"evaluating {split}", num_batches, "batches") as bar:
+        for number, batch in enumerate(batches):
+            batch_counts, predicted = eval_step(variables, put_batch(batch, mesh))
+            counts.append(batch_counts)
+            shown = {
+                int(row): i for i, row in enumerate(rows[number * size :][:size]) if row in keep
+            }
+            if shown:
+                on_host = np.asarray(predicted)
+                predictions |= {row: on_host[i] for row, i in shown.items()}
+            if number:  # waiting for the batch before keeps the device busy and the bar honest
+                jax.block_until_ready(counts[number - 1])
+            bar.advance(per_step=size)
+    return Evaluation(np.concatenate(counts)[: len(rows)], predictions)
+
+
+def choose_pictures(packed: Packed, split: str, rows: np.ndarray) -> frozenset[int]:
+    """Rows for the pictures: spread evenly over those with the most classes in them."""
+    labels = packed.labels(split)
+    classes = {int(row): np.unique(labels[row]).size for row in rows[:: max(1, len(rows) // 200)]}
+    best = sorted(row for row, count in classes.items() if count == max(classes.values()))
+    picked = np.linspace(0, len(best) - 1, min(NUM_PICTURES, len(best))).astype(int)
+    return frozenset(best[i] for i in picked)
+
+
+def describe_prompts(prompts: ConfigDict) -> str:
+    """Where the prompts came from, in words, for every result."""
+    words = {
+        "none": "none (automatic)",
+        "points": f"{prompts.points_per_class} points per class from the ground truth",
+        "box": "box from the ground truth",
+        "points_box": f"{prompts.points_per_class} points per class and box from the ground truth",
+    }
+    return words[prompts.kind]
+
+
+def evaluate_workdir(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+    """Evaluates the best checkpoint of a run on `config.eval.split`; returns the summary.
+
+    Writes `eval/SPLIT_PROMPTS/summary.json` and `predictions.png` in `workdir`.
+    Raises WeightsError where there is no checkpoint, or one of another model.
+    """
+    mesh = make_mesh()
+    check_batch_size(config.eval.batch_size, mesh, "config.eval.batch_size")
+    step = checkpoint.check_run(workdir, config.model)
+    model = make_model(config.model)
+    packed = prepare(config.data)
+    rows = pipeline.split_rows(packed, config.data, config.eval.select_on)
+    if config.eval.split not in rows or not len(rows[config.eval.split]):
+        raise DataError(
+            f"config.eval.split: found {config.eval.split!r}, expected a part that has slices: "
+            f"{', '.join(name for name in rows if len(rows[name]))}"
+        )
+    split_rows = rows[config.eval.split]
+    split = "test" if config.eval.split == "test" else "train"
+    variables = checkpoint.load_variables(workdir, model, step, replicated(mesh))
+    keep = choose_pictures(packed, split, split_rows)
+    done = run_evaluation(
+        make_eval_step(model, mesh), variables, packed, split, split_rows, config, mesh, keep
+    )
+    scores = metrics.pooled_scores(done.counts, config.data.classes)
+    name = config.prompts.kind
+    if "points" in name:
+        name = name.replace("points", f"points{config.prompts.points_per_class}")
+    folder = workdir / "eval" / f"{config.eval.split}_{name}"
+    summary = {
+        "schema_version": 1,
+        "workdir": str(workdir),
+        "checkpoint_step": step,
+        "data": str(packed.folder),
+        "data_fingerprint": packed.manifest["fingerprint"],
+        "split": config.eval.split,
+        "num_slices": len(split_rows),
+        "prompts": describe_prompts(config.prompts),
+        "dice": {**scores.dice, "mean": scores.mean_dice},
+        "iou": {**scores.iou, "mean": scores.mean_iou},
+        "pixels": scores.pixels,
+    }
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "summary.json", summary)
+        report.save_pictures(folder / "predictions.png", packed, split, done.predictions, config)
+        report.print_table(summary, folder)
+    return summary

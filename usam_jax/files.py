@@ -1,0 +1,29 @@
+"""Files that are either whole or not there: written under a temporary name, then renamed."""
+
+import contextlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A temporary path to write to; it becomes `path` if nothing fails, and is gone if it does."""
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")  # savers choose by the ending
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """The file's content, or nothing where there is no such file."""
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def write_json(path: pathlib.Path, content: Any) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")

@@ -1,0 +1,61 @@
+"""Dice and IoU from counted pixels: summed first, divided once."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+
+def count_pixels(
+    predicted: Int[Array, "b h w"],
+    labels: Int[Array, "b h w"],
+    valid: Bool[Array, " b"],
+    num_classes: int,
+) -> Int[Array, "b k 3"]:
+    """True positives, false positives and false negatives of each class in each slice.
+
+    int32; zeros where a slice is not valid.
+    """
+    p = jax.nn.one_hot(predicted, num_classes, dtype=jnp.bool_)
+    y = jax.nn.one_hot(labels, num_classes, dtype=jnp.bool_)
+    counts = jnp.stack([p & y, p & ~y, ~p & y], axis=-1).sum((1, 2), dtype=jnp.int32)
+    return jnp.where(valid[:, None, None], counts, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """Figures of each foreground class, by name; None where neither truth nor prediction has it.
+
+    The means are over the classes that have a figure, without the background.
+    """
+
+    dice: dict[str, float | None]
+    iou: dict[str, float | None]
+    pixels: dict[str, dict[str, int]]
+
+    @property
+    def mean_dice(self) -> float | None:
+        return mean_of(self.dice)
+
+    @property
+    def mean_iou(self) -> float | None:
+        return mean_of(self.iou)
+
+
+def mean_of(values: dict[str, float | None]) -> float | None:
+    defined = [value for value in values.values() if value is not None]
+    return sum(defined) / len(defined) if defined else None
+
+
+def pooled_scores(counts: np.ndarray, classes: tuple[str, ...]) -> Scores:
+    """Scores from sums over all slices, as published; `counts` int[n k 3] of `count_pixels`."""
+    dice, iou, pixels = {}, {}, {}
+    for name, row in list(zip(classes, counts.sum(0, dtype=np.int64), strict=True))[1:]:
+        tp, fp, fn = (int(x) for x in row)
+        pixels[name] = {"true_positive": tp, "false_positive": fp, "false_negative": fn}
+        present = tp + fp + fn > 0
+        dice[name] = 2 * tp / (2 * tp + fp + fn) if present else None
+        iou[name] = tp / (tp + fp + fn) if present else None
+    return Scores(dice, iou, pixels)

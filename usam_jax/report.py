@@ -1,0 +1,96 @@
+"""What people look at: the table of an evaluation, and pictures of truth beside prediction."""
+
+import pathlib
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.table import Table
+
+from usam_jax.data.pipeline import make_add_prompts
+from usam_jax.data.prepare import Packed
+from usam_jax.files import replacing
+
+matplotlib.use("Agg")
+
+TWO_CLASSES = ("#2ca02c", "#e6261f")  # normal rectum green, tumour red
+
+
+def class_colours(num_classes: int) -> list[Any]:
+    """A colour for each class but the background."""
+    if num_classes <= 3:
+        return list(TWO_CLASSES[: num_classes - 1])
+    return [colormaps["tab20"](i % 20) for i in range(num_classes - 1)]
+
+
+def percent(value: float | None) -> str:
+    return "absent" if value is None else f"{100 * value:.2f}"
+
+
+def print_table(summary: dict[str, Any], folder: pathlib.Path) -> None:
+    """Dice and IoU of each class and their mean, with where the prompts came from."""
+    table = Table(title=f"{summary['split']}: {summary['num_slices']} slices", title_justify="left")
+    table.add_column("class")
+    table.add_column("Dice (%)", justify="right")
+    table.add_column("IoU (%)", justify="right")
+    for name, dice in summary["dice"].items():
+        if name == "mean":
+            table.add_section()
+        table.add_row(name, percent(dice), percent(summary["iou"][name]))
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table)
+    console.print(f"prompts: {summary['prompts']}; checkpoint of step {summary['checkpoint_step']}")
+    console.print(f"summary and pictures: {folder}")
+
+
+def outline(axes: Any, label: np.ndarray, colours: list[Any]) -> None:
+    for value, colour in enumerate(colours, start=1):
+        if (label == value).any():
+            axes.contour(label == value, levels=[0.5], colors=[colour], linewidths=1.2)
+
+
+def draw_prompts(axes: Any, prompts: dict[str, np.ndarray]) -> None:
+    if "points_xy" in prompts:
+        given = prompts["points_xy"][prompts["point_labels"] >= 0]
+        axes.plot(given[:, 0], given[:, 1], "o", ms=3, mfc="yellow", mec="black", mew=0.5)
+    if "boxes_xyxy" in prompts:
+        x0, y0, x1, y1 = prompts["boxes_xyxy"]
+        axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec="yellow", lw=0.8))
+
+
+def save_pictures(
+    path: pathlib.Path,
+    packed: Packed,
+    split: str,
+    predictions: dict[int, np.ndarray],
+    config: ConfigDict,
+) -> None:
+    """A row for each predicted slice: the image, the truth with the prompts, the prediction."""
+    rows = sorted(predictions)
+    images, labels = packed.images(split), packed.labels(split)
+    colours = class_colours(config.model.num_classes)
+    add_prompts = make_add_prompts(config)
+    figure = Figure(figsize=(9, 3 * len(rows) + 0.6), layout="constrained")
+    grid = figure.subplots(len(rows), 3, squeeze=False)
+    for axes, row in zip(grid, rows, strict=True):
+        prompts = add_prompts({"label": np.array(labels[row])}, None)
+        for ax in axes:
+            ax.imshow(images[row], cmap="gray", vmin=0, vmax=255)
+            ax.set_xticks([])
+            ax.set_yticks([])
+        axes[0].set_ylabel(packed.slices(split)[row]["name"])
+        outline(axes[1], labels[row], colours)
+        draw_prompts(axes[1], prompts)
+        outline(axes[2], predictions[row], colours)
+    for ax, title in zip(grid[0], ("image", "truth and prompts", "prediction"), strict=True):
+        ax.set_title(title)
+    names = config.data.classes[1:]
+    patches = [Patch(color=c, label=name) for c, name in zip(colours, names, strict=True)]
+    figure.legend(handles=patches, loc="outside lower center", ncols=min(len(names), 6))
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110)
