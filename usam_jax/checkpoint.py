@@ -98,7 +98,7 @@ def flat_config(config: Any) -> dict[str, Any]:
     """Values by dotted field name, as JSON gives them back."""
     if isinstance(config, ConfigDict):
         config = json.loads(config.to_json_best_effort())
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, dict):
             flat |= {f"{name}.{k}": v for k, v in flat_config(value).items()}

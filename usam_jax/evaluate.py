@@ -40,7 +40,7 @@ def make_eval_step(model: USam, mesh: Mesh) -> EvalStep:
     """Jitted (variables, batch) -> pixel counts int32[b k 3], predicted classes uint8[b h w]."""
 
     def eval_step(variables: Any, batch: dict[str, Any]) -> tuple[Any, Any]:
-        logits = model.apply(variables, batch_images(batch), batch_prompts(batch), train=False)
+        logits: Any = model.apply(variables, batch_images(batch), batch_prompts(batch))
         predicted = logits.argmax(-1).astype(jnp.int32)
         labels = batch["label"].astype(jnp.int32)
         counts = metrics.count_pixels(predicted, labels, batch["valid"], logits.shape[-1])
@@ -73,7 +73,8 @@ def run_evaluation(
     process, processes = jax.process_index(), jax.process_count()
     batches, num_batches = pipeline.eval_batches(packed, split, rows, config, process, processes)
     size = config.eval.batch_size
-    counts, predictions = [], {}
+    counts: list[Any] = []
+    predictions: dict[int, np.ndarray] = {}
     with logs.Progress(f"evaluating {split}", num_batches, "batches") as bar:
         for number, batch in enumerate(batches):
             batch_counts, predicted = eval_step(variables, put_batch(batch, mesh))

@@ -37,7 +37,7 @@ class Progress:
 
     def __init__(self, what: str, total: int, unit: str, done: int = 0) -> None:
         self.what, self.total, self.unit = what, total, unit
-        self.done, self.first = done, done
+        self.done, self.first, self.note = done, done, ""
         self.start = self.last_line = time.monotonic()
         self.bar = RichProgress(
             TextColumn("{task.description}"),
@@ -65,14 +65,14 @@ class Progress:
         speed = (self.done - self.first) / max(now - self.start, 1e-9)
         unit = self.unit if per_step == 1 else "slices"
         rate = f"{speed * per_step:.1f} {unit}/s"
-        fields = {"note": note, "rate": rate} if note else {"rate": rate}
-        self.bar.update(self.task, completed=self.done, **fields)
+        self.note = note or self.note
+        self.bar.update(self.task, completed=self.done, rate=rate, note=self.note)
         if console.is_terminal:
             return
         if now - self.last_line >= PLAIN_LINE_EVERY_S or self.done == self.total:
             self.last_line = now
             left = format_time((self.total - self.done) / max(speed, 1e-9))
-            say(f"{self.what}: {self.done}/{self.total}  {rate}  {left} left  {note}".rstrip())
+            say(f"{self.what}: {self.done}/{self.total}  {rate}  {left} left  {self.note}".rstrip())
 
     def __exit__(
         self,

@@ -1,5 +1,6 @@
 """Training: the step, and the loop that orders data, step, evaluation and checkpoints."""
 
+import dataclasses
 import math
 import pathlib
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from flax import struct
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from usam_jax import checkpoint, convert, evaluate, logs, losses, metrics, optim
+from usam_jax import checkpoint, evaluate, logs, losses, metrics, optim, weights
 from usam_jax.data import pipeline
 from usam_jax.data.prepare import Packed, prepare
 from usam_jax.errors import DataError, UsageError, UserError
@@ -88,7 +89,8 @@ def make_train_step(
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         values = {"train/loss": loss, **{f"train/{name}": part for name, part in parts.items()}}
         values |= rates_fn(state.step)
-        return state.replace(
+        return dataclasses.replace(
+            state,
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
             batch_stats=stats,
@@ -110,7 +112,7 @@ def make_training(
     """The model of a config, its state before the first step, and the step."""
     model = make_model(config.model)
     variables = jax.jit(lambda key: init_variables(model, key))(jax.random.key(config.seed))
-    variables = convert.load_initial(config, variables)
+    variables = weights.load_initial(config, variables)
     warmup = math.ceil(steps_per_epoch / 2) if config.optimizer.warmup else 0
     factor_fn = optim.polynomial_decay(config.train.num_epochs * steps_per_epoch, warmup)
     rates = optim.learning_rates(config.optimizer, variables["params"])

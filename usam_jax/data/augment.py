@@ -18,7 +18,7 @@ def augment(image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> P
     """
     draw = rng.random()
     if draw < RIGHT_ANGLE_SHARE:
-        turns, axis = rng.integers(4), rng.integers(2)
+        turns, axis = int(rng.integers(4)), int(rng.integers(2))
         return flip_turned(image, turns, axis), flip_turned(label, turns, axis)
     if draw < RIGHT_ANGLE_SHARE + ROTATION_SHARE:
         degrees = rng.uniform(-MAX_DEGREES, MAX_DEGREES)

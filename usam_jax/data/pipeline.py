@@ -132,7 +132,7 @@ class EvalTransform:
     def __call__(self, position: int, element: Batch) -> Batch:
         if self.clahe_limit:
             element["image"] = make_clahe(self.clahe_limit).apply(element["image"])
-        element["valid"] = np.bool_(position < self.num_valid)
+        element["valid"] = np.array(position < self.num_valid)
         return self.add_prompts(element, None)
 
 

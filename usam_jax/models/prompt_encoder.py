@@ -84,6 +84,8 @@ class PromptEncoder(nn.Module):
         tokens = [jnp.zeros((batch, 0, self.dim), jnp.float32)]
         if prompts.points_xy is not None:
             points, labels = prompts.points_xy, prompts.point_labels
+            if labels is None:
+                raise ValueError("prompts.points_xy was given without prompts.point_labels")
             if prompts.boxes_xyxy is None:  # SAM marks the end of points that no box follows
                 points = jnp.pad(points, ((0, 0), (0, 1), (0, 0)))
                 labels = jnp.pad(labels, ((0, 0), (0, 1)), constant_values=PADDING)

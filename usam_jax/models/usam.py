@@ -142,4 +142,4 @@ def make_model(config: ConfigDict) -> USam:
 def init_variables(model: USam, key: Array) -> dict[str, Any]:
     """Fresh variables: `params`, `batch_stats` and `constants`, all float32."""
     images = jnp.zeros((1, model.image_size, model.image_size), jnp.float32)
-    return model.init(key, images, None)
+    return dict(model.init(key, images, None))

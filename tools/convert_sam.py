@@ -1,0 +1,42 @@
+"""Converts SAM's weights, or a published U-SAM's, to this package's safetensors.
+
+    python -m tools.convert_sam --config=configs/care.py SOURCE DESTINATION.safetensors
+
+SOURCE: sam_vit_b_01ec64.pth, facebook/sam-vit-base's model.safetensors, or a trained U-SAM's .pth.
+"""
+
+import pathlib
+import sys
+
+import numpy as np
+from ml_collections import ConfigDict
+from safetensors.numpy import save_file
+
+from usam_jax import cli, logs, weights
+from usam_jax.errors import UsageError, WeightsError
+from usam_jax.files import replacing
+
+
+def convert(source: pathlib.Path, destination: pathlib.Path, config: ConfigDict) -> None:
+    """Writes what `source` holds for the model of `config.model`, float32 arrays by path."""
+    variables, news = weights.read_weights(source, config.model)
+    logs.say(f"{source}: {news}")
+    arrays = {name: np.ascontiguousarray(x) for name, x in weights.flatten(variables).items()}
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(destination) as temporary:
+            save_file(arrays, temporary)
+    except OSError as error:
+        raise WeightsError(f"{destination}: cannot be written ({error})") from error
+    logs.say(f"{destination}: {len(arrays)} arrays, for --config.init_from={destination}")
+
+
+def main(config: ConfigDict, arguments: list[str]) -> None:
+    """What the command line asks for."""
+    if len(arguments) != 2 or not arguments[1].endswith(".safetensors"):
+        raise UsageError(f"found {arguments}, expected SOURCE DESTINATION.safetensors\n{__doc__}")
+    convert(pathlib.Path(arguments[0]), pathlib.Path(arguments[1]), config)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, sys.argv))

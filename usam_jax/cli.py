@@ -1,0 +1,52 @@
+"""The command line that every program here shares: a config, errors by name, exit codes."""
+
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from usam_jax import logs
+from usam_jax.errors import UsageError, UserError
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file.", lock_config=True)
+DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
+
+HINT = "See README.md; configs/care.py tells every field."
+
+
+def parse(argv: Sequence[str]) -> tuple[ConfigDict, list[str]]:
+    """The config and the arguments that are no flags.
+
+    Raises UsageError for a flag, field or value that is wrong, or a config that cannot be loaded.
+    """
+    try:
+        rest = flags.FLAGS(list(argv))
+        if CONFIG.value is None:
+            raise UsageError("--config is missing; for instance --config=configs/care.py")
+        CONFIG.value.to_dict()  # the first touch is what fails where the file is not there
+    except (AttributeError, KeyError) as error:
+        raise UsageError(f"the config has no such field: {error.args[0]}\n{HINT}") from error
+    except (flags.Error, OSError, TypeError, ValueError) as error:
+        raise UsageError(f"{error}\n{HINT}") from error
+    return CONFIG.value, rest[1:]
+
+
+def run(main_fn: Callable[[ConfigDict, list[str]], None], argv: Sequence[str]) -> int:
+    """Calls `main_fn` with what the command line says and returns the exit code."""
+    if "--help" in argv:
+        module = sys.modules["__main__"]
+        print(f"{module.__doc__}\n{flags.FLAGS.get_help()}")
+        return 0
+    try:
+        main_fn(*parse(argv))
+    except UserError as error:
+        if "--debug" in argv:
+            traceback.print_exc()
+        logs.say(f"error: {error}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        logs.say("stopped; the same command goes on from the last checkpoint")
+        return 130
+    return 0
