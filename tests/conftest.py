@@ -11,7 +11,8 @@ import recipe
 from jaxtyping import install_import_hook
 from ml_collections import ConfigDict
 
-install_import_hook("usam_jax", "beartype.beartype")
+checked = ["usam_jax.models", "usam_jax.losses", "usam_jax.metrics", "usam_jax.data"]
+install_import_hook(checked, "beartype.beartype")
 
 SHARED = pathlib.Path(__file__).parents[2] / "shared"
 

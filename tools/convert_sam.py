@@ -17,9 +17,9 @@ from usam_jax.errors import UsageError, WeightsError
 from usam_jax.files import replacing
 
 
-def convert(source: pathlib.Path, destination: pathlib.Path, config: ConfigDict) -> None:
+def convert(source: pathlib.Path, destination: pathlib.Path, model: ConfigDict) -> None:
     """Writes what `source` holds for the model of `config.model`, float32 arrays by path."""
-    variables, news = weights.read_weights(source, config.model)
+    variables, news = weights.read_weights(source, model)
     logs.say(f"{source}: {news}")
     arrays = {name: np.ascontiguousarray(x) for name, x in weights.flatten(variables).items()}
     try:
@@ -35,7 +35,7 @@ def main(config: ConfigDict, arguments: list[str]) -> None:
     """What the command line asks for."""
     if len(arguments) != 2 or not arguments[1].endswith(".safetensors"):
         raise UsageError(f"found {arguments}, expected SOURCE DESTINATION.safetensors\n{__doc__}")
-    convert(pathlib.Path(arguments[0]), pathlib.Path(arguments[1]), config)
+    convert(pathlib.Path(arguments[0]), pathlib.Path(arguments[1]), config.model)
 
 
 if __name__ == "__main__":

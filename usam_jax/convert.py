@@ -179,7 +179,7 @@ def from_sam(state_dict: StateDict, config: ConfigDict) -> tuple[Variables, Repo
     """
     tensors = dict(state_dict)
     if any(name.startswith("vision_encoder.") for name in tensors):
-        tensors = _sam_names(tensors)
+        tensors = sam_names(tensors)
     global_blocks = SIZES[config.size].global_blocks
     flat, fresh, loaded, resized, problems = {}, [], [], {}, Problems()
     for leaf in model_leaves(config):
@@ -256,7 +256,7 @@ def _why_left(name: str) -> str:
     return why_unused(name)
 
 
-def _sam_names(tensors: StateDict) -> dict[str, np.ndarray]:
+def sam_names(tensors: StateDict) -> dict[str, np.ndarray]:
     renamed = {}
     for name, tensor in tensors.items():
         if name == "shared_image_embedding.positional_embedding":

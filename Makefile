@@ -1,0 +1,36 @@
+# `make demo` and `make test` do all the set-up on a fresh machine; both make .venv if there is none.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test parity lint types
+
+demo: .venv/run.stamp  ## train and evaluate a small U-SAM on generated CT phantoms
+	$(BIN)/python -m usam_jax.main --config=configs/phantom.py --workdir=runs/demo
+
+test: .venv/dev.stamp  ## all tests that need no torch
+	$(BIN)/python -m pytest -m "not parity"
+
+parity: .venv/parity.stamp  ## the tests that compare with PyTorch
+	$(BIN)/python -m pytest -m parity
+
+lint: .venv/dev.stamp  ## style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/dev.stamp  ## types
+	$(BIN)/mypy
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/run.stamp: requirements.txt | .venv/bin/python
+	$(BIN)/pip install -r requirements.txt
+	@touch $@
+
+.venv/dev.stamp: requirements-dev.txt requirements.txt | .venv/bin/python
+	$(BIN)/pip install -r requirements-dev.txt
+	@touch $@
+
+.venv/parity.stamp: requirements-parity.txt requirements-dev.txt requirements.txt | .venv/bin/python
+	$(BIN)/pip install -r requirements-parity.txt
+	@touch $@
