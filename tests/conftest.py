@@ -6,6 +6,7 @@ import pathlib
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 
+import numpy as np
 import pytest
 import recipe
 from jaxtyping import install_import_hook
@@ -28,6 +29,54 @@ def model_config(**changes) -> ConfigDict:
         "dtype": "float32",
     }
     return ConfigDict(fields | changes)
+
+
+def phantom_config(**changes) -> ConfigDict:
+    """The demo's config, smaller: seconds instead of minutes."""
+    from configs import phantom
+
+    config = phantom.get_config()
+    config.model.image_size = 32
+    config.data.num_patients = (3, 2)
+    config.data.slices_per_patient = 8
+    config.data.val_fraction = 0.3
+    config.train.batch_size = 8
+    config.train.num_epochs = 2
+    config.train.log_every_steps = 1
+    config.eval.batch_size = 8
+    config.eval.every_epochs = 1
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def write_care(root: pathlib.Path, num_train: int, num_test: int) -> None:
+    """A data set in CARE's layout, of phantoms: NAME.npz with float64 image and label."""
+    from usam_jax.data import sources
+
+    for seed, (split, count) in enumerate((("train", num_train), ("test", num_test))):
+        folder = root / split / f"{split}_npz"
+        folder.mkdir(parents=True)
+        images, labels = sources.load_phantom(seed, 3, 224, count)
+        names = [str(i) for i in range(1, count + 1)]
+        for name, image, label in zip(names, images, labels, strict=True):
+            np.savez(folder / f"{name}.npz", image=image.astype(float), label=label.astype(float))
+        rows = "".join(f'{name},"[0, 0, 0, 0]"\n' for name in names)
+        (root / split / f"{split}_bbox.csv").write_text("name,bbox\n" + rows)
+
+
+@pytest.fixture
+def care_config():
+    """CARE's config for a given data root and a folder to pack into."""
+
+    def make(root: pathlib.Path, packed_dir: pathlib.Path) -> ConfigDict:
+        from configs import care
+
+        config = care.get_config()
+        config.data.root = str(root)
+        config.data.packed_dir = str(packed_dir)
+        return config
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -117,7 +117,8 @@ def load_care_slice(path: pathlib.Path, num_classes: int) -> Slices:
     Raises DataError that names the file for anything but an image and a label of 224x224.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here, for np.load leaves a damaged archive open.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             absent = [key for key in ("image", "label") if key not in file.files]
             if absent:
                 raise DataError(f"{path}: lacks {absent}, found the keys {sorted(file.files)}")
