@@ -19,10 +19,11 @@ def get_config() -> ConfigDict:
     config.data.root = ""
     config.data.clahe_limit = 0.0  # the phantoms are windowed already
     config.data.phantom_seed = 1
-    config.data.num_patients = (60, 12)  # training and test
+    config.data.num_patients = (48, 12)  # training and test
     config.data.slices_per_patient = 24
     config.optimizer.learning_rates.backbone = 1e-3
     config.optimizer.learning_rates.image_encoder = 1e-3
-    config.train.num_epochs = 10
-    config.eval.every_epochs = 5
+    config.train.num_epochs = 6
+    config.train.batch_size = 8
+    config.eval.every_epochs = 3
     return config

@@ -3,8 +3,13 @@
 import os
 import pathlib
 
+ROOT = pathlib.Path(__file__).parents[1]
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+# Tests compile the same programs again and again, in this process and in others.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "jax")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import numpy as np
 import pytest
@@ -15,7 +20,7 @@ from ml_collections import ConfigDict
 checked = ["usam_jax.models", "usam_jax.losses", "usam_jax.metrics", "usam_jax.data"]
 install_import_hook(checked, "beartype.beartype")
 
-SHARED = pathlib.Path(__file__).parents[2] / "shared"
+SHARED = ROOT.parent / "shared"
 
 
 def model_config(**changes) -> ConfigDict:

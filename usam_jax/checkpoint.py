@@ -25,7 +25,8 @@ from usam_jax.models import USam, init_variables, make_model
 SCORE = "val_dice_mean"
 KEEP_LAST = 2
 
-absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax reports every step that it takes
+# Orbax reports every step that it takes, and prints what it also raises.
+absl.logging.set_verbosity(absl.logging.FATAL)
 
 
 def score_of(metrics: dict[str, float]) -> float:
@@ -84,7 +85,7 @@ class Checkpoints:
             yield
         except (OSError, ValueError) as error:
             raise WeightsError(
-                f"{self.folder}: a checkpoint could not be saved ({error}).\nThe checkpoints "
+                f"{self.folder}: a checkpoint could not be saved: {str(error)[:300]}\nThe checkpoints "
                 "before it are whole. Free some space and give the same command again: training "
                 "goes on from the last one."
             ) from error

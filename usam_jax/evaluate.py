@@ -19,7 +19,7 @@ from usam_jax.files import write_json
 from usam_jax.models import Prompts, USam, make_model
 from usam_jax.sharding import check_batch_size, make_mesh, over_batch, put_batch, replicated
 
-NUM_PICTURES = 8
+NUM_PICTURES = 6
 
 EvalStep = Callable[[Any, dict[str, Any]], tuple[Any, Any]]
 

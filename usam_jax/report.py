@@ -18,7 +18,7 @@ from usam_jax.files import replacing
 
 matplotlib.use("Agg")
 
-TWO_CLASSES = ("#2ca02c", "#e6261f")  # normal rectum green, tumour red
+TWO_CLASSES = ("#00b4ff", "#ff5a36")  # blue and orange: told apart by colour-blind eyes
 
 
 def class_colours(num_classes: int) -> list[Any]:
@@ -54,6 +54,18 @@ def outline(axes: Any, label: np.ndarray, colours: list[Any]) -> None:
             axes.contour(label == value, levels=[0.5], colors=[colour], linewidths=1.2)
 
 
+def region_of_interest(*labels: np.ndarray) -> tuple[float, float, float]:
+    """Centre (x, y) and half width, in pixels, of a square that shows all foreground closely."""
+    size = labels[0].shape[0]
+    rows, columns = np.nonzero(np.any([label > 0 for label in labels], axis=0))
+    if not rows.size:
+        return size / 2, size / 2, size / 2
+    x, y = (columns.min() + columns.max()) / 2, (rows.min() + rows.max()) / 2
+    half = max(size / 5, 0.6 * np.ptp(columns), 0.6 * np.ptp(rows))
+    inside = (half - 0.5, size - 0.5 - half)
+    return float(np.clip(x, *inside)), float(np.clip(y, *inside)), float(half)
+
+
 def draw_prompts(axes: Any, prompts: dict[str, np.ndarray]) -> None:
     if "points_xy" in prompts:
         given = prompts["points_xy"][prompts["point_labels"] >= 0]
@@ -70,24 +82,33 @@ def save_pictures(
     predictions: dict[int, np.ndarray],
     config: ConfigDict,
 ) -> None:
-    """A row for each predicted slice: the image, the truth with the prompts, the prediction."""
+    """A row for each predicted slice: the image and, closer, truth with prompts and prediction."""
     rows = sorted(predictions)
     images, labels = packed.images(split), packed.labels(split)
     colours = class_colours(config.model.num_classes)
     add_prompts = make_add_prompts(config)
-    figure = Figure(figsize=(9, 3 * len(rows) + 0.6), layout="constrained")
-    grid = figure.subplots(len(rows), 3, squeeze=False)
+    figure = Figure(figsize=(12, 3 * len(rows) + 0.6), layout="constrained")
+    grid = figure.subplots(len(rows), 4, squeeze=False)
     for axes, row in zip(grid, rows, strict=True):
         prompts = add_prompts({"label": np.array(labels[row])}, None)
+        x, y, half = region_of_interest(labels[row], predictions[row])
         for ax in axes:
             ax.imshow(images[row], cmap="gray", vmin=0, vmax=255)
             ax.set_xticks([])
             ax.set_yticks([])
         axes[0].set_ylabel(packed.slices(split)[row]["name"])
-        outline(axes[1], labels[row], colours)
-        draw_prompts(axes[1], prompts)
-        outline(axes[2], predictions[row], colours)
-    for ax, title in zip(grid[0], ("image", "truth and prompts", "prediction"), strict=True):
+        axes[0].add_patch(
+            Rectangle((x - half, y - half), 2 * half, 2 * half, fill=False, ec="white", lw=0.8)
+        )
+        for ax in axes[1:]:
+            ax.set_xlim(x - half, x + half)
+            ax.set_ylim(y + half, y - half)
+        outline(axes[2], labels[row], colours)
+        draw_prompts(axes[2], prompts)
+        outline(axes[3], predictions[row], colours)
+    for ax, title in zip(
+        grid[0], ("image", "region", "truth and prompts", "prediction"), strict=True
+    ):
         ax.set_title(title)
     names = config.data.classes[1:]
     patches = [Patch(color=c, label=name) for c, name in zip(colours, names, strict=True)]

@@ -1,0 +1,234 @@
+"""The programs as people start them: separate processes, real files, exit codes."""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT, write_care
+
+SMALL = {
+    "model.size": "tiny",
+    "model.image_size": "32",
+    "init_from": "",
+    "train.batch_size": "4",
+    "train.num_epochs": "4",
+    "train.log_every_steps": "1",
+    "eval.batch_size": "4",
+    "data.val_fraction": "0.3",
+}
+
+
+@pytest.fixture(scope="module")
+def care_root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("care")
+    write_care(root, num_train=12, num_test=6)
+    return root
+
+
+def command(*arguments: str, config: str = "configs/care.py", **fields: str) -> list[str]:
+    values = [f"--config.{name}={value}" for name, value in fields.items()]
+    return [sys.executable, "-m", "usam_jax.main", f"--config={config}", *values, *arguments]
+
+
+def environment(**changes: str) -> dict[str, str]:
+    return {**os.environ, "JAX_NUM_CPU_DEVICES": "1", **changes}
+
+
+def run(arguments: list[str], **changes: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        arguments,
+        check=False,
+        cwd=ROOT,
+        env=environment(**changes),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def small(care_root, folder, **changes: str) -> dict[str, str]:
+    return {**SMALL, "data.root": str(care_root), "data.packed_dir": str(folder), **changes}
+
+
+def read_metrics(workdir) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def unbroken(care_root, tmp_path_factory):
+    """A whole small run and what it printed."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    workdir = folder / "run"
+    done = run(command(f"--workdir={workdir}", **small(care_root, folder)))
+    assert done.returncode == 0, done.stderr
+    return workdir, done
+
+
+def test_a_run_ends_with_a_table_a_summary_and_pictures(unbroken):
+    workdir, done = unbroken
+    assert "normal rectum" in done.stdout and "tumour" in done.stdout
+    assert "3 points per class from the ground truth" in done.stdout
+    assert "training: " in done.stderr and "left" in done.stderr and "slices/s" in done.stderr
+    folder = workdir / "eval" / "test_points3"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["num_slices"] == 6
+    assert summary["prompts"] == "3 points per class from the ground truth"
+    assert set(summary["dice"]) == {"normal rectum", "tumour", "mean"}
+    assert (folder / "predictions.png").stat().st_size > 10_000
+    rows = read_metrics(workdir)
+    trained = [row for row in rows if "train/loss" in row]
+    assert [row["step"] for row in trained] == list(range(1, 9))
+    assert {"train/ce", "train/dice", "lr/backbone", "lr/mask_decoder"} <= set(trained[0])
+    assert any("val/dice/normal_rectum" in row for row in rows)
+    assert list((workdir / "tensorboard").iterdir())
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(unbroken, care_root, tmp_path):
+    workdir = tmp_path / "run"
+    arguments = command(f"--workdir={workdir}", **small(care_root, tmp_path))
+    process = subprocess.Popen(arguments, cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL)
+    checkpoints = workdir / "checkpoints"
+    deadline = time.monotonic() + 200
+    while not any(path.name.isdigit() for path in checkpoints.glob("*")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    killed_at = len(read_metrics(workdir)) if (workdir / "metrics.jsonl").is_file() else 0
+    done = run(arguments)
+    assert done.returncode == 0, done.stderr
+    expected = read_metrics(unbroken[0])
+    assert killed_at < len(expected)
+    assert "going on from step" in done.stderr
+    assert read_metrics(workdir) == expected  # to the last bit of every loss and figure
+
+
+def test_evaluation_of_a_run_gives_its_figures_again_and_other_prompts_theirs(
+    unbroken, care_root, tmp_path
+):
+    workdir, _ = unbroken
+    before = json.loads((workdir / "eval" / "test_points3" / "summary.json").read_text())
+    done = run(command("--mode=eval", f"--workdir={workdir}", **small(care_root, tmp_path)))
+    assert done.returncode == 0, done.stderr
+    after = json.loads((workdir / "eval" / "test_points3" / "summary.json").read_text())
+    assert after["pixels"] == before["pixels"]
+    fields = small(care_root, tmp_path, **{"prompts.kind": "none", "eval.split": "val"})
+    done = run(command("--mode=eval", f"--workdir={workdir}", **fields))
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((workdir / "eval" / "val_none" / "summary.json").read_text())
+    assert summary["prompts"] == "none (automatic)"
+    assert summary["num_slices"] == 4
+
+
+def test_a_run_can_start_from_another_run(unbroken, care_root, tmp_path):
+    fields = small(care_root, tmp_path, init_from=str(unbroken[0]), **{"train.num_epochs": "1"})
+    done = run(command(f"--workdir={tmp_path / 'run'}", **fields))
+    assert done.returncode == 0, done.stderr
+    first = read_metrics(tmp_path / "run")[0]["train/loss"]
+    assert first < 0.97 * read_metrics(unbroken[0])[0]["train/loss"]
+
+
+class Harm:
+    """Unpickled by `pickle`, it makes a folder."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused_and_nothing_is_run(care_root, tmp_path):
+    harm = tmp_path / "harm"
+    path = tmp_path / "sam.pth"
+    path.write_bytes(pickle.dumps({"model": Harm(str(harm))}))
+    fields = small(care_root, tmp_path, init_from=str(path))
+    done = run(command(f"--workdir={tmp_path / 'run'}", **fields))
+    assert done.returncode == 5
+    assert str(path) in done.stderr and "Traceback" not in done.stderr
+    assert not harm.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fields", "code", "message"),
+    [
+        ([], {"train.batch": "3"}, 2, "no such field: "),
+        ([], {"train.batch_size": "x"}, 2, "config.train.batch_size=x"),
+        (["--mode=predict"], {}, 2, "--mode=predict"),
+        (["file"], {}, 2, "unknown arguments ['file']"),
+        ([], {"prompts.kind": "clicks"}, 2, "config.prompts.kind: found 'clicks'"),
+        ([], {"data.root": "nowhere"}, 3, "configs/phantom.py needs no data"),
+        ([], {"init_from": "nowhere.pth"}, 5, "nowhere.pth"),
+        (["--mode=eval"], {}, 5, "is no run"),
+    ],
+)
+def test_wrong_input_ends_with_its_exit_code_and_no_traceback(
+    care_root, tmp_path, arguments, fields, code, message
+):
+    given = small(care_root, tmp_path, **fields)
+    done = run(command(*arguments, f"--workdir={tmp_path / 'run'}", **given))
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert "error: " in done.stderr and "Traceback" not in done.stderr
+
+
+def test_debug_shows_the_traceback(care_root, tmp_path):
+    given = small(care_root, tmp_path, **{"data.root": "nowhere"})
+    done = run(command("--debug", f"--workdir={tmp_path / 'run'}", **given))
+    assert done.returncode == 3
+    assert "Traceback" in done.stderr
+
+
+def test_a_config_that_does_not_exist_is_an_error():
+    done = run([sys.executable, "-m", "usam_jax.main", "--config=configs/nowhere.py"])
+    assert done.returncode == 2
+    assert "configs/nowhere.py" in done.stderr and "Traceback" not in done.stderr
+
+
+LIMITED = (
+    "import resource, runpy, sys; "
+    "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2); "
+    "sys.argv = sys.argv[1:]; runpy.run_module('usam_jax.main', run_name='__main__')"
+)
+
+
+def test_no_room_while_packing_is_an_error_that_says_so(care_root, tmp_path):
+    arguments = command(f"--workdir={tmp_path / 'run'}", **small(care_root, tmp_path))
+    limited = [sys.executable, "-c", LIMITED, "8000", *arguments[3:]]
+    done = run(limited)
+    assert done.returncode == 3, done.stderr
+    assert "the disk is full" in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("*/manifest.json"))
+
+
+def test_no_room_while_saving_leaves_the_last_good_checkpoint(unbroken, care_root, tmp_path):
+    workdir = tmp_path / "run"
+    first = command(f"--workdir={workdir}", **small(care_root, tmp_path))
+    process = subprocess.Popen(first, cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL)
+    while not any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    kept = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+    limited = run([sys.executable, "-c", LIMITED, "500000", *first[3:]])
+    assert limited.returncode == 5, limited.stderr
+    assert "could not be saved" in limited.stderr and "Traceback" not in limited.stderr
+    assert (workdir / "checkpoints" / str(kept)).is_dir()
+    assert run(first).returncode == 0
+    assert read_metrics(workdir) == read_metrics(unbroken[0])
+
+
+def test_real_slices_train_and_evaluate(care_samples, tmp_path):
+    fields = small(care_samples, tmp_path, **{"eval.select_on": "test", "train.batch_size": "3"})
+    done = run(command(f"--workdir={tmp_path / 'run'}", **fields))
+    assert done.returncode == 0, done.stderr
+    assert np.isfinite(
+        [row["train/loss"] for row in read_metrics(tmp_path / "run") if "train/loss" in row]
+    ).all()

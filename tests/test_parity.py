@@ -1,0 +1,55 @@
+"""The image encoder beside an independent implementation in PyTorch (`make parity`)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import model_config
+
+from usam_jax import convert, torch_file
+from usam_jax.models import make_model
+from usam_jax.models.usam import IMAGE_MEAN, IMAGE_STD
+
+pytestmark = pytest.mark.parity
+
+
+@pytest.fixture(scope="module", params=[224, 320])
+def sam_model(request):
+    """SAM of the transformers library, ViT-B, with every weight drawn at random.
+
+    224 pixels make 14x14 tokens, one window; 320 make 20x20, whose windows need padding.
+    """
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    vision = transformers.SamVisionConfig(image_size=request.param)
+    model = transformers.SamModel(transformers.SamConfig(vision_config=vision)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            # Tables that start as zeros would hide a mistake; damped, to keep activations of order 1.
+            if "rel_pos" in name or "pos_embed" in name:
+                parameter.normal_(0, 0.1)
+    return model
+
+
+@pytest.mark.parametrize("form", ["pth", "safetensors"])
+def test_image_encoder_equals_that_of_transformers(sam_model, form, tmp_path):
+    import torch
+    from safetensors.torch import save_file
+
+    size = sam_model.config.vision_config.image_size
+    path = tmp_path / f"sam.{form}"
+    state = {name: tensor.clone() for name, tensor in sam_model.state_dict().items()}
+    torch.save(state, path) if form == "pth" else save_file(state, path)
+    config = model_config(arch="sam", image_size=size)
+    params, report = convert.from_sam(torch_file.load(path), config)
+    assert not report.resized
+
+    grey = np.random.default_rng(0).random((1, size, size), np.float32)
+    normal = np.repeat((grey[:, None] - IMAGE_MEAN) / IMAGE_STD, 3, axis=1).astype(np.float32)
+    with torch.no_grad():
+        expected = sam_model.vision_encoder(torch.from_numpy(normal)).last_hidden_state.numpy()
+    encode = jax.jit(lambda v, x: make_model(config).apply(v, x, method="encode").embedding)
+    found = encode({"params": params}, jnp.asarray(grey))
+    # LayerNorm ends the encoder, so values are of order 1; twelve float32 blocks leave some 1e-5.
+    np.testing.assert_allclose(found, expected.transpose(0, 2, 3, 1), rtol=0, atol=2e-4)
