@@ -26,17 +26,22 @@ def get_config() -> ConfigDict:
     model.dtype = "float32"  # float32 or bfloat16, of the computation; parameters are float32
 
     config.data = data = ConfigDict()
-    data.kind = "care"  # care or phantom
-    data.root = "data/CARE"  # holds train/train_npz and test/test_npz
-    data.packed_dir = "packed"  # packed data sets are kept here, one folder each
+    data.kind = "care"  # care, nnunet (a raw data set), word (NIfTI), word_npy
+    data.root = "data/CARE"  # the data set's folder; CARE's holds train/train_npz and test/test_npz
+    data.packed_dir = "packed"  # packed data sets are kept here, a folder for each and its settings
     data.classes = ("background", "normal rectum", "tumour")  # by label
     data.image_size = model.get_ref("image_size")  # slices are packed at the model's size
+    data.window_level = 40.0  # HU, of volumes: this window becomes grey 0 to 1
+    data.window_width = 400.0  # HU
     data.intensity = "clip"  # of values outside [0, 1]: clip, or wrap as the published code does
     data.clahe_limit = 2.5  # clip limit of the contrast equalisation; 0: none
     data.random_clahe = False  # draw the limit from 1..4 in training; clahe_limit in evaluation
     data.augment = True  # right angles and flips (half), rotation to 20 degrees (a quarter)
     data.val_fraction = 0.1  # of the patients in the training split (CARE: of its slices)
     data.split_seed = 0  # of the choice of those patients
+    data.num_folds = 0  # above 0: cross-validation, where `fold` is the validation part
+    data.fold = 0  # 0 to num_folds - 1
+    data.train_on_empty = False  # train on slices without foreground too
     data.num_workers = 0  # processes that prepare training batches; 0: threads of the main one
 
     config.prompts = prompts = ConfigDict()
@@ -47,15 +52,15 @@ def get_config() -> ConfigDict:
     config.optimizer = optimizer = ConfigDict()
     optimizer.learning_rates = ConfigDict()  # of each part; the prompt encoder is frozen
     optimizer.learning_rates.backbone = 1e-4  # the convolutional encoder
-    optimizer.learning_rates.image_encoder = 1e-4
-    optimizer.learning_rates.mask_decoder = 1e-3
-    optimizer.weight_decay = 1e-4
+    optimizer.learning_rates.image_encoder = 1e-4  # SAM's transformer
+    optimizer.learning_rates.mask_decoder = 1e-3  # with the upsampling
+    optimizer.weight_decay = 1e-4  # AdamW's
     optimizer.warmup = False  # linear over the first half epoch
 
     config.train = train = ConfigDict()
-    train.num_epochs = 100
+    train.num_epochs = 100  # over the training part
     train.batch_size = 24  # over all devices
-    train.log_every_steps = 10
+    train.log_every_steps = 10  # metrics to disk and to the progress line
 
     config.eval = evaluation = ConfigDict()
     evaluation.batch_size = 24  # over all devices

@@ -1,5 +1,7 @@
 """Shared by all tests: eight virtual devices, checked shapes, models that are built once."""
 
+import importlib
+import json
 import os
 import pathlib
 
@@ -20,7 +22,8 @@ from ml_collections import ConfigDict
 checked = ["usam_jax.models", "usam_jax.losses", "usam_jax.metrics", "usam_jax.data"]
 install_import_hook(checked, "beartype.beartype")
 
-SHARED = ROOT.parent / "shared"
+# Real data, read where it is present; it has no licence to be part of the project.
+REAL_DATA = pathlib.Path(os.environ.get("USAM_JAX_REAL_DATA", ROOT.parent / "shared"))
 
 
 def model_config(**changes) -> ConfigDict:
@@ -69,25 +72,68 @@ def write_care(root: pathlib.Path, num_train: int, num_test: int) -> None:
         (root / split / f"{split}_bbox.csv").write_text("name,bbox\n" + rows)
 
 
-@pytest.fixture
-def care_config():
-    """CARE's config for a given data root and a folder to pack into."""
+def write_nnunet(root: pathlib.Path, num_train: int, num_test: int) -> None:
+    """Phantoms in nnU-Net's layout: HU and labels as NIfTI, with axes of several kinds."""
+    import nibabel
+
+    from usam_jax.data import phantom
+
+    numbers = iter(range(num_train + num_test))
+    for split, count in (("Tr", num_train), ("Ts", num_test)):
+        for kind in ("images", "labels"):
+            (root / f"{kind}{split}").mkdir(parents=True)
+        for i in range(count):
+            number = next(numbers)
+            made = phantom.make_patient(1, number + 3, 48, 6)
+            z, y, x = made.spacing_mm
+            affine = np.diag([-x, -y, z, 1.0])
+            for kind, suffix, voxels in (
+                ("images", "_0000", made.image.astype(np.int16)),
+                ("labels", "", made.labels),
+            ):
+                volume = nibabel.Nifti1Image(voxels.transpose(2, 1, 0), affine)
+                turned = volume.as_reoriented(
+                    np.array([[0, 1], [1, -1 if number % 2 else 1], [2, 1]])
+                )
+                nibabel.save(turned, root / f"{kind}{split}" / f"case_{i:03d}{suffix}.nii.gz")
+    labels = {"background": 0, "normal rectum": 1, "tumour": 2}
+    description = {"channel_names": {"0": "CT"}, "labels": labels, "file_ending": ".nii.gz"}
+    (root / "dataset.json").write_text(json.dumps(description))
+
+
+def config_maker(name: str, **changes):
+    """Makes the config `name` for a given data root and a folder to pack into."""
 
     def make(root: pathlib.Path, packed_dir: pathlib.Path) -> ConfigDict:
-        from configs import care
-
-        config = care.get_config()
-        config.data.root = str(root)
-        config.data.packed_dir = str(packed_dir)
+        config = importlib.import_module(f"configs.{name}").get_config()
+        paths = {"data.root": str(root), "data.packed_dir": str(packed_dir)}
+        config.update_from_flattened_dict({**paths, **changes})
         return config
 
     return make
 
 
+@pytest.fixture
+def care_config():
+    return config_maker("care")
+
+
+@pytest.fixture
+def word_config():
+    return config_maker("word")
+
+
+@pytest.fixture
+def nnunet_config():
+    return config_maker(
+        "care", **{"data.kind": "nnunet", "model.image_size": 48, "data.val_fraction": 0.3}
+    )
+
+
 @pytest.fixture(scope="session")
 def care_samples() -> pathlib.Path:
     """Three real slices in CARE's layout, where they are at hand; they have no licence to ship."""
-    folder = SHARED / "care_samples"
+    folder = REAL_DATA / "care_samples"
     if not folder.is_dir():
         pytest.skip(f"{folder} is not there")
     return folder

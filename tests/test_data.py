@@ -4,15 +4,19 @@ import json
 import os
 import pathlib
 import shutil
+import subprocess
+import sys
+import zlib
 
 import numpy as np
 import pytest
-from conftest import phantom_config, write_care
+from conftest import ROOT, phantom_config, write_care
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from usam_jax.data import augment, pipeline, prepare, prompts, sources
+from usam_jax.data import augment, pack_case, pipeline, prepare, prompts, splits
+from usam_jax.data import care as care_reader
 from usam_jax.errors import DataError, UsageError
 
 LABELS = hnp.arrays(np.uint8, (16, 16), elements=st.integers(0, 3))
@@ -47,7 +51,7 @@ def test_real_slices_are_clipped_and_not_wrapped(care_samples, care_config, tmp_
         expected = (np.clip(image, 0, 1).astype(np.float32) * 255).astype(np.uint8)
         np.testing.assert_array_equal(packed.images("train")[i], expected)
         np.testing.assert_array_equal(packed.labels("train")[i], label)
-        wrapped = prepare.pack_image(image.astype(np.float32), 224, "wrap", None)
+        wrapped = pack_case.pack_image(image.astype(np.float32), 224, "wrap", None)
         differs = wrapped != expected
         np.testing.assert_array_equal(
             differs,
@@ -56,51 +60,95 @@ def test_real_slices_are_clipped_and_not_wrapped(care_samples, care_config, tmp_
         assert 0.01 < differs.mean() < 0.03  # the share that the published code turns white
 
 
-def test_packing_is_done_once_and_again_when_a_source_or_setting_changes(care, monkeypatch):
+def test_packing_is_done_once_and_again_only_for_what_changed(care, monkeypatch):
     root, config = care
     config.data.clahe_limit = 0.0
-    packs = []
-    original = prepare.pack
-    monkeypatch.setattr(prepare, "pack", lambda *a: packs.append(1) or original(*a))
+    read = []
+    original = care_reader.load_care_slice
+    monkeypatch.setattr(
+        care_reader, "load_care_slice", lambda p, k: read.append(p.stem) or original(p, k)
+    )
     first = prepare.prepare(config.data)
+    assert len(read) == 15
     prepare.prepare(config.data)
-    assert len(packs) == 1
+    assert len(read) == 15
     before = np.array(first.images("train"))
     rewrite(slice_file(root, "1"), image=np.zeros((224, 224)))
     second = prepare.prepare(config.data)
-    assert len(packs) == 2
+    assert read[15:] == ["1"]
     np.testing.assert_array_equal(second.images("train")[0], np.zeros_like(before[0]))
     np.testing.assert_array_equal(second.images("train")[1:], before[1:])
     config.data.clahe_limit = 2.5
-    prepare.prepare(config.data)
-    assert len(packs) == 3
+    third = prepare.prepare(config.data)
+    assert len(read) == 16 + 15
+    # Other settings have a folder of their own: a run with the first ones still has its data.
+    assert third.folder != second.folder
+    np.testing.assert_array_equal(second.images("train")[1:], before[1:])
 
 
-def test_packing_goes_on_where_it_was_stopped(care, monkeypatch):
+@pytest.mark.parametrize("stop_at", ["a slice", "the manifest"])
+def test_packing_goes_on_where_it_was_stopped(care, monkeypatch, stop_at):
     _, config = care
-    monkeypatch.setattr(prepare, "SAVE_EVERY", 2)
+    monkeypatch.setattr(prepare, "SAVE_EVERY_SLICES", 2)
+    monkeypatch.setattr(prepare.os, "cpu_count", lambda: 1)
     read = []
-    original = sources.load_care_slice
+    original = care_reader.load_care_slice
 
     def load(path, num_classes):
         read.append(path.stem)
-        if len(read) == 6:
+        if len(read) == 6 and stop_at == "a slice":
             raise KeyboardInterrupt
         return original(path, num_classes)
 
-    monkeypatch.setattr(sources, "load_care_slice", load)
+    def stop(path, content):
+        if path.name == "manifest.json":
+            raise KeyboardInterrupt
+        write(path, content)
+
+    monkeypatch.setattr(care_reader, "load_care_slice", load)
+    write = prepare.write_json
+    if stop_at == "the manifest":
+        monkeypatch.setattr(prepare, "write_json", stop)
     with pytest.raises(KeyboardInterrupt):
         prepare.prepare(config.data)
-    folder = pathlib.Path(config.data.packed_dir) / prepare.packed_name(config.data)
-    assert not (folder / "manifest.json").exists()
-    assert not list(folder.glob("*.npy"))
+    assert not list(pathlib.Path(config.data.packed_dir).glob("*/manifest.json"))
+    monkeypatch.setattr(prepare, "write_json", write)
+    count = len(read)
     packed = prepare.prepare(config.data)
-    assert read[6:] == [str(i) for i in range(5, 13)] + ["1", "2", "3"]
-    monkeypatch.setattr(sources, "load_care_slice", original)
-    shutil.rmtree(folder)
+    assert len(read) - count == (11 if stop_at == "a slice" else 0)
+    shutil.rmtree(packed.folder)
+    again = np.array(prepare.prepare(config.data).images("train"))
+    shutil.rmtree(packed.folder)
     whole = prepare.prepare(config.data)
-    for split in ("train", "test"):
-        np.testing.assert_array_equal(packed.images(split), whole.images(split))
+    np.testing.assert_array_equal(again, whole.images("train"))
+    assert whole.images("test").max() > 0
+
+
+def test_what_a_stopped_packing_left_half_made_is_made_anew(care, monkeypatch):
+    _, config = care
+    whole = prepare.prepare(config.data)
+    expected = np.array(whole.images("test"))
+    arrays = whole.folder / whole.manifest["arrays"]
+    progress = json.loads((arrays / "progress.json").read_text())
+    (arrays / "progress.json").write_text(json.dumps({**progress, "test": {}}))
+    (arrays / "test_images.npy").write_bytes(b"")
+    (whole.folder / "manifest.json").unlink()
+    np.testing.assert_array_equal(prepare.prepare(config.data).images("test"), expected)
+
+
+def test_two_programs_that_start_together_pack_once(care):
+    _, config = care
+    code = (
+        "import sys; from ml_collections import ConfigDict; from usam_jax.data import prepare; "
+        "from configs import care; c = care.get_config(); c.data.root, c.data.packed_dir = "
+        "sys.argv[1:]; print(prepare.prepare(c.data).images('train').sum())"
+    )
+    arguments = [sys.executable, "-c", code, config.data.root, config.data.packed_dir]
+    started = [
+        subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    sums = [process.communicate()[0] for process in started]
+    assert sums[0] == sums[1] == f"{prepare.prepare(config.data).images('train').sum()}\n"
 
 
 def test_the_csv_says_which_slices_there_are_and_may_be_missing(care):
@@ -126,16 +174,21 @@ def test_the_csv_says_which_slices_there_are_and_may_be_missing(care):
         ({"label": np.full((224, 224), 7.5)}, "label holds 7.5 in 50176 pixels"),
         ({"label": np.full((224, 224), -1)}, "label holds -1"),
         ({"label": np.full((224, 224), "x")}, "label has the type"),
+        (None, "not a readable .npz"),
     ],
 )
-def test_a_faulty_slice_is_named_with_what_is_wrong(care, changes, message):
+def test_a_faulty_slice_is_named_with_what_is_wrong(care, tmp_path, changes, message):
     root, config = care
-    rewrite(slice_file(root, "7"), **changes)
+    if changes is None:
+        np.save(tmp_path / "x.npy", np.zeros(3))
+        shutil.copy(tmp_path / "x.npy", slice_file(root, "7"))
+    else:
+        rewrite(slice_file(root, "7"), **changes)
     with pytest.raises(DataError, match=rf"7\.npz: {message}"):
         prepare.prepare(config.data)
 
 
-def test_every_faulty_slice_is_named_at_once_and_the_good_ones_are_kept(care):
+def test_every_faulty_slice_is_named_at_once_and_the_good_ones_are_kept(care, monkeypatch):
     root, config = care
     for name in ("3", "9"):
         path = slice_file(root, name)
@@ -145,7 +198,13 @@ def test_every_faulty_slice_is_named_at_once_and_the_good_ones_are_kept(care):
     assert e.value.exit_code == 3
     for name in ("3", "9"):
         shutil.copy(slice_file(root, "1"), slice_file(root, name))
+    read = []
+    original = care_reader.load_care_slice
+    monkeypatch.setattr(
+        care_reader, "load_care_slice", lambda p, k: read.append(p.stem) or original(p, k)
+    )
     assert len(prepare.prepare(config.data).slices("train")) == 12
+    assert sorted(read) == ["3", "9"]
 
 
 def test_an_npz_with_a_pickle_inside_is_refused_and_not_run(care, tmp_path):
@@ -165,6 +224,13 @@ def test_labels_above_the_last_class_count_as_it(care):
     root, config = care
     rewrite(slice_file(root, "1"), label=np.full((224, 224), 5.0))
     assert np.unique(prepare.prepare(config.data).labels("train")[0]) == [2]
+
+
+def test_a_setting_that_does_not_exist_is_named(care):
+    _, config = care
+    config.data.intensity = "clipped"
+    with pytest.raises(UsageError, match=r"config.data.intensity: found 'clipped'"):
+        prepare.prepare(config.data)
 
 
 def test_an_absent_data_set_says_how_to_get_it(care):
@@ -189,25 +255,35 @@ def test_an_empty_split_and_a_name_without_file_are_errors(care):
         prepare.prepare(config.data)
 
 
+def fake_packed(patients):
+    cases = [
+        {"name": f"c{i}", "patient": p, "num_slices": 5, "foreground": [0, 1, 1, 1, 1]}
+        for i, p in enumerate(patients)
+    ]
+    return prepare.Packed(pathlib.Path("x"), {"splits": {"train": cases, "test": cases[:1]}})
+
+
 def test_validation_holds_out_whole_patients():
-    slices = [{"patient": f"p{i // 5}"} for i in range(100)]
-    packed = prepare.Packed(pathlib.Path("x"), {"splits": {"train": slices, "test": slices}})
+    packed = fake_packed([f"p{i // 2}" for i in range(20)])
     config = phantom_config().data
-    rows = pipeline.split_rows(packed, config, "val")
-    patients = {part: {i // 5 for i in rows[part]} for part in ("train", "val")}
-    assert len(patients["val"]) == 6
+    parts = splits.split_parts(packed, config, "val")
+    patients = {part: {i // 10 for i in parts[part].rows} for part in ("train", "val")}
+    assert len(patients["val"]) == 3
     assert not patients["train"] & patients["val"]
-    assert len(rows["train"]) + len(rows["val"]) == 100
+    assert len(parts["train"]) + len(parts["val"]) == 100
+    config.train_on_empty = False
+    trained = splits.split_parts(packed, config, "val")["train"].rows
+    assert len(trained) == 0.8 * len(parts["train"]) and (trained % 5 > 0).all()
 
 
 def test_validation_is_a_contiguous_block_where_patients_are_unknown(care):
     _, config = care
     config.data.val_fraction = 0.25
     packed = prepare.prepare(config.data)
-    rows = pipeline.split_rows(packed, config.data, "val")
-    assert rows["val"].tolist() == [9, 10, 11]
-    assert rows["train"].tolist() == list(range(9))
-    assert not len(pipeline.split_rows(packed, config.data, "test")["val"])
+    parts = splits.split_parts(packed, config.data, "val")
+    assert parts["val"].rows.tolist() == [9, 10, 11]
+    assert parts["train"].rows.tolist() == list(range(9))
+    assert not len(splits.split_parts(packed, config.data, "test")["val"])
 
 
 def take(iterator, count):
@@ -295,6 +371,28 @@ def test_evaluation_batches_have_one_shape_and_mark_what_does_not_count(care):
     assert np.concatenate([x["index"] for x in batches])[:12].tolist() == list(range(12))
 
 
+def test_processes_share_each_evaluation_batch_in_order(care):
+    _, config = care
+    config.eval.batch_size = 4
+    packed = prepare.prepare(config.data)
+    shares = [
+        list(pipeline.eval_batches(packed, "train", np.arange(10), config, process, 2)[0])
+        for process in range(2)
+    ]
+    rows = [int(i) for pair in zip(*shares, strict=True) for part in pair for i in part["index"]]
+    assert rows[:10] == list(range(10)) and len(rows) == 12
+
+
+def test_points_can_be_handed_over_as_the_published_code_does(care):
+    _, config = care
+    config.eval.batch_size = 12
+    packed = prepare.prepare(config.data)
+    (batch,), _ = pipeline.eval_batches(packed, "train", np.arange(12), config)
+    config.prompts.order = "rowcol"
+    (swapped,), _ = pipeline.eval_batches(packed, "train", np.arange(12), config)
+    np.testing.assert_array_equal(swapped["points_xy"], batch["points_xy"][..., ::-1])
+
+
 def test_a_batch_larger_than_the_training_part_is_refused(care):
     _, config = care
     config.train.batch_size = 16
@@ -371,13 +469,7 @@ def test_manifest_is_json_that_tells_every_slice(care):
     packed = prepare.prepare(config.data)
     manifest = json.loads((packed.folder / "manifest.json").read_text())
     assert manifest["settings"]["clahe_limit"] == 2.5
-    assert manifest["splits"]["test"][0] == {"name": "1", "case": "1", "patient": None, "index": 0}
-    assert np.load(packed.folder / "train_images.npy", mmap_mode="r").dtype == np.uint8
-
-
-def test_reference_config_switches_the_published_behaviour_on():
-    from configs import care_reference
-
-    config = care_reference.get_config()
-    assert (config.data.intensity, config.data.random_clahe) == ("wrap", True)
-    assert (config.prompts.order, config.eval.select_on) == ("rowcol", "test")
+    record = manifest["splits"]["test"][0]
+    assert (record["name"], record["patient"], record["num_slices"]) == ("1", None, 1)
+    assert record["crc32"][0] == zlib.crc32(packed.images("test")[0].tobytes())
+    assert np.load(packed.folder / manifest["arrays"] / "train_images.npy").dtype == np.uint8

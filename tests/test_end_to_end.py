@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -165,7 +166,7 @@ def test_a_checkpoint_that_would_run_code_is_refused_and_nothing_is_run(care_roo
         ([], {"prompts.kind": "clicks"}, 2, "config.prompts.kind: found 'clicks'"),
         ([], {"data.root": "nowhere"}, 3, "configs/phantom.py needs no data"),
         ([], {"init_from": "nowhere.pth"}, 5, "nowhere.pth"),
-        (["--mode=eval"], {}, 5, "is no run"),
+        (["--mode=eval"], {}, 5, "has no finished checkpoint"),
     ],
 )
 def test_wrong_input_ends_with_its_exit_code_and_no_traceback(
@@ -219,7 +220,7 @@ def test_no_room_while_saving_leaves_the_last_good_checkpoint(unbroken, care_roo
     kept = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
     limited = run([sys.executable, "-c", LIMITED, "500000", *first[3:]])
     assert limited.returncode == 5, limited.stderr
-    assert "could not be saved" in limited.stderr and "Traceback" not in limited.stderr
+    assert "could not be saved" in limited.stderr.rpartition("error: ")[2]
     assert (workdir / "checkpoints" / str(kept)).is_dir()
     assert run(first).returncode == 0
     assert read_metrics(workdir) == read_metrics(unbroken[0])
@@ -232,3 +233,32 @@ def test_real_slices_train_and_evaluate(care_samples, tmp_path):
     assert np.isfinite(
         [row["train/loss"] for row in read_metrics(tmp_path / "run") if "train/loss" in row]
     ).all()
+
+
+def test_a_first_command_that_fails_does_not_claim_the_workdir(unbroken, care_root, tmp_path):
+    workdir = tmp_path / "run"
+    for wrong in ({"data.root": "nowhere"}, {"init_from": "nowhere.pth"}):
+        done = run(command(f"--workdir={workdir}", **small(care_root, tmp_path, **wrong)))
+        assert done.returncode in (3, 5), done.stderr
+    one_epoch = small(care_root, tmp_path, **{"train.num_epochs": "1"})
+    done = run(command(f"--workdir={workdir}", **one_epoch))
+    assert done.returncode == 0, done.stderr
+    done = run(command(f"--workdir={workdir}", **small(care_root, tmp_path)))
+    assert done.returncode == 2
+    assert "config.train.num_epochs: given 4, found 1" in done.stderr
+
+
+def test_a_damaged_last_checkpoint_is_named(unbroken, care_root, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(unbroken[0], workdir)
+    last = max((workdir / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
+    for path in last.rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:20])
+    fields = small(care_root, tmp_path, **{"data.packed_dir": str(unbroken[0].parent)})
+    (workdir / "config.json").write_text(
+        (workdir / "config.json").read_text().replace(str(tmp_path), fields["data.packed_dir"])
+    )
+    done = run(command(f"--workdir={workdir}", **fields))
+    assert done.returncode == 5, done.stderr
+    assert f"{last}: a damaged checkpoint" in done.stderr and "Traceback" not in done.stderr

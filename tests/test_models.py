@@ -24,8 +24,14 @@ def tiny(**changes):
     return model_config(**{"size": "tiny", "image_size": 112, **changes})
 
 
-def make_variables(model, seed: int = 0):
-    return jax.jit(lambda key: init_variables(model, key))(jax.random.key(seed))
+def make_variables(model):
+    """Arbitrary variables of the right shapes: compiling the initialisers would take far longer."""
+    shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))
+    flat = {}
+    for path, shape in traverse_util.flatten_dict(shapes).items():
+        noise = 0.1 * recipe.normal("/".join(path), shape.shape)
+        flat[path] = jnp.asarray(1 + abs(noise) if path[-1] in ("scale", "var") else noise)
+    return traverse_util.unflatten_dict(flat)
 
 
 def count_by_part(config) -> dict[str, int]:
@@ -106,7 +112,8 @@ def test_only_the_deepest_skips_are_used(num_skips):
 def test_mask_tokens_can_be_one_per_class():
     model = make_model(tiny(num_mask_tokens=3))
     images, *_ = make_inputs()
-    logits, variables = jax.jit(model.init_with_output)(jax.random.key(0), images, None)
+    variables = make_variables(model)
+    logits = jax.eval_shape(model.apply, variables, images, None)
     assert logits.shape == (2, 112, 112, 3)
     assert variables["params"]["mask_decoder"]["mask_tokens"].shape == (3, 64)
 
@@ -115,8 +122,7 @@ def test_mask_tokens_can_be_one_per_class():
 def test_sizes_whose_windows_need_padding_work(image_size):
     model = make_model(tiny(image_size=image_size))
     images, points, labels, _ = make_inputs(image_size)
-    init = jax.jit(model.init_with_output)
-    logits, _ = init(jax.random.key(0), images, Prompts(points, labels))
+    logits = jax.jit(model.apply)(make_variables(model), images, Prompts(points, labels))
     assert logits.shape == (2, image_size, image_size, 3)
     assert bool(jnp.isfinite(logits).all())
 
@@ -193,7 +199,9 @@ def test_padding_points_are_replaced_by_their_own_embedding():
 
 
 def test_fresh_parameters_are_distributed_as_torch_draws_them():
-    params = make_variables(make_model(tiny()), 1)["params"]
+    params = jax.jit(lambda key: init_variables(make_model(tiny()), key))(jax.random.key(1))[
+        "params"
+    ]
     flat = traverse_util.flatten_dict(params, sep="/")
     for path, fan_in in {
         "backbone/down4/nConvs_1/conv": 96 * 9,
@@ -231,4 +239,4 @@ def test_points_without_labels_are_refused():
     model = make_model(tiny())
     images, points, *_ = make_inputs()
     with pytest.raises(ValueError, match="point_labels"):
-        model.init(jax.random.key(0), images, Prompts(points))
+        jax.eval_shape(model.init, jax.random.key(0), images, Prompts(points))

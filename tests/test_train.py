@@ -1,16 +1,20 @@
 """The step, its sharding, the optimiser and the figures of an evaluation."""
 
 import dataclasses
+import io
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import phantom_config
+from rich.console import Console
 
-from usam_jax import checkpoint, evaluate, logs, losses, metrics, optim, train
-from usam_jax.data import pipeline, prepare
-from usam_jax.errors import UsageError, WeightsError
+from usam_jax import checkpoint, checks, evaluate, logs, losses, metrics, optim, train
+from usam_jax.data import pipeline, prepare, splits
+from usam_jax.data.splits import Part
+from usam_jax.errors import DataError, UsageError, UserError, WeightsError
 from usam_jax.sharding import check_batch_size, make_mesh, put_batch
 
 
@@ -146,7 +150,7 @@ def test_evaluation_counts_every_slice_once_with_one_compilation(
     eval_step = evaluate.make_eval_step(model, mesh)
     rows = np.arange(3, 16)  # 13 slices: no multiple of the batch of 8
     done = evaluate.run_evaluation(
-        eval_step, variables, packed, "train", rows, config, mesh, frozenset({4, 15})
+        eval_step, variables, packed, Part("train", rows), config, mesh, frozenset({4, 15})
     )
     assert done.counts.shape == (13, 3, 3)
     assert eval_step._cache_size() == 1
@@ -169,64 +173,79 @@ def test_contradicting_settings_are_named():
     config = phantom_config()
     config.model.num_classes = 4
     with pytest.raises(UsageError, match=r"config.model.num_classes: found 4"):
-        train.check_config(config, make_mesh(1))
-    config = phantom_config(**{"eval.select_on": "train"})
-    with pytest.raises(UsageError, match=r"config.eval.select_on"):
-        train.check_config(config, make_mesh(1))
-    config = phantom_config(**{"train.num_epochs": 0})
-    with pytest.raises(UsageError, match=r"config.train.num_epochs: found 0"):
-        train.check_config(config, make_mesh(1))
+        checks.check_config(config, make_mesh(1))
+    for field, value in (
+        ("eval.select_on", "train"),
+        ("eval.split", "validation"),
+        ("train.num_epochs", 0),
+        ("data.val_fraction", 1.5),
+        ("prompts.kind", "clicks"),
+    ):
+        with pytest.raises(UsageError, match=rf"config.{field}: found {value!r}"):
+            checks.check_config(phantom_config(**{field: value}), make_mesh(1))
 
 
 def test_metrics_of_a_broken_run_are_dropped_past_its_checkpoint(tmp_path):
-    writer = logs.MetricWriter(tmp_path, 0)
-    for step in (1, 2, 3):
-        writer.write(step, {"train/loss": 1.0 / step})
-    writer.close()
+    with logs.MetricWriter(tmp_path, 0) as writer:
+        for step in (1, 2, 3):
+            writer.write(step, {"train/loss": 1.0 / step})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "train/lo')  # killed while writing
-    writer = logs.MetricWriter(tmp_path, 2)
-    writer.write(3, {"train/loss": 0.5, "val/dice/tumour": None})
-    writer.close()
+    with logs.MetricWriter(tmp_path, 2) as writer:
+        writer.write(3, {"train/loss": 0.5, "val/dice/tumour": None})
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [line[:10] for line in lines] == ['{"step": 1', '{"step": 2', '{"step": 3']
     assert lines[2].endswith('"train/loss": 0.5, "val/dice/tumour": null}')
 
 
-def test_a_workdir_keeps_to_its_config(tmp_path):
-    config = phantom_config()
-    checkpoint.claim_workdir(tmp_path, config)
-    checkpoint.claim_workdir(tmp_path, phantom_config())
+def finish_run(workdir, config) -> None:
+    """What a run with a finished checkpoint leaves, as far as the config goes."""
+    (workdir / "checkpoints" / "5").mkdir(parents=True)
+    (workdir / "config.json").write_text(config.to_json_best_effort())
+
+
+def test_a_workdir_keeps_to_its_config_once_it_has_a_checkpoint(tmp_path):
     other = phantom_config(**{"train.batch_size": 4, "prompts.kind": "none"})
+    (tmp_path / "config.json").write_text(phantom_config().to_json_best_effort())
+    checkpoint.check_config(tmp_path, other)  # nothing was trained yet, so nothing is lost
+    finish_run(tmp_path, phantom_config())
+    checkpoint.check_config(tmp_path, phantom_config())
     with pytest.raises(UsageError) as caught:
-        checkpoint.claim_workdir(tmp_path, other)
+        checkpoint.check_config(tmp_path, other)
     assert "config.train.batch_size: given 4, found 8" in str(caught.value)
     assert "config.prompts.kind: given 'none', found 'points'" in str(caught.value)
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     config = phantom_config()
-    with pytest.raises(WeightsError, match="is no run"):
+    with pytest.raises(WeightsError, match="has no finished checkpoint"):
         checkpoint.check_run(tmp_path, config.model)
-    checkpoint.claim_workdir(tmp_path, config)
-    with pytest.raises(WeightsError, match="no finished checkpoint"):
-        checkpoint.check_run(tmp_path, config.model)
+    finish_run(tmp_path, config)
     with pytest.raises(WeightsError, match=r"config.model.size: given 'vit_b', found 'tiny'"):
         checkpoint.check_run(tmp_path, phantom_config(**{"model.size": "vit_b"}).model)
+
+
+def test_a_damaged_config_of_a_run_is_named(tmp_path):
+    finish_run(tmp_path, phantom_config())
+    (tmp_path / "config.json").write_text('{"model"')
+    with pytest.raises(UserError, match=r"config\.json: damaged"):
+        checkpoint.check_config(tmp_path, phantom_config())
 
 
 def test_the_best_and_the_last_two_checkpoints_stay(packed_phantoms, one_device_run, tmp_path):
     config, packed = packed_phantoms
     _, _, state, _ = one_device_run
     iterator, _ = pipeline.train_batches(packed, np.arange(24), config)
-    saved = checkpoint.Checkpoints(tmp_path)
-    for step, score in ((1, 0.2), (2, 0.9), (3, 0.5), (4, 0.1), (5, 0.3)):
-        saved.save(step, dataclasses.replace(state, step=jnp.int32(step)), iterator, score)
-    saved.close()
-    reopened = checkpoint.Checkpoints(tmp_path)
+    with checkpoint.Checkpoints(tmp_path) as saved:
+        for step, score in ((1, 0.2), (2, 0.9), (3, 0.5), (4, 0.1), (5, 0.3)):
+            saved.save(step, dataclasses.replace(state, step=jnp.int32(step)), iterator, score)
+    assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [2, 4, 5]
+    half_saved = tmp_path / "checkpoints" / "6.orbax-checkpoint-tmp"
+    half_saved.mkdir()
+    reopened = checkpoint.Checkpoints(tmp_path, read_only=True)
+    assert half_saved.exists()  # it may be a running training's
     assert reopened.best_step == 2
     assert reopened.latest_step == 5
-    assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [2, 4, 5]
     target = checkpoint.abstract_arrays(state, jax.sharding.SingleDeviceSharding(jax.devices()[3]))
     restored = reopened.restore(2, target, iterator)
     assert int(restored.step) == 2
@@ -237,3 +256,68 @@ def test_the_best_and_the_last_two_checkpoints_stay(packed_phantoms, one_device_
     variables = checkpoint.load_variables(tmp_path, model, 2, device)
     assert variables.keys() == {"params", "batch_stats", "constants"}
     assert jax.tree.all(jax.tree.map(np.array_equal, variables, state.variables))
+    for path in (tmp_path / "checkpoints" / "2" / "state").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:10])
+    with pytest.raises(WeightsError, match=r"checkpoints/2: a damaged checkpoint"):
+        checkpoint.load_variables(tmp_path, model, 2, device)
+
+
+def test_a_checkpoint_that_will_not_fit_is_not_begun(
+    packed_phantoms, one_device_run, tmp_path, monkeypatch
+):
+    config, packed = packed_phantoms
+    iterator, _ = pipeline.train_batches(packed, np.arange(24), config)
+    with checkpoint.Checkpoints(tmp_path) as saved:
+        saved.save(1, one_device_run[2], iterator, 0.5)
+        saved.wait()
+        full = types.SimpleNamespace(free=10**6)
+        monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: full)
+        with pytest.raises(
+            WeightsError, match=r"needs 0\.0. GB, but 0\.00 GB of the disk are free"
+        ):
+            saved.save(2, one_device_run[2], iterator, 0.6)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint(
+    packed_phantoms, tmp_path
+):
+    config, _ = packed_phantoms
+    config = config.copy_and_resolve_references()
+    rates = {f"optimizer.learning_rates.{part}": 1e30 for part in config.optimizer.learning_rates}
+    config.update_from_flattened_dict(rates)
+    with pytest.raises(UserError, match=r"the loss is nan at step \d+\. The last good checkpoint"):
+        train.train(config, tmp_path)
+    assert not list(tmp_path.glob("checkpoints/*tmp*"))
+
+
+def test_a_run_is_not_evaluated_on_what_it_was_trained_on(packed_phantoms, tmp_path):
+    config, packed = packed_phantoms
+    parts = splits.split_parts(packed, config.data, "val")
+    splits.write_record(tmp_path, packed, parts)
+    for name, part in parts.items():
+        splits.check_unseen(tmp_path, packed, part, name)
+    data = config.data.copy_and_resolve_references()
+    data.val_fraction = 0.5
+    other = splits.split_parts(packed, data, "val")["val"]
+    with pytest.raises(DataError, match=r"was trained on 8 of the 16 slices of the part val"):
+        splits.check_unseen(tmp_path, packed, other, "val")
+    splits.check_record(tmp_path, packed)
+    packed.manifest["fingerprint"], before = "other", packed.manifest["fingerprint"]
+    with pytest.raises(DataError, match="the data set has changed since"):
+        splits.check_record(tmp_path, packed)
+    packed.manifest["fingerprint"] = before
+
+
+def test_progress_inside_progress_is_drawn_on_a_terminal(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(logs, "console", Console(file=stream, force_terminal=True, width=120))
+    with logs.Progress("training", 2, "steps") as outer:
+        outer.advance(note="loss 0.5", per_step=8)
+        with logs.Progress("evaluating", 1, "batches") as inner:
+            inner.advance()
+        logs.say("epoch 1")
+        outer.advance()
+    text = stream.getvalue()
+    assert "training" in text and "evaluating" in text and "2/2" in text and "loss 0.5" in text

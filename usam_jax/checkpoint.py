@@ -7,8 +7,10 @@ them is the run's config.
 import contextlib
 import json
 import pathlib
+import shutil
 from collections.abc import Iterator
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import absl.logging
 import grain
@@ -19,11 +21,15 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
 from usam_jax.errors import UsageError, WeightsError, list_some
-from usam_jax.files import read_json, write_json
+from usam_jax.files import read_json
 from usam_jax.models import USam, init_variables, make_model
 
-SCORE = "val_dice_mean"
+SCORE = "dice_mean"  # on the part that chooses the best epoch
 KEEP_LAST = 2
+KEPT = (
+    "The checkpoints before it are whole. Free some space and give the same command again: "
+    "training goes on from the last one."
+)
 
 # Orbax reports every step that it takes, and prints what it also raises.
 absl.logging.set_verbosity(absl.logging.FATAL)
@@ -34,9 +40,12 @@ def score_of(metrics: dict[str, float]) -> float:
 
 
 class Checkpoints:
-    """The checkpoints of one workdir; saving goes on in the background."""
+    """The checkpoints of one workdir, as a context; saving goes on in the background.
 
-    def __init__(self, workdir: pathlib.Path) -> None:
+    Only the run itself opens it to write: that clears away what an earlier one left half-saved.
+    """
+
+    def __init__(self, workdir: pathlib.Path, read_only: bool = False) -> None:
         self.folder = workdir.resolve() / "checkpoints"
         policies = [
             checkpoint_managers.LatestN(KEEP_LAST),
@@ -45,7 +54,8 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             best_fn=score_of,
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
         )
         self.manager = ocp.CheckpointManager(self.folder, options=options)
 
@@ -58,7 +68,14 @@ class Checkpoints:
         return self.manager.best_step()
 
     def save(self, step: int, state: Any, iterator: grain.DatasetIterator, score: float) -> None:
-        """Raises WeightsError where the disk is full; the checkpoints before stay."""
+        """Raises WeightsError where there is no room; the checkpoints before stay."""
+        needed = sum(x.nbytes for x in jax.tree.leaves(state))
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise WeightsError(
+                f"{self.folder}: a checkpoint needs {needed / 1e9:.2f} GB, but {free / 1e9:.2f} GB "
+                f"of the disk are free.\n{KEPT}"
+            )
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state), data=grain.checkpoint.CheckpointSave(iterator)
         )
@@ -66,17 +83,34 @@ class Checkpoints:
             self.manager.save(step, args=items, metrics={SCORE: score})
 
     def restore(self, step: int, state: Any, iterator: grain.DatasetIterator) -> Any:
-        """The state at `step`, placed as `state` (abstract arrays) says; sets the iterator."""
+        """The state at `step`, placed as `state` (abstract arrays) says; sets the iterator.
+
+        Raises WeightsError where the checkpoint is damaged.
+        """
         items = ocp.args.Composite(
             state=ocp.args.StandardRestore(state),
             data=grain.checkpoint.CheckpointRestore(iterator),
         )
-        return self.manager.restore(step, args=items).state
+        with naming_damage(self.folder / str(step)):
+            return self.manager.restore(step, args=items).state
 
-    def close(self) -> None:
-        """Waits for what is being saved."""
+    def wait(self) -> None:
+        """Waits for what is being saved. Raises WeightsError as `save` does."""
         with self.naming_failures():
             self.manager.wait_until_finished()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self.wait()
+        finally:
             self.manager.close()
 
     @contextlib.contextmanager
@@ -85,10 +119,19 @@ class Checkpoints:
             yield
         except (OSError, ValueError) as error:
             raise WeightsError(
-                f"{self.folder}: a checkpoint could not be saved: {str(error)[:300]}\nThe checkpoints "
-                "before it are whole. Free some space and give the same command again: training "
-                "goes on from the last one."
+                f"{self.folder}: a checkpoint could not be saved: {str(error)[:300]}\n{KEPT}"
             ) from error
+
+
+@contextlib.contextmanager
+def naming_damage(folder: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # damage shows up as nearly any error
+        raise WeightsError(
+            f"{folder}: a damaged checkpoint ({type(error).__name__}: {str(error)[:200]}).\nDelete "
+            "this folder to go on from the checkpoint before it, if there is one."
+        ) from error
 
 
 def abstract_arrays(tree: Any, sharding: Sharding) -> Any:
@@ -118,74 +161,78 @@ def differences(config: Any, saved: Any) -> list[str]:
     ]
 
 
-def claim_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Writes `config.json`, or checks that a run that is already there has the same config.
+def read_config(workdir: pathlib.Path) -> dict[str, Any]:
+    """The config of a run, or nothing where there is no run with a finished checkpoint."""
+    steps = (workdir / "checkpoints").glob("[0-9]*")
+    finished = any(path.name.isdigit() for path in steps)
+    return read_json(workdir / "config.json") if finished else {}
 
-    Raises UsageError that lists every field that differs.
+
+def check_config(workdir: pathlib.Path, config: ConfigDict) -> None:
+    """Makes the workdir where there is none.
+
+    Raises UsageError where it cannot be written, or, listing every field that differs, where it
+    holds a run with another config.
     """
-    path = workdir / "config.json"
-    saved = read_json(path)
-    if saved:
-        changed = differences(config, saved)
-        if changed:
-            raise UsageError(
-                f"{workdir} holds a run with another config:\n{list_some(changed)}\n"
-                "Give another --workdir, or the same values to go on with that run."
-            )
-        return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        write_json(path, json.loads(config.to_json_best_effort()))
     except OSError as error:
-        raise UsageError(f"--workdir={workdir} cannot be written ({error})") from error
+        raise UsageError(f"--workdir={workdir}: cannot be made ({error})") from error
+    saved = read_config(workdir)
+    changed = differences(config, saved) if saved else []
+    if changed:
+        raise UsageError(
+            f"{workdir} holds a run with another config:\n{list_some(changed)}\n"
+            "Give another --workdir, or the same values to go on with that run."
+        )
 
 
 def check_run(workdir: pathlib.Path, model: ConfigDict) -> int:
-    """The best step of a run whose model is the one of `config.model`.
+    """The best step of a run whose model is the one of `config.model`, whatever its dtype.
 
     Raises WeightsError where there is no checkpoint or the model differs.
     """
-    saved = read_json(workdir / "config.json")
+    saved = read_config(workdir)
     if not saved:
         raise WeightsError(
-            f"{workdir} is no run: it has no config.json. Train one first, with "
-            "python -m usam_jax.main --config=... --workdir=..."
+            f"{workdir} has no finished checkpoint. Train first: "
+            f"python -m usam_jax.main --config=... --workdir={workdir}"
         )
-    changed = differences(
-        {"model": json.loads(model.to_json_best_effort())}, {"model": saved["model"]}
-    )
+    given = {**json.loads(model.to_json_best_effort()), "dtype": saved["model"]["dtype"]}
+    changed = differences({"model": given}, {"model": saved["model"]})
     if changed:
         raise WeightsError(
             f"{workdir} holds a checkpoint of another model:\n{list_some(changed)}\n"
             "Give the config that the run was trained with."
         )
-    step = None
-    if (workdir / "checkpoints").is_dir():
-        step = Checkpoints(workdir).best_step
-    if step is None:
-        raise WeightsError(f"{workdir} has no finished checkpoint yet: train on")
-    return step
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        best = checkpoints.best_step
+    if best is None:
+        raise WeightsError(f"{workdir}: no checkpoint has a score; train on")
+    return best
 
 
 def load_variables(
     workdir: pathlib.Path, model: USam, step: int, sharding: Sharding
 ) -> dict[str, Any]:
-    """The model's variables at `step` of a run, without the optimiser's state."""
+    """The model's variables at `step` of a run, without the optimiser's state.
+
+    Raises WeightsError where the checkpoint is damaged.
+    """
     shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))
     target = abstract_arrays(dict(shapes), sharding)
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        return checkpointer.restore(
-            workdir.resolve() / "checkpoints" / str(step) / "state",
-            args=ocp.args.PyTreeRestore(
-                item=target,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-                partial_restore=True,
-            ),
-        )
+    args = ocp.args.PyTreeRestore(
+        item=target,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+        partial_restore=True,
+    )
+    folder = workdir.resolve() / "checkpoints" / str(step)
+    with naming_damage(folder), ocp.PyTreeCheckpointer() as checkpointer:
+        return checkpointer.restore(folder / "state", args=args)
 
 
-def load_best(workdir: pathlib.Path, config: ConfigDict) -> dict[str, Any]:
-    """The variables of a run's best checkpoint, for the model of `config.model`."""
+def load_best(workdir: pathlib.Path, config: ConfigDict) -> tuple[int, dict[str, Any]]:
+    """Step and variables of a run's best checkpoint, for the model of `config.model`."""
     step = check_run(workdir, config)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return load_variables(workdir, make_model(config), step, device)
+    return step, load_variables(workdir, make_model(config), step, device)

@@ -8,7 +8,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from usam_jax import logs
-from usam_jax.errors import UsageError, UserError
+from usam_jax.errors import DISK_FULL, UsageError, UserError, WeightsError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file.", lock_config=True)
 DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
@@ -23,13 +23,14 @@ def parse(argv: Sequence[str]) -> tuple[ConfigDict, list[str]]:
     """
     try:
         rest = flags.FLAGS(list(argv))
-        if CONFIG.value is None:
-            raise UsageError("--config is missing; for instance --config=configs/care.py")
-        CONFIG.value.to_dict()  # the first touch is what fails where the file is not there
+        if CONFIG.value is not None:
+            CONFIG.value.to_dict()  # the first touch is what fails where the file is not there
     except (AttributeError, KeyError) as error:
         raise UsageError(f"the config has no such field: {error.args[0]}\n{HINT}") from error
-    except (flags.Error, OSError, TypeError, ValueError) as error:
+    except (flags.Error, OSError, TypeError, ValueError, ImportError, SyntaxError) as error:
         raise UsageError(f"{error}\n{HINT}") from error
+    if CONFIG.value is None:
+        raise UsageError("--config is missing; for instance --config=configs/care.py")
     return CONFIG.value, rest[1:]
 
 
@@ -42,11 +43,21 @@ def run(main_fn: Callable[[ConfigDict, list[str]], None], argv: Sequence[str]) -
     try:
         main_fn(*parse(argv))
     except UserError as error:
-        if "--debug" in argv:
-            traceback.print_exc()
-        logs.say(f"error: {error}")
-        return error.exit_code
+        return report(error)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        text = f"the disk is full ({error}); free some space and give the same command again"
+        return report(WeightsError(text))
     except KeyboardInterrupt:
         logs.say("stopped; the same command goes on from the last checkpoint")
         return 130
     return 0
+
+
+def report(error: UserError) -> int:
+    """Prints the error that is being handled; its exit code."""
+    if flags.FLAGS.is_parsed() and DEBUG.value:
+        traceback.print_exc()
+    logs.say(f"error: {error}")
+    return error.exit_code

@@ -189,7 +189,8 @@ def from_sam(state_dict: StateDict, config: ConfigDict) -> tuple[Variables, Repo
         (name,) = leaf.torch_names
         if name in tensors and _is_resizable(name, global_blocks):
             before = tensors[name]
-            if before.shape != leaf.shape and before.shape[-1] == leaf.shape[-1]:
+            fits = before.ndim == len(leaf.shape) and before.shape[-1] == leaf.shape[-1]
+            if fits and before.shape != leaf.shape:
                 tensors[name] = _resize(before, leaf.shape)
                 resized[name] = (before.shape, leaf.shape)
         found = problems.check(leaf, tensors)
@@ -259,8 +260,8 @@ def _why_left(name: str) -> str:
 def sam_names(tensors: StateDict) -> dict[str, np.ndarray]:
     renamed = {}
     for name, tensor in tensors.items():
-        if name == "shared_image_embedding.positional_embedding":
-            continue  # the same matrix a second time
+        # The same matrix under two names, of which a file may hold either or both.
+        name = name.replace("shared_image_embedding.", "prompt_encoder.shared_embedding.")
         for pattern, replacement in HUGGING_FACE_NAMES:
             name = re.sub(pattern, replacement, name)
         renamed[name] = tensor

@@ -6,7 +6,10 @@ DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class UserError(Exception):
-    """Something that the user can mend; the message says what was found, expected, and to do."""
+    """Something that the user can mend; the message says what was found, expected, and to do.
+
+    On its own (exit code 1) it is none of the kinds below, such as a loss that is not finite.
+    """
 
     exit_code = 1
 

@@ -11,13 +11,13 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from usam_jax import checkpoint, logs, metrics, report
-from usam_jax.data import pipeline
+from usam_jax import checkpoint, checks, logs, metrics, report
+from usam_jax.data import pipeline, splits
 from usam_jax.data.prepare import Packed, prepare
-from usam_jax.errors import DataError
+from usam_jax.data.splits import Part
 from usam_jax.files import write_json
 from usam_jax.models import Prompts, USam, make_model
-from usam_jax.sharding import check_batch_size, make_mesh, over_batch, put_batch, replicated
+from usam_jax.sharding import make_mesh, over_batch, put_batch, replicated
 
 NUM_PICTURES = 6
 
@@ -32,8 +32,8 @@ def batch_images(batch: dict[str, Any]) -> jax.Array:
 def batch_prompts(batch: dict[str, Any]) -> Prompts | None:
     """The prompts of a batch; None where it has none."""
     fields = ("points_xy", "point_labels", "boxes_xyxy")
-    given = {name: batch[name] for name in fields if name in batch}
-    return Prompts(**given) if given else None
+    found = {name: batch[name] for name in fields if name in batch}
+    return Prompts(**found) if found else None
 
 
 def make_eval_step(model: USam, mesh: Mesh) -> EvalStep:
@@ -63,13 +63,13 @@ def run_evaluation(
     eval_step: EvalStep,
     variables: Any,
     packed: Packed,
-    split: str,
-    rows: np.ndarray,
+    part: Part,
     config: ConfigDict,
     mesh: Mesh,
     keep: frozenset[int] = frozenset(),
 ) -> Evaluation:
-    """Evaluates `rows` of the packed `split`; `keep` are the rows whose prediction is kept."""
+    """Evaluates a part of the data; `keep` are the rows whose prediction is kept."""
+    split, rows = part.split, part.rows
     process, processes = jax.process_index(), jax.process_count()
     batches, num_batches = pipeline.eval_batches(packed, split, rows, config, process, processes)
     size = config.eval.batch_size
@@ -91,9 +91,9 @@ def run_evaluation(
     return Evaluation(np.concatenate(counts)[: len(rows)], predictions)
 
 
-def choose_pictures(packed: Packed, split: str, rows: np.ndarray) -> frozenset[int]:
+def choose_pictures(packed: Packed, part: Part) -> frozenset[int]:
     """Rows for the pictures: spread evenly over those with the most classes in them."""
-    labels = packed.labels(split)
+    labels, rows = packed.labels(part.split), part.rows
     classes = {int(row): np.unique(labels[row]).size for row in rows[:: max(1, len(rows) // 200)]}
     best = sorted(row for row, count in classes.items() if count == max(classes.values()))
     picked = np.linspace(0, len(best) - 1, min(NUM_PICTURES, len(best))).astype(int)
@@ -102,52 +102,55 @@ def choose_pictures(packed: Packed, split: str, rows: np.ndarray) -> frozenset[i
 
 def describe_prompts(prompts: ConfigDict) -> str:
     """Where the prompts came from, in words, for every result."""
+    points = f"{prompts.points_per_class} points per class"
+    if prompts.order == "rowcol":
+        points += " as (row, column)"
     words = {
         "none": "none (automatic)",
-        "points": f"{prompts.points_per_class} points per class from the ground truth",
+        "points": f"{points} from the ground truth",
         "box": "box from the ground truth",
-        "points_box": f"{prompts.points_per_class} points per class and box from the ground truth",
+        "points_box": f"{points} and box from the ground truth",
     }
     return words[prompts.kind]
+
+
+def name_prompts(prompts: ConfigDict) -> str:
+    """The prompts as a folder's name: `points3`, `points3_rowcol`, `points3_box`, `box`, `none`."""
+    if "points" not in prompts.kind:
+        return prompts.kind
+    name = prompts.kind.replace("points", f"points{prompts.points_per_class}")
+    return name if prompts.order == "xy" else f"{name}_{prompts.order}"
 
 
 def evaluate_workdir(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Evaluates the best checkpoint of a run on `config.eval.split`; returns the summary.
 
     Writes `eval/SPLIT_PROMPTS/summary.json` and `predictions.png` in `workdir`.
-    Raises WeightsError where there is no checkpoint, or one of another model.
+    Raises UsageError for a wrong config, WeightsError where there is no checkpoint or one of
+    another model, and DataError where the run was trained on slices of a part that is not `train`.
     """
     mesh = make_mesh()
-    check_batch_size(config.eval.batch_size, mesh, "config.eval.batch_size")
+    checks.check_config(config, mesh)
     step = checkpoint.check_run(workdir, config.model)
     model = make_model(config.model)
     packed = prepare(config.data)
-    rows = pipeline.split_rows(packed, config.data, config.eval.select_on)
-    if config.eval.split not in rows or not len(rows[config.eval.split]):
-        raise DataError(
-            f"config.eval.split: found {config.eval.split!r}, expected a part that has slices: "
-            f"{', '.join(name for name in rows if len(rows[name]))}"
-        )
-    split_rows = rows[config.eval.split]
-    split = "test" if config.eval.split == "test" else "train"
+    part = splits.choose(splits.split_parts(packed, config.data, config.eval.select_on), config)
+    splits.check_unseen(workdir, packed, part, config.eval.split)
     variables = checkpoint.load_variables(workdir, model, step, replicated(mesh))
-    keep = choose_pictures(packed, split, split_rows)
-    done = run_evaluation(
-        make_eval_step(model, mesh), variables, packed, split, split_rows, config, mesh, keep
-    )
+    keep = choose_pictures(packed, part)
+    done = run_evaluation(make_eval_step(model, mesh), variables, packed, part, config, mesh, keep)
     scores = metrics.pooled_scores(done.counts, config.data.classes)
-    name = config.prompts.kind
-    if "points" in name:
-        name = name.replace("points", f"points{config.prompts.points_per_class}")
-    folder = workdir / "eval" / f"{config.eval.split}_{name}"
+    folder = workdir / "eval" / f"{config.eval.split}_{name_prompts(config.prompts)}"
+    chosen_on = checkpoint.read_config(workdir)["eval"]["select_on"]
     summary = {
         "schema_version": 1,
         "workdir": str(workdir),
         "checkpoint_step": step,
+        "checkpoint_chosen_on": chosen_on,
         "data": str(packed.folder),
         "data_fingerprint": packed.manifest["fingerprint"],
         "split": config.eval.split,
-        "num_slices": len(split_rows),
+        "num_slices": len(part),
         "prompts": describe_prompts(config.prompts),
         "dice": {**scores.dice, "mean": scores.mean_dice},
         "iou": {**scores.iou, "mean": scores.mean_iou},
@@ -156,6 +159,8 @@ def evaluate_workdir(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "summary.json", summary)
-        report.save_pictures(folder / "predictions.png", packed, split, done.predictions, config)
+        report.save_pictures(
+            folder / "predictions.png", packed, part.split, done.predictions, config
+        )
         report.print_table(summary, folder)
     return summary

@@ -7,6 +7,8 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+from usam_jax.errors import UserError
+
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
@@ -20,10 +22,17 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """The file's content, or nothing where there is no such file."""
-    return json.loads(path.read_text()) if path.is_file() else {}
+    """The file's content, or nothing where there is no such file.
+
+    Raises UserError where it is damaged.
+    """
+    try:
+        return json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); delete it and start again") from error
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
+    """Raises ValueError for NaN, which JSON has not."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")

@@ -3,6 +3,7 @@
 On a terminal progress is one line that moves; elsewhere it is a plain line now and then.
 """
 
+import collections
 import json
 import pathlib
 import time
@@ -17,6 +18,7 @@ from tensorboardX import SummaryWriter
 from usam_jax.files import replacing
 
 PLAIN_LINE_EVERY_S = 10.0
+SPEED_OVER_S = 60.0  # so that compilation and pauses are soon forgotten
 
 console = Console(stderr=True, highlight=False)
 
@@ -37,8 +39,9 @@ class Progress:
 
     def __init__(self, what: str, total: int, unit: str, done: int = 0) -> None:
         self.what, self.total, self.unit = what, total, unit
-        self.done, self.first, self.note = done, done, ""
-        self.start = self.last_line = time.monotonic()
+        self.done, self.note = done, ""
+        self.last_line = time.monotonic()
+        self.recent = collections.deque([(self.last_line, done)])
         self.bar = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -62,7 +65,11 @@ class Progress:
         """
         self.done += count
         now = time.monotonic()
-        speed = (self.done - self.first) / max(now - self.start, 1e-9)
+        self.recent.append((now, self.done))
+        while len(self.recent) > 2 and now - self.recent[1][0] > SPEED_OVER_S:
+            self.recent.popleft()
+        since, done_then = self.recent[0]
+        speed = (self.done - done_then) / max(now - since, 1e-9)
         unit = self.unit if per_step == 1 else "slices"
         rate = f"{speed * per_step:.1f} {unit}/s"
         self.note = note or self.note
@@ -83,16 +90,8 @@ class Progress:
         self.bar.stop()
 
 
-def name_scores(
-    split: str, dice: dict[str, float | None], mean: float | None
-) -> dict[str, float | None]:
-    """Dice by the names that charts show: `val/dice/tumour`, `val/dice/mean`."""
-    named = {f"{split}/dice/{name.replace(' ', '_')}": value for name, value in dice.items()}
-    return {**named, f"{split}/dice/mean": mean}
-
-
 class MetricWriter:
-    """Metrics by step to `metrics.jsonl` and TensorBoard, from `first_step` on.
+    """Metrics by step to `metrics.jsonl` and TensorBoard, from `first_step` on; a context.
 
     What an earlier run wrote past `first_step` is dropped: a resumed run writes it again.
     """
@@ -114,6 +113,14 @@ class MetricWriter:
             if value is not None:
                 self.board.add_scalar(name, value, step)
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.file.close()
         self.board.close()

@@ -42,9 +42,11 @@ def print_table(summary: dict[str, Any], folder: pathlib.Path) -> None:
         if name == "mean":
             table.add_section()
         table.add_row(name, percent(dice), percent(summary["iou"][name]))
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     console.print(table)
-    console.print(f"prompts: {summary['prompts']}; checkpoint of step {summary['checkpoint_step']}")
+    console.print(f"prompts: {summary['prompts']}")
+    chosen = f"best on {summary['checkpoint_chosen_on']}"
+    console.print(f"checkpoint: step {summary['checkpoint_step']}, {chosen}")
     console.print(f"summary and pictures: {folder}")
 
 

@@ -1,6 +1,7 @@
 """Training: the step, and the loop that orders data, step, evaluation and checkpoints."""
 
 import dataclasses
+import json
 import math
 import pathlib
 from collections.abc import Callable
@@ -8,18 +9,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import struct
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from usam_jax import checkpoint, evaluate, logs, losses, metrics, optim, weights
-from usam_jax.data import pipeline
-from usam_jax.data.prepare import Packed, prepare
-from usam_jax.errors import DataError, UsageError, UserError
+from usam_jax import checkpoint, checks, evaluate, logs, losses, metrics, optim, report, weights
+from usam_jax.checkpoint import Checkpoints
+from usam_jax.data import pipeline, splits
+from usam_jax.data.prepare import prepare
+from usam_jax.errors import UserError
+from usam_jax.files import write_json
 from usam_jax.models import USam, init_variables, make_model
-from usam_jax.sharding import check_batch_size, make_mesh, over_batch, put_batch, replicated
+from usam_jax.sharding import make_mesh, over_batch, put_batch, replicated
 
 TrainStep = Callable[["TrainState", dict[str, Any]], tuple["TrainState", dict[str, Any]]]
 
@@ -107,12 +109,16 @@ def make_train_step(
 
 
 def make_training(
-    config: ConfigDict, steps_per_epoch: int, mesh: Mesh
+    config: ConfigDict, steps_per_epoch: int, mesh: Mesh, resumed: bool = False
 ) -> tuple[USam, TrainState, TrainStep]:
-    """The model of a config, its state before the first step, and the step."""
+    """The model of a config, its state before the first step, and the step.
+
+    A run that is `resumed` gets its state from a checkpoint and needs no initial weights.
+    """
     model = make_model(config.model)
     variables = jax.jit(lambda key: init_variables(model, key))(jax.random.key(config.seed))
-    variables = weights.load_initial(config, variables)
+    if not resumed:
+        variables = weights.load_initial(config, variables)
     warmup = math.ceil(steps_per_epoch / 2) if config.optimizer.warmup else 0
     factor_fn = optim.polynomial_decay(config.train.num_epochs * steps_per_epoch, warmup)
     rates = optim.learning_rates(config.optimizer, variables["params"])
@@ -125,88 +131,79 @@ def make_training(
     return model, state, make_train_step(model, tx, rates_fn, mesh)
 
 
-def check_config(config: ConfigDict, mesh: Mesh) -> None:
-    """Raises UsageError for settings that contradict each other or the machine."""
-    check_batch_size(config.train.batch_size, mesh, "config.train.batch_size")
-    check_batch_size(config.eval.batch_size, mesh, "config.eval.batch_size")
-    if len(config.data.classes) != config.model.num_classes:
-        raise UsageError(
-            f"config.model.num_classes: found {config.model.num_classes}, expected the number of "
-            f"config.data.classes, {len(config.data.classes)} (background counts)"
-        )
-    if config.eval.select_on not in ("val", "test"):
-        raise UsageError(
-            f"config.eval.select_on: found {config.eval.select_on!r}, expected val or test"
-        )
-    for field in ("train.num_epochs", "train.log_every_steps", "eval.every_epochs"):
-        section, name = field.split(".")
-        if config[section][name] < 1:
-            raise UsageError(f"config.{field}: found {config[section][name]}, expected 1 or more")
+def check_finite(values: dict[str, Any], step: int, checkpoints: Checkpoints) -> None:
+    """Raises UserError, naming the last good checkpoint, where the loss is not finite."""
+    if math.isfinite(float(values["train/loss"])):
+        return
+    checkpoints.wait()
+    raise UserError(
+        f"the loss is {float(values['train/loss'])} at step {step}. The last good checkpoint is "
+        f"that of step {checkpoints.latest_step} in {checkpoints.folder}. Try lower "
+        "config.optimizer.learning_rates, or config.model.dtype=float32, in another --workdir."
+    )
 
 
-def select_rows(packed: Packed, config: ConfigDict) -> tuple[str, np.ndarray]:
-    """The packed split and rows on which the best epoch is chosen."""
-    rows = pipeline.split_rows(packed, config.data, config.eval.select_on)[config.eval.select_on]
-    split = "test" if config.eval.select_on == "test" else "train"
-    labels = packed.labels(split)
-    if not any(labels[row].any() for row in rows):
-        raise DataError(
-            f"{packed.folder}: the {len(rows)} slices for choosing the best epoch hold no labelled "
-            "pixel; change config.data.val_fraction or set config.eval.select_on=test"
-        )
-    return split, rows
+def note_values(values: dict[str, float]) -> str:
+    """What the progress line says of a step: the loss and each part's learning rate."""
+    rates = "  ".join(f"{x.removeprefix('lr/')} {values[x]:.1e}" for x in values if "lr/" in x)
+    return f"loss {values['train/loss']:.4f}  lr: {rates}"
 
 
 def train(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Trains to the last epoch, going on from the workdir's last checkpoint if there is one."""
+    """Trains to the last epoch, going on from the workdir's last checkpoint if there is one.
+
+    Raises UsageError, DataError and WeightsError for what the user can mend, and UserError where
+    the loss is not finite.
+    """
     mesh = make_mesh()
-    check_config(config, mesh)
-    checkpoint.claim_workdir(workdir, config)
+    checks.check_config(config, mesh)
+    checkpoint.check_config(workdir, config)
     packed = prepare(config.data)
-    rows = pipeline.split_rows(packed, config.data, config.eval.select_on)
-    select_split, selected = select_rows(packed, config)
+    parts = splits.split_parts(packed, config.data, config.eval.select_on)
+    splits.choose(parts, config)  # fails now rather than after the training
     iterator, steps_per_epoch = pipeline.train_batches(
-        packed, rows["train"], config, jax.process_index(), jax.process_count()
+        packed, parts["train"].rows, config, jax.process_index(), jax.process_count()
     )
-    model, state, train_step = make_training(config, steps_per_epoch, mesh)
-    eval_step = evaluate.make_eval_step(model, mesh)
-    checkpoints = checkpoint.Checkpoints(workdir)
-    first = checkpoints.latest_step or 0
     num_steps = config.train.num_epochs * steps_per_epoch
-    if first:
-        target = checkpoint.abstract_arrays(state, replicated(mesh))
-        state = checkpoints.restore(first, target, iterator)
-        logs.say(f"going on from step {first} of {num_steps} in {workdir}")
-    logs.say(
-        f"{len(rows['train'])} slices to train on, {len(selected)} to choose the best epoch on; "
-        f"{steps_per_epoch} steps an epoch; {mesh.size} x {jax.devices()[0].device_kind}"
-    )
-    writer = logs.MetricWriter(workdir, first)
-    with logs.Progress("training", num_steps, "steps", first) as bar:
-        for step in range(first + 1, num_steps + 1):
-            state, values = train_step(state, put_batch(next(iterator), mesh))
-            note = ""
-            if step % config.train.log_every_steps == 0 or step == num_steps:
-                values = {name: float(value) for name, value in values.items()}
-                if not math.isfinite(values["train/loss"]):
-                    raise UserError(
-                        f"the loss is {values['train/loss']} at step {step}; the last good "
-                        f"checkpoint is that of step {checkpoints.latest_step} in {workdir}. Try "
-                        "lower config.optimizer.learning_rates, or config.model.dtype=float32."
-                    )
-                writer.write(step, values)
-                rates = " ".join(f"{values[x]:.1e}" for x in values if x.startswith("lr/"))
-                note = f"loss {values['train/loss']:.4f}  lr {rates}"
-            bar.advance(note=note, per_step=config.train.batch_size)
-            epoch, rest = divmod(step, steps_per_epoch)
-            if rest == 0 and (epoch % config.eval.every_epochs == 0 or step == num_steps):
+    with Checkpoints(workdir) as checkpoints:
+        first = checkpoints.latest_step or 0
+        model, state, train_step = make_training(config, steps_per_epoch, mesh, first > 0)
+        if first:
+            splits.check_record(workdir, packed)
+            target = checkpoint.abstract_arrays(state, replicated(mesh))
+            state = checkpoints.restore(first, target, iterator)
+            logs.say(f"going on from step {first} of {num_steps} in {workdir}")
+        else:
+            write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
+            splits.write_record(workdir, packed, parts)
+        select_on = config.eval.select_on
+        logs.say(
+            f"{len(parts['train'])} slices to train on, {len(parts[select_on])} of {select_on} to "
+            f"choose the best epoch on; {steps_per_epoch} steps an epoch; {mesh.size} x "
+            f"{jax.devices()[0].device_kind}"
+        )
+        eval_step = evaluate.make_eval_step(model, mesh)
+        with (
+            logs.MetricWriter(workdir, first) as writer,
+            logs.Progress("training", num_steps, "steps", first) as bar,
+        ):
+            for step in range(first + 1, num_steps + 1):
+                state, values = train_step(state, put_batch(next(iterator), mesh))
+                note = ""
+                if step % config.train.log_every_steps == 0 or step == num_steps:
+                    check_finite(values, step, checkpoints)
+                    values = {name: float(value) for name, value in values.items()}
+                    writer.write(step, values)
+                    note = note_values(values)
+                bar.advance(note=note, per_step=config.train.batch_size)
+                epoch, rest = divmod(step, steps_per_epoch)
+                if rest or (epoch % config.eval.every_epochs and step != num_steps):
+                    continue
+                check_finite(values, step, checkpoints)
                 done = evaluate.run_evaluation(
-                    eval_step, state.variables, packed, select_split, selected, config, mesh
+                    eval_step, state.variables, packed, parts[select_on], config, mesh
                 )
                 scores = metrics.pooled_scores(done.counts, config.data.classes)
-                writer.write(step, logs.name_scores("val", scores.dice, scores.mean_dice))
-                mean = scores.mean_dice or 0.0
-                logs.say(f"epoch {epoch}: validation Dice {mean:.4f}")
-                checkpoints.save(step, state, iterator, mean)
-    checkpoints.close()
-    writer.close()
+                writer.write(step, scores.named(select_on))
+                logs.say(f"epoch {epoch}: {select_on} Dice {report.percent(scores.mean_dice)} %")
+                checkpoints.save(step, state, iterator, scores.mean_dice or 0.0)

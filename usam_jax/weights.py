@@ -32,9 +32,14 @@ def load_initial(config: ConfigDict, variables: Variables) -> Variables:
     if not config.init_from:
         return variables
     path = pathlib.Path(config.init_from)
-    if path.is_dir():
-        return checkpoint.load_best(path, config.model)
-    found, news = read_weights(path, config.model)
+    try:
+        if path.is_dir():
+            step, loaded = checkpoint.load_best(path, config.model)
+            logs.say(f"{path}: all weights of its best checkpoint, step {step}")
+            return loaded
+        found, news = read_weights(path, config.model)
+    except WeightsError as error:
+        raise WeightsError(f"config.init_from: {error}") from error
     logs.say(f"{path}: {news}")
     flat = traverse_util.flatten_dict(variables)
     flat |= traverse_util.flatten_dict(found)
@@ -43,8 +48,8 @@ def load_initial(config: ConfigDict, variables: Variables) -> Variables:
 
 def read_weights(path: pathlib.Path, config: ConfigDict) -> tuple[Variables, str]:
     """The variables in a file of any known kind, complete or SAM's part, and what was found."""
+    tensors = torch_file.load(path)
     try:
-        tensors = torch_file.load(path)
         if any(name.startswith("params/") for name in tensors):
             return from_flat(tensors, config), f"{len(tensors)} arrays of this package"
         if any(name.startswith(("sam.", "backbone.")) for name in tensors):
@@ -52,7 +57,7 @@ def read_weights(path: pathlib.Path, config: ConfigDict) -> tuple[Variables, str
         params, report = from_sam(tensors, config)
         return {"params": params, "constants": report.constants}, f"SAM, {report}"
     except WeightsError as error:
-        raise WeightsError(f"config.init_from: {path}: {error}") from error
+        raise WeightsError(f"{path}: {error}") from error
 
 
 def from_flat(arrays: StateDict, config: ConfigDict) -> Variables:

@@ -3,6 +3,8 @@
 import cv2
 import numpy as np
 
+from usam_jax.data.pack_case import make_clahe
+
 RIGHT_ANGLE_SHARE = 0.5
 ROTATION_SHARE = 0.25
 MAX_DEGREES = 20.0
@@ -40,4 +42,4 @@ def rotate(x: np.ndarray, degrees: float) -> np.ndarray:
 def random_clahe(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """CLAHE with a clip limit drawn anew, as the published loader does for each access."""
     limit = rng.uniform(*RANDOM_CLAHE_LIMITS)
-    return cv2.createCLAHE(clipLimit=limit, tileGridSize=(8, 8)).apply(image)
+    return make_clahe(limit).apply(image)

@@ -12,8 +12,9 @@ from ml_collections import ConfigDict
 
 from usam_jax.data import prompts as prompts_lib
 from usam_jax.data.augment import augment, random_clahe
-from usam_jax.data.prepare import Packed, make_clahe
-from usam_jax.errors import DataError, UsageError
+from usam_jax.data.pack_case import make_clahe
+from usam_jax.data.prepare import Packed
+from usam_jax.errors import UsageError
 
 READ_OPTIONS = grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)  # in batches
 
@@ -21,37 +22,6 @@ READ_OPTIONS = grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)  # in ba
 # points_xy float32[b p 2], point_labels int32[b p], boxes_xyxy float32[b 4]; in evaluation
 # valid bool[b].
 Batch = dict[str, np.ndarray]
-
-
-def split_rows(packed: Packed, data: ConfigDict, select_on: str) -> dict[str, np.ndarray]:
-    """Rows of the packed arrays for `train`, `val` (both of the train split) and `test`.
-
-    The validation part is whole patients drawn by seed or, where patients are unknown, the last
-    contiguous block of slices. Where the best epoch is chosen on the test set it is empty.
-    """
-    slices = packed.slices("train")
-    everything = np.arange(len(slices))
-    patients = [x["patient"] for x in slices]
-    held_out = np.zeros(len(slices), bool)
-    if select_on == "val":
-        if None in patients:
-            held_out[len(slices) - math.ceil(data.val_fraction * len(slices)) :] = True
-        else:
-            names = sorted(set(patients))
-            count = math.ceil(data.val_fraction * len(names))
-            chosen = np.random.default_rng(data.split_seed).permutation(names)[:count]
-            held_out = np.isin(patients, chosen)
-        if held_out.all() or not held_out.any():
-            raise DataError(
-                f"{packed.folder}: {len(slices)} slices cannot be split into training and "
-                f"validation with config.data.val_fraction = {data.val_fraction}; change it, or "
-                "set config.eval.select_on=test"
-            )
-    return {
-        "train": everything[~held_out],
-        "val": everything[held_out],
-        "test": np.arange(len(packed.slices("test"))),
-    }
 
 
 class SliceSource:
@@ -80,7 +50,7 @@ class SliceSource:
         image, label = np.array(self.images[row]), np.array(self.labels[row])
         return {"image": image, "label": label, "index": np.int32(row)}
 
-    def __repr__(self) -> str:  # grain keeps it in its checkpoints and compares on restoring
+    def __repr__(self) -> str:  # grain keeps it in its checkpoints
         return f"SliceSource({self.split}, {len(self.rows)} slices)"
 
 
@@ -204,8 +174,8 @@ def eval_batches(
     transform = EvalTransform(len(rows), clahe_limit, make_add_prompts(config))
     dataset = (
         grain.MapDataset.source(source)
-        .map_with_index(transform)[process::num_processes]
-        .batch(batch // num_processes, drop_remainder=True)
+        .map_with_index(transform)
+        .batch(batch // num_processes, drop_remainder=True)[process::num_processes]
         .to_iter_dataset(READ_OPTIONS)
     )
     return iter(dataset), len(padded) // batch

@@ -5,10 +5,6 @@ import numpy as np
 FOREGROUND, PADDING = 1, -1
 
 
-def num_points(num_classes: int, per_class: int) -> int:
-    return (num_classes - 1) * per_class
-
-
 def make_points(
     label: np.ndarray, num_classes: int, per_class: int, rng: np.random.Generator | None
 ) -> tuple[np.ndarray, np.ndarray]:

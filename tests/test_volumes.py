@@ -1,0 +1,280 @@
+"""Volumes to slices: the same whatever the file's axes, and every fault named."""
+
+import itertools
+import json
+
+import nibabel
+import numpy as np
+import pytest
+from conftest import REAL_DATA, write_nnunet
+
+from usam_jax.data import prepare, splits, volumes
+from usam_jax.errors import DataError, UsageError
+
+SPACING_LPS = (0.9, 0.9, 3.0)
+
+
+def make_volume(seed: int = 0, shape: tuple[int, int, int] = (40, 36, 5)):
+    """HU and labels with the axes (L, P, S), asymmetric in each direction."""
+    rng = np.random.default_rng(seed)
+    hu = rng.integers(-200, 200, shape).astype(np.int16)
+    labels = np.zeros(shape, np.uint8)
+    labels[5:20, 8:16, 1:4] = 1
+    labels[20:28, 8:30, 2:5] = 2
+    return hu, labels
+
+
+def affine_lps(oblique: bool = False) -> np.ndarray:
+    affine = np.diag([-SPACING_LPS[0], -SPACING_LPS[1], SPACING_LPS[2], 1.0])
+    affine[:3, 3] = (120.0, 80.0, -300.0)
+    if oblique:
+        a, b = np.deg2rad(12), np.deg2rad(-8)
+        turn = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
+        tilt = np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
+        affine[:3, :3] = tilt @ turn @ affine[:3, :3]
+    return affine
+
+
+def save(path, voxels, affine, orientation=None):
+    image = nibabel.Nifti1Image(voxels, affine)
+    if orientation is not None:
+        image = image.as_reoriented(np.array(orientation))
+    nibabel.save(image, path)
+
+
+ORIENTATIONS = [
+    list(zip(axes, flips, strict=True))
+    for axes in itertools.permutations((0, 1, 2))
+    for flips in itertools.product((1, -1), repeat=3)
+]
+
+
+@pytest.mark.parametrize("oblique", [False, True])
+def test_all_48_orientations_of_a_volume_give_the_same_slices(tmp_path, oblique):
+    hu, _ = make_volume()
+    axes = set()
+    for orientation in ORIENTATIONS:
+        save(tmp_path / "ct.nii", hu, affine_lps(oblique), orientation)
+        geometry = volumes.read_geometry(tmp_path / "ct.nii")
+        axes.add(geometry.file_axes)
+        assert geometry.shape == (5, 36, 40)
+        np.testing.assert_allclose(geometry.spacing_mm, (3.0, 0.9, 0.9), atol=1e-5)
+        found = volumes.read_slices(tmp_path / "ct.nii")
+        np.testing.assert_array_equal(found, hu.transpose(2, 1, 0))
+    assert len(axes) == 48
+
+
+def test_scaled_and_big_endian_voxels_are_read_as_hu(tmp_path):
+    hu, _ = make_volume()
+    image = nibabel.Nifti1Image(hu, affine_lps())
+    image.header.set_slope_inter(2.0, -1024.0)
+    nibabel.save(image, tmp_path / "scaled.nii.gz")
+    found = volumes.read_slices(tmp_path / "scaled.nii.gz")
+    np.testing.assert_array_equal(found, 2.0 * hu.transpose(2, 1, 0) - 1024)
+    header = nibabel.Nifti1Header(endianness=">")
+    header.set_data_dtype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(hu, affine_lps(), header), tmp_path / "big.nii")
+    np.testing.assert_array_equal(volumes.read_slices(tmp_path / "big.nii"), hu.transpose(2, 1, 0))
+
+
+def test_a_slice_keeps_its_proportions_in_mm_and_labels_stay_on_the_image():
+    image = np.zeros((100, 50), np.uint8)
+    image[20:40, 10:20] = 200
+    fitted = volumes.fit_square(image, 64, (1.0, 2.0), labels=False)  # square in mm
+    assert fitted.shape == (64, 64)
+    rows, columns = np.nonzero(fitted > 100)
+    np.testing.assert_allclose([rows.mean(), columns.mean()], [18.7, 18.7], atol=0.6)
+    wide = volumes.fit_square(image, 64, (1.0, 1.0), labels=False)
+    assert not wide[:, :16].any() and not wide[:, 48:].any()
+    label = volumes.fit_square((image > 0).astype(np.uint8), 64, (1.0, 1.0), labels=True)
+    assert (label.astype(bool) != (wide > 100)).mean() < 0.01
+
+
+@pytest.fixture
+def nnunet(tmp_path, nnunet_config):
+    """A data set of phantoms in nnU-Net's layout, and its config."""
+    root = tmp_path / "Dataset 001 Rektum Ü"
+    write_nnunet(root, num_train=4, num_test=2)
+    return root, nnunet_config(root, tmp_path / "packed")
+
+
+def test_nnunet_layout_is_packed_by_patient_with_its_geometry(nnunet):
+    _, config = nnunet
+    packed = prepare.prepare(config.data)
+    assert [x["name"] for x in packed.cases("train")] == [f"case_{i:03d}" for i in range(4)]
+    assert packed.images("train").shape == (4 * 6, 48, 48)
+    geometry = packed.cases("test")[0]["geometry"]
+    assert geometry["shape"][0] == 6 and len(geometry["file_axes"]) == 3
+    parts = splits.split_parts(packed, config.data, "val")
+    assert len(parts["val"]) == 12
+    assert len(parts["test"]) == 12
+    labels = packed.labels("train")
+    assert all(labels[row].any() for row in parts["train"].rows)
+    assert not all(labels[row].any() for row in parts["val"].rows)
+
+
+def test_folds_hold_out_every_patient_once(nnunet):
+    _, config = nnunet
+    packed = prepare.prepare(config.data)
+    config.data.num_folds = 4
+    seen = []
+    for fold in range(4):
+        config.data.fold = fold
+        held = splits.split_parts(packed, config.data, "val")["val"].rows
+        seen += held.tolist()
+        assert len({packed.slices("train")[row]["patient"] for row in held}) == 1
+    assert sorted(seen) == list(range(24))
+    config.data.fold = 4
+    with pytest.raises(UsageError, match=r"config.data.fold: found 4, expected 0 to 3"):
+        splits.split_parts(packed, config.data, "val")
+
+
+def test_only_a_changed_case_is_read_again(nnunet, monkeypatch):
+    root, config = nnunet
+    before = np.array(prepare.prepare(config.data).images("train"))
+    path = root / "imagesTr" / "case_002_0000.nii.gz"
+    old = nibabel.load(path)
+    nibabel.save(nibabel.Nifti1Image(np.full(old.shape, 40, np.int16), old.affine), path)
+    read = []
+    original = volumes.read_slices
+    monkeypatch.setattr(
+        "usam_jax.data.volume_sets.read_slices", lambda p: read.append(p.name) or original(p)
+    )
+    after = prepare.prepare(config.data).images("train")
+    assert read == ["case_002_0000.nii.gz"]
+    changed = [i for i in range(24) if not np.array_equal(before[i], after[i])]
+    assert changed == list(range(12, 18))
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("shape", r"has the shape \(48, 48, 5\), but .* has \(48, 48, 6\)"),
+        ("affine", "lies elsewhere in space"),
+        ("4d", "has 4 dimensions"),
+        ("rgb", "holds colours"),
+        ("labels", r"holds the labels \[3\]"),
+        ("fraction", r"holds the labels \[0.5\]"),
+        ("nan", "holds NaN"),
+        ("truncated", "cannot be read|not a readable"),
+        ("text", "not a readable NIfTI"),
+    ],
+)
+def test_a_faulty_volume_is_named_with_what_is_wrong(nnunet, fault, message):
+    root, config = nnunet
+    image_path = root / "imagesTr" / "case_001_0000.nii.gz"
+    label_path = root / "labelsTr" / "case_001.nii.gz"
+    image, label = nibabel.load(image_path), nibabel.load(label_path)
+    hu, classes = np.asarray(image.dataobj), np.asarray(label.dataobj)
+    if fault == "shape":
+        save(label_path, classes[..., :5], label.affine)
+    elif fault == "affine":
+        moved = label.affine.copy()
+        moved[0, 3] += 10
+        save(label_path, classes, moved)
+    elif fault == "4d":
+        save(image_path, np.stack([hu, hu], -1), image.affine)
+    elif fault == "rgb":
+        colours = np.zeros(hu.shape, np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")]))
+        save(image_path, colours, image.affine)
+    elif fault == "labels":
+        save(label_path, np.where(classes == 1, 3, classes).astype(np.uint8), label.affine)
+    elif fault == "fraction":
+        save(label_path, np.where(classes == 1, 0.5, classes).astype(np.float32), label.affine)
+    elif fault == "nan":
+        save(image_path, np.full(hu.shape, np.nan, np.float32), image.affine)
+    elif fault == "truncated":
+        image_path.write_bytes(image_path.read_bytes()[:-2000])
+    else:
+        image_path.write_text("no volume")
+    with pytest.raises(DataError, match=message) as caught:
+        prepare.prepare(config.data)
+    assert "case_001" in str(caught.value)
+
+
+def test_a_description_that_does_not_fit_is_named(nnunet):
+    root, config = nnunet
+    path = root / "dataset.json"
+    description = json.loads(path.read_text())
+    config.data.classes = ("background", "liver", "tumour")
+    with pytest.raises(
+        UsageError, match=r"config.data.classes: found .*give --config.data.classes"
+    ):
+        prepare.prepare(config.data)
+    path.write_text(json.dumps({**description, "channel_names": {"0": "CT", "1": "PET"}}))
+    with pytest.raises(DataError, match="has 2 channels"):
+        prepare.prepare(config.data)
+    path.write_text("{}")
+    with pytest.raises(DataError, match=r"dataset\.json: found no usable description"):
+        prepare.prepare(config.data)
+    path.unlink()
+    with pytest.raises(DataError, match=r"dataset\.json is not there"):
+        prepare.prepare(config.data)
+
+
+def test_a_label_without_image_is_named(nnunet):
+    root, config = nnunet
+    (root / "imagesTr" / "case_003_0000.nii.gz").unlink()
+    with pytest.raises(
+        DataError, match=r"(?s)1 of 4 labels have no image NAME_0000\.nii\.gz.*case_003"
+    ):
+        prepare.prepare(config.data)
+
+
+def test_word_as_distributed_brings_its_own_validation_part(tmp_path, word_config):
+    root = tmp_path / "WORD"
+    hu, labels = make_volume()
+    for split, count in (("Tr", 2), ("Val", 1), ("Ts", 1)):
+        for kind, voxels in (("images", hu), ("labels", labels)):
+            (root / f"{kind}{split}").mkdir(parents=True)
+            for i in range(count):
+                save(root / f"{kind}{split}" / f"word_{i:04d}.nii.gz", voxels, affine_lps())
+    config = word_config(root, tmp_path / "packed")
+    packed = prepare.prepare(config.data)
+    parts = splits.split_parts(packed, config.data, "val")
+    assert {name: (x.split, len(x)) for name, x in parts.items()} == {
+        "train": ("train", 8),  # one slice of five has no label
+        "val": ("val", 5),
+        "test": ("test", 5),
+    }
+
+
+def test_slices_of_the_published_code_are_read(tmp_path, word_config):
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for kind, top in (("npy_imgs", 256), ("npy_gts", 17)):
+            folder = tmp_path / "WORD" / split / kind
+            folder.mkdir(parents=True)
+            for i in range(3):
+                np.save(folder / f"word_{i}.npy", rng.integers(0, top, (392, 392), np.uint8))
+    config = word_config(tmp_path / "WORD", tmp_path / "packed")
+    config.data.kind = "word_npy"
+    packed = prepare.prepare(config.data)
+    assert packed.images("train").shape == (3, 224, 224)
+    np.save(
+        tmp_path / "WORD" / "train" / "npy_gts" / "word_1.npy", np.full((392, 392), 40, np.uint8)
+    )
+    with pytest.raises(DataError, match=r"word_1\.npy: holds the label 40, expected 0 to 16"):
+        prepare.prepare(config.data)
+
+
+def test_real_label_volumes_of_word_are_packed(tmp_path, word_config):
+    """Intensities are painted in, for the images may not be given on."""
+    folder = REAL_DATA / "word_labels"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there")
+    rng = np.random.default_rng(0)
+    hu_of = rng.integers(-100, 250, 17).astype(np.int16)
+    path = min(folder.glob("*.nii.gz"))
+    label = nibabel.load(path)
+    classes = np.asarray(label.dataobj)[..., 60:70]
+    for split in ("Tr", "Val", "Ts"):
+        for kind, voxels in (("images", hu_of[classes]), ("labels", classes.astype(np.uint8))):
+            (tmp_path / "WORD" / f"{kind}{split}").mkdir(parents=True)
+            save(tmp_path / "WORD" / f"{kind}{split}" / path.name, voxels, label.affine)
+    config = word_config(tmp_path / "WORD", tmp_path / "packed")
+    packed = prepare.prepare(config.data)
+    assert packed.labels("train").shape == (10, 224, 224)
+    assert packed.cases("train")[0]["geometry"]["file_axes"] == "LPS"
+    share = (packed.labels("train") > 0).mean() / (classes > 0).mean()
+    assert abs(share - 1) < 0.02  # nearest-neighbour resampling keeps areas

@@ -1,0 +1,39 @@
+"""What can be wrong with a config, found before any time is spent."""
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from usam_jax.data.pipeline import make_add_prompts
+from usam_jax.errors import UsageError
+from usam_jax.models import make_model
+from usam_jax.sharding import check_batch_size
+
+PARTS = ("train", "val", "test")
+
+
+def check_config(config: ConfigDict, mesh: Mesh) -> None:
+    """Raises UsageError for settings that do not exist or contradict each other or the machine."""
+
+    def expect(ok: bool, field: str, expected: str) -> None:
+        if not ok:
+            section, name = field.split(".")
+            found = config[section][name]
+            raise UsageError(f"config.{field}: found {found!r}, expected {expected}")
+
+    make_model(config.model)
+    make_add_prompts(config)
+    check_batch_size(config.train.batch_size, mesh, "config.train.batch_size")
+    check_batch_size(config.eval.batch_size, mesh, "config.eval.batch_size")
+    num_classes = len(config.data.classes)
+    expect(
+        config.model.num_classes == num_classes,
+        "model.num_classes",
+        f"the number of config.data.classes, {num_classes} (background counts)",
+    )
+    for field in ("train.num_epochs", "train.log_every_steps", "eval.every_epochs"):
+        section, name = field.split(".")
+        expect(config[section][name] >= 1, field, "1 or more")
+    expect(config.eval.select_on in PARTS[1:], "eval.select_on", "val or test")
+    expect(config.eval.split in PARTS, "eval.split", "train, val or test")
+    expect(0 < config.data.val_fraction < 1, "data.val_fraction", "a fraction between 0 and 1")
+    expect(config.data.num_workers >= 0, "data.num_workers", "0 or more")

@@ -1,0 +1,132 @@
+"""Which packed slices are trained on, which choose the best epoch, and which are the test."""
+
+import dataclasses
+import math
+import pathlib
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from usam_jax.data.prepare import Packed
+from usam_jax.errors import DataError, UsageError
+from usam_jax.files import read_json, write_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Rows int[n] of the arrays of a packed split."""
+
+    split: str
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def split_parts(packed: Packed, data: ConfigDict, select_on: str) -> dict[str, Part]:
+    """The parts `train`, `val` and `test` of a data set; no patient is in two of them.
+
+    Validation is the data set's own where it has one. Otherwise it is held out of the training
+    split: whole patients drawn by seed or, where patients are unknown, a contiguous block of
+    slices; with `num_folds` it is fold number `fold`. Where the best epoch is chosen on the test
+    set it is empty. Slices without foreground are trained on only with `train_on_empty`.
+    Raises DataError where nothing is left to train or to choose on.
+    """
+    slices = packed.slices("train")
+    held_out = np.zeros(len(slices), bool)
+    if select_on == "val" and not packed.cases("val"):
+        patients = [x["patient"] for x in slices]
+        held_out = hold_out(patients, data)
+        if held_out.all() or not held_out.any():
+            raise DataError(
+                f"{packed.folder}: {len(slices)} slices cannot be split into training and "
+                f"validation with config.data.val_fraction = {data.val_fraction} and num_folds = "
+                f"{data.num_folds}; change them, or set config.eval.select_on=test"
+            )
+        chosen_on = [x for x, held in zip(slices, held_out, strict=True) if held]
+        if not any(x["foreground"] for x in chosen_on):
+            raise DataError(
+                f"{packed.folder}: the {len(chosen_on)} slices for choosing the best epoch have no "
+                "label; change config.data.val_fraction, or set config.eval.select_on=test"
+            )
+    foreground = np.array([x["foreground"] for x in slices], bool)
+    trained = np.flatnonzero(~held_out & (foreground | data.train_on_empty))
+    val = Part("train", np.flatnonzero(held_out))
+    if select_on == "val" and packed.cases("val"):
+        val = whole(packed, "val")
+    if not trained.size:
+        raise DataError(f"{packed.folder}: no slice of the training split has any label")
+    return {"train": Part("train", trained), "val": val, "test": whole(packed, "test")}
+
+
+def choose(parts: dict[str, Part], config: ConfigDict) -> Part:
+    """The part that `config.eval.split` names. Raises UsageError where it is none or empty."""
+    name = config.eval.split
+    if name not in parts or not len(parts[name]):
+        raise UsageError(
+            f"config.eval.split: found {name!r}, expected a part that has slices: "
+            f"{', '.join(x for x in parts if len(parts[x]))}"
+        )
+    return parts[name]
+
+
+def name_slices(packed: Packed, part: Part) -> list[str]:
+    """`SPLIT/NAME` of each slice of a part."""
+    slices = packed.slices(part.split)
+    return [f"{part.split}/{slices[row]['name']}" for row in part.rows]
+
+
+def write_record(workdir: pathlib.Path, packed: Packed, parts: dict[str, Part]) -> None:
+    """Writes `data.json`: which data a run trains on and chooses by, slice by slice."""
+    named = {name: name_slices(packed, part) for name, part in parts.items()}
+    write_json(workdir / "data.json", {"fingerprint": packed.manifest["fingerprint"], **named})
+
+
+def check_record(workdir: pathlib.Path, packed: Packed) -> None:
+    """Raises DataError where the data set is another than when the run began."""
+    record = read_json(workdir / "data.json")
+    if record.get("fingerprint") != packed.manifest["fingerprint"]:
+        raise DataError(
+            f"{packed.folder}: the data set has changed since {workdir} began; restore its files "
+            "to go on with that run, or give another --workdir"
+        )
+
+
+def check_unseen(workdir: pathlib.Path, packed: Packed, part: Part, name: str) -> None:
+    """Raises DataError where slices that the run was trained on would count as val or test."""
+    record = read_json(workdir / "data.json")
+    if name == "train" or record.get("fingerprint") != packed.manifest["fingerprint"]:
+        return
+    seen = set(record["train"]) & set(name_slices(packed, part))
+    if seen:
+        raise DataError(
+            f"{workdir} was trained on {len(seen)} of the {len(part)} slices of the part {name}, "
+            "which is split off otherwise here; give the config.data and config.eval.select_on of "
+            "that run"
+        )
+
+
+def whole(packed: Packed, split: str) -> Part:
+    return Part(split, np.arange(sum(x["num_slices"] for x in packed.cases(split))))
+
+
+def hold_out(patients: list[str | None], data: ConfigDict) -> np.ndarray:
+    """Which slices bool[n] are held out of training, by their patients.
+
+    Raises UsageError for a fold that does not exist.
+    """
+    groups: list = list(range(len(patients)))  # without patients a slice is its own group
+    labels: list = groups
+    names = sorted({name for name in patients if name is not None})
+    if None not in patients:
+        labels = patients
+        groups = np.random.default_rng(data.split_seed).permutation(names).tolist()
+    start, stop = len(groups) - math.ceil(data.val_fraction * len(groups)), len(groups)
+    if data.num_folds:
+        if not 0 <= data.fold < data.num_folds:
+            raise UsageError(
+                f"config.data.fold: found {data.fold}, expected 0 to {data.num_folds - 1}"
+            )
+        start, stop = (len(groups) * i // data.num_folds for i in (data.fold, data.fold + 1))
+    chosen = set(groups[start:stop])
+    return np.array([label in chosen for label in labels])
