@@ -37,6 +37,9 @@ def get_config() -> ConfigDict:
     data.clahe_limit = 2.5  # clip limit of the contrast equalisation; 0: none
     data.random_clahe = False  # draw the limit from 1..4 in training; clahe_limit in evaluation
     data.augment = True  # right angles and flips (half), rotation to 20 degrees (a quarter)
+    data.augment_scale = 0.0  # 0.2: each slice shrunk or grown by up to a factor of 1.2
+    data.augment_elastic = 0.0  # pixels by which a smooth random field bends each slice
+    data.augment_intensity = 0.0  # 0.2: contrast by up to 20 %, brightness by up to 10 % of white
     data.val_fraction = 0.1  # of the patients in the training split (CARE: of its slices)
     data.split_seed = 0  # of the choice of those patients
     data.num_folds = 0  # above 0: cross-validation, where `fold` is the validation part
@@ -45,8 +48,13 @@ def get_config() -> ConfigDict:
     data.num_workers = 0  # processes that prepare training batches; 0: threads of the main one
 
     config.prompts = prompts = ConfigDict()
-    prompts.kind = "points"  # none, points, box, points_box; taken from the ground truth
+    # From the ground truth: none, points, box, points_box; or mixed, where each training slice draws
+    # one of the four, so that one model serves them all. mixed is evaluated as points; give another
+    # kind with --mode=eval.
+    prompts.kind = "points"
     prompts.points_per_class = 3  # the paper: 1, 3, 5
+    prompts.negative_points = 0  # of the background, on each slice that has points
+    prompts.box_jitter = 0.0  # pixels by which each side of a training box is moved at most
     prompts.order = "xy"  # of a point's coordinates; rowcol: as the published code hands them over
 
     config.optimizer = optimizer = ConfigDict()

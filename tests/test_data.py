@@ -11,15 +11,10 @@ import zlib
 import numpy as np
 import pytest
 from conftest import ROOT, phantom_config, write_care
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
-from usam_jax.data import augment, pack_case, pipeline, prepare, prompts, splits
 from usam_jax.data import care as care_reader
+from usam_jax.data import pack_case, pipeline, prepare, splits
 from usam_jax.errors import DataError, UsageError
-
-LABELS = hnp.arrays(np.uint8, (16, 16), elements=st.integers(0, 3))
 
 
 @pytest.fixture
@@ -321,19 +316,6 @@ def test_batches_come_again_from_the_seed_and_differ_between_epochs(care):
     assert any(not np.array_equal(drawn[0][i], drawn[1][i]) for i in range(12))
 
 
-def test_two_worker_processes_give_the_same_batches_as_none(care):
-    from absl import flags
-
-    flags.FLAGS.mark_as_parsed()
-    _, config = care
-    config.train.batch_size = 4
-    packed = prepare.prepare(config.data)
-    alone, _ = pipeline.train_batches(packed, np.arange(12), config)
-    config.data.num_workers = 2
-    helped, _ = pipeline.train_batches(packed, np.arange(12), config)
-    assert_same_batches(take(alone, 6), take(helped, 6))
-
-
 def test_iterator_goes_on_from_its_saved_state(care):
     _, config = care
     config.train.batch_size = 4
@@ -416,52 +398,6 @@ def test_random_limits_are_drawn_in_training_and_fixed_in_evaluation(care):
     assert not np.array_equal(
         a["image"][np.argsort(a["index"])], b["image"][np.argsort(b["index"])]
     )
-
-
-@settings(max_examples=60, deadline=None)
-@given(LABELS, st.integers(1, 5), st.integers(0, 2**32 - 1), st.booleans())
-def test_points_lie_on_their_class_after_augmentation(label, per_class, seed, fixed):
-    rng = np.random.default_rng(seed)
-    image, turned = augment.augment(label * 50, label, rng)
-    np.testing.assert_array_equal(image, turned * 50)  # both moved alike
-    points, kinds = prompts.make_points(turned, 4, per_class, None if fixed else rng)
-    assert points.shape == (3 * per_class, 2)
-    present = [c for c in (1, 2, 3) if (turned == c).any()]
-    for c in (1, 2, 3):
-        rows = slice((c - 1) * per_class, c * per_class)
-        given_points = points[rows][kinds[rows] == prompts.FOREGROUND].astype(int)
-        stands_for = (
-            c if c in present else next((p for p in present if p > c), present[0] if present else 0)
-        )
-        assert len(given_points) == min(per_class, (turned == stands_for).sum() if present else 0)
-        assert {int(turned[y, x]) for x, y in given_points} <= {stands_for}
-        assert len({(x, y) for x, y in given_points}) == len(given_points)
-
-
-@settings(max_examples=60, deadline=None)
-@given(LABELS)
-def test_a_box_is_the_smallest_that_holds_all_foreground(label):
-    x0, y0, x1, y1 = prompts.make_box(label).astype(int)
-    inside = label[y0 : y1 + 1, x0 : x1 + 1]
-    assert np.count_nonzero(inside) == np.count_nonzero(label)
-    if label.any():
-        assert inside[0].any() and inside[-1].any() and inside[:, 0].any() and inside[:, -1].any()
-
-
-def test_augmentation_takes_its_published_shares():
-    label = np.random.default_rng(0).integers(0, 256, (32, 32), np.uint8)
-    kinds = {"same": 0, "right angle": 0, "rotated": 0}
-    for seed in range(2000):
-        image, _ = augment.augment(label, label, np.random.default_rng(seed))
-        if np.array_equal(image, label):
-            kinds["same"] += 1
-        elif np.array_equal(np.sort(image, axis=None), np.sort(label, axis=None)):
-            kinds["right angle"] += 1
-        else:
-            kinds["rotated"] += 1
-    # Three deviations of 2000 draws; a rotation of about a degree moves no pixel of so few.
-    assert abs(kinds["right angle"] / 2000 - 0.5) < 0.034
-    assert abs(kinds["rotated"] / 2000 - 0.235) < 0.04
 
 
 def test_manifest_is_json_that_tells_every_slice(care):

@@ -3,7 +3,7 @@
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from usam_jax.data.pipeline import make_add_prompts
+from usam_jax.data.prompts import make_add_prompts
 from usam_jax.errors import UsageError
 from usam_jax.models import make_model
 from usam_jax.sharding import check_batch_size

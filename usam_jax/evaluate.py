@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from usam_jax import checkpoint, checks, logs, metrics, report
 from usam_jax.data import pipeline, splits
 from usam_jax.data.prepare import Packed, prepare
+from usam_jax.data.prompts import eval_kind
 from usam_jax.data.splits import Part
 from usam_jax.files import write_json
 from usam_jax.models import Prompts, USam, make_model
@@ -31,8 +32,8 @@ def batch_images(batch: dict[str, Any]) -> jax.Array:
 
 def batch_prompts(batch: dict[str, Any]) -> Prompts | None:
     """The prompts of a batch; None where it has none."""
-    fields = ("points_xy", "point_labels", "boxes_xyxy")
-    found = {name: batch[name] for name in fields if name in batch}
+    fields = ("points_xy", "point_labels", "boxes_xyxy", "prompts_given")
+    found = {name.removeprefix("prompts_"): batch[name] for name in fields if name in batch}
     return Prompts(**found) if found else None
 
 
@@ -105,21 +106,25 @@ def describe_prompts(prompts: ConfigDict) -> str:
     points = f"{prompts.points_per_class} points per class"
     if prompts.order == "rowcol":
         points += " as (row, column)"
+    if prompts.negative_points:
+        points += f" and {prompts.negative_points} of the background"
     words = {
         "none": "none (automatic)",
         "points": f"{points} from the ground truth",
         "box": "box from the ground truth",
         "points_box": f"{points} and box from the ground truth",
     }
-    return words[prompts.kind]
+    return words[eval_kind(prompts.kind)]
 
 
 def name_prompts(prompts: ConfigDict) -> str:
     """The prompts as a folder's name: `points3`, `points3_rowcol`, `points3_box`, `box`, `none`."""
-    if "points" not in prompts.kind:
-        return prompts.kind
-    name = prompts.kind.replace("points", f"points{prompts.points_per_class}")
-    return name if prompts.order == "xy" else f"{name}_{prompts.order}"
+    name = eval_kind(prompts.kind)
+    if "points" in name:
+        negative = f"_negative{prompts.negative_points}" if prompts.negative_points else ""
+        name = name.replace("points", f"points{prompts.points_per_class}{negative}")
+        name += "_rowcol" if prompts.order == "rowcol" else ""
+    return name
 
 
 def evaluate_workdir(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:

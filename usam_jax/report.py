@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from usam_jax.data.pipeline import make_add_prompts
 from usam_jax.data.prepare import Packed
+from usam_jax.data.prompts import BACKGROUND, FOREGROUND, make_add_prompts
 from usam_jax.files import replacing
 
 matplotlib.use("Agg")
@@ -70,8 +70,9 @@ def region_of_interest(*labels: np.ndarray) -> tuple[float, float, float]:
 
 def draw_prompts(axes: Any, prompts: dict[str, np.ndarray]) -> None:
     if "points_xy" in prompts:
-        given = prompts["points_xy"][prompts["point_labels"] >= 0]
-        axes.plot(given[:, 0], given[:, 1], "o", ms=3, mfc="yellow", mec="black", mew=0.5)
+        for kind, colour in ((FOREGROUND, "yellow"), (BACKGROUND, "red")):
+            points = prompts["points_xy"][prompts["point_labels"] == kind]
+            axes.plot(points[:, 0], points[:, 1], "o", ms=3, mfc=colour, mec="black", mew=0.5)
     if "boxes_xyxy" in prompts:
         x0, y0, x1, y1 = prompts["boxes_xyxy"]
         axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec="yellow", lw=0.8))

@@ -1,42 +1,123 @@
-"""The published augmentation: right angles and flips, or a small rotation (NumPy, OpenCV)."""
+"""Random views of a slice: the published ones, and more as settings (NumPy, OpenCV)."""
+
+import dataclasses
+import math
 
 import cv2
 import numpy as np
+from ml_collections import ConfigDict
 
 from usam_jax.data.pack_case import make_clahe
+from usam_jax.errors import UsageError
 
 RIGHT_ANGLE_SHARE = 0.5
 ROTATION_SHARE = 0.25
 MAX_DEGREES = 20.0
 RANDOM_CLAHE_LIMITS = (1.0, 4.0)
+KNOTS = 5  # of the elastic field, along each side
+MAX_ELASTIC = 0.05  # of the slice's side; a field twice as strong would fold
 
 Pair = tuple[np.ndarray, np.ndarray]
 
 
-def augment(image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> Pair:
-    """A random view of a slice: half are turned by right angles and flipped, a quarter rotated.
+@dataclasses.dataclass(frozen=True)
+class Augment:
+    """What is drawn for a slice; every part can be off. Fields as in `config.data`."""
 
-    uint8[h w] both. Source: the paper's implementation details; the published code.
-    """
-    draw = rng.random()
-    if draw < RIGHT_ANGLE_SHARE:
-        turns, axis = int(rng.integers(4)), int(rng.integers(2))
-        return flip_turned(image, turns, axis), flip_turned(label, turns, axis)
-    if draw < RIGHT_ANGLE_SHARE + ROTATION_SHARE:
-        degrees = rng.uniform(-MAX_DEGREES, MAX_DEGREES)
-        return rotate(image, degrees), rotate(label, degrees)
-    return image, label
+    published: bool = True
+    random_clahe: bool = False
+    scale: float = 0.0
+    elastic: float = 0.0
+    intensity: float = 0.0
+
+    def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> Pair:
+        """A random view of a slice, uint8[h h] both; image and label move alike.
+
+        Half are turned by right angles and flipped, a quarter rotated (the paper's implementation
+        details; the published code). Rotation, scale and elastic field are one warp.
+        """
+        if self.random_clahe:
+            image = random_clahe(image, rng)
+        degrees = 0.0
+        if self.published:
+            draw = rng.random()
+            if draw < RIGHT_ANGLE_SHARE:
+                turns, axis = divmod(int(rng.integers(4)), 2)
+                image, label = flip_turned(image, turns, axis), flip_turned(label, turns, axis)
+            elif draw < RIGHT_ANGLE_SHARE + ROTATION_SHARE:
+                degrees = rng.uniform(-MAX_DEGREES, MAX_DEGREES)
+        if self.scale or self.elastic:
+            limit = math.log1p(self.scale)
+            matrix = view_matrix(label.shape[0], degrees, math.exp(rng.uniform(-limit, limit)))
+            field = elastic_field(label.shape[0], self.elastic, rng) if self.elastic else None
+            # With these nearly every slice is warped, and evaluation sees none of that roughness.
+            image = warp(image, matrix, field, cv2.INTER_LINEAR)
+            label = warp(label, matrix, field, cv2.INTER_NEAREST)
+        elif degrees:
+            image, label = rotate(image, degrees), rotate(label, degrees)
+        if self.intensity:
+            image = jitter_intensity(image, self.intensity, rng)
+        return image, label
+
+
+def make_augment(data: ConfigDict) -> Augment:
+    """What `config.data` asks for. Raises UsageError for an amount that makes no sense."""
+    limits = {
+        "augment_scale": 1.0,
+        "augment_elastic": MAX_ELASTIC * data.image_size,
+        "augment_intensity": 1.0,
+    }
+    for field, limit in limits.items():
+        if not 0 <= data[field] <= limit:
+            raise UsageError(
+                f"config.data.{field}: found {data[field]}, expected a number from 0 to {limit:g}"
+            )
+    amounts = (data.augment_scale, data.augment_elastic, data.augment_intensity)
+    return Augment(data.augment, data.random_clahe, *amounts)
 
 
 def flip_turned(x: np.ndarray, turns: int, axis: int) -> np.ndarray:
-    return np.ascontiguousarray(np.flip(np.rot90(x, turns), axis))
+    """A mirror image: 0 or 1 quarter turn, then a flip. More turns give the same four."""
+    return cv2.flip(cv2.rotate(x, cv2.ROTATE_90_COUNTERCLOCKWISE) if turns else x, axis)
 
 
 def rotate(x: np.ndarray, degrees: float) -> np.ndarray:
-    """Rotation about the centre, nearest neighbour, 0 (air, background) from outside."""
-    h, w = x.shape
-    matrix = cv2.getRotationMatrix2D(((w - 1) / 2, (h - 1) / 2), degrees, 1.0)
-    return cv2.warpAffine(x, matrix, (w, h), flags=cv2.INTER_NEAREST)
+    """The published rotation: about the centre, nearest neighbour for the image too."""
+    return warp(x, view_matrix(x.shape[0], degrees, 1.0), None, cv2.INTER_NEAREST)
+
+
+def view_matrix(size: int, degrees: float, factor: float) -> np.ndarray:
+    """float64[2 3]: a turn about the centre, counter-clockwise, and growth by `factor`."""
+    centre = (size - 1) / 2
+    return cv2.getRotationMatrix2D((centre, centre), degrees, factor)
+
+
+def elastic_field(size: int, pixels: float, rng: np.random.Generator) -> Pair:
+    """Smooth shifts in x and y, float32[h h] in pixels, drawn at knots from -pixels to pixels."""
+    knots = rng.uniform(-pixels, pixels, (2, KNOTS, KNOTS)).astype(np.float32)
+    x, y = (cv2.resize(plane, (size, size), interpolation=cv2.INTER_CUBIC) for plane in knots)
+    return x, y
+
+
+def warp(x: np.ndarray, matrix: np.ndarray, field: Pair | None, interpolation: int) -> np.ndarray:
+    """`x` uint8[h h] moved by `matrix` and then `field`; 0 (air, background) from outside."""
+    size = x.shape[0]
+    if field is None:
+        return cv2.warpAffine(x, matrix, (size, size), flags=interpolation)
+    (xx, xy, x0), (yx, yy, y0) = cv2.invertAffineTransform(matrix).astype(np.float32)
+    columns = np.arange(size, dtype=np.float32)
+    rows = columns[:, None]
+    from_x = field[0] + (xx * columns + (xy * rows + x0))
+    from_y = field[1] + (yx * columns + (yy * rows + y0))
+    return cv2.remap(x, from_x, from_y, interpolation, borderMode=cv2.BORDER_CONSTANT)
+
+
+def jitter_intensity(image: np.ndarray, amount: float, rng: np.random.Generator) -> np.ndarray:
+    """Contrast about mid grey by 1 +- amount and brightness by +- amount / 2 of the range."""
+    contrast, shift = rng.uniform(-amount, amount, 2)
+    grey = np.arange(256) - 127.5
+    table = grey * (1 + contrast) + 127.5 * (1 + shift)
+    return cv2.LUT(image, np.clip(np.rint(table), 0, 255).astype(np.uint8))
 
 
 def random_clahe(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from usam_jax.models.layers import (
     BatchNorm,
@@ -81,6 +81,7 @@ class MaskDecoder(nn.Module):
         embedding: Float[Array, "b g g d"],
         skips: tuple[Float[Array, "b _ _ _"], ...],
         sparse: Float[Array, "b n d"],
+        mask: Bool[Array, "b n"] | None,
         dense: Float[Array, "1 1 1 d"],
         position: Float[Array, "1 g g d"],
         train: bool,
@@ -98,7 +99,9 @@ class MaskDecoder(nn.Module):
         source = (embedding + dense.astype(self.dtype)).reshape(b, g * g, d)
         position = position.reshape(1, g * g, d).astype(self.dtype)
         transformer = TwoWayTransformer(self.dtype, name="transformer")
-        tokens, source = transformer(tokens, source, position)
+        if mask is not None:
+            mask = jnp.pad(mask, ((0, 0), (1 + t, 0)), constant_values=True)
+        tokens, source = transformer(tokens, source, position, mask)
 
         mlps = TokenMlps(d // 8, self.dtype, name="output_hypernetworks_mlps")
         weights = mlps(tokens[:, 1 : 1 + t])

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 FOREGROUND, BACKGROUND, PADDING = 1, 0, -1
 
@@ -14,12 +14,24 @@ class Prompts:
     """What the user points at, in pixels (x, y) of the model's input; either part may be None.
 
     A point's label is 1 (foreground), 0 (background) or -1 (padding, which is no point).
-    A box is (x0, y0, x1, y1).
+    A box is (x0, y0, x1, y1). `given` tells for each image whether its points and its box are
+    there, so that a batch can mix them: each gets the logits that it gets in a batch of its kind.
     """
 
     points_xy: Float[Array, "b p 2"] | None = None
     point_labels: Int[Array, "b p"] | None = None
     boxes_xyxy: Float[Array, "b 4"] | None = None
+    given: Bool[Array, "b 2"] | None = None  # needs both parts; None: what is not None is there
+
+    def token_mask(self) -> Bool[Array, "b n"] | None:
+        """Which of the encoder's tokens are there; None where all are."""
+        if self.given is None:
+            return None
+        if self.points_xy is None or self.boxes_xyxy is None:
+            raise ValueError("prompts.given was set without both points_xy and boxes_xyxy")
+        points, box = self.given[:, :1], self.given[:, 1:]
+        count = self.points_xy.shape[1]
+        return jnp.concatenate([points.repeat(count, 1), points & ~box, box.repeat(2, 1)], axis=1)
 
 
 class PositionEmbedding(nn.Module):
@@ -86,7 +98,8 @@ class PromptEncoder(nn.Module):
             points, labels = prompts.points_xy, prompts.point_labels
             if labels is None:
                 raise ValueError("prompts.points_xy was given without prompts.point_labels")
-            if prompts.boxes_xyxy is None:  # SAM marks the end of points that no box follows
+            # SAM marks the end of points that no box follows.
+            if prompts.boxes_xyxy is None or prompts.given is not None:
                 points = jnp.pad(points, ((0, 0), (0, 1), (0, 0)))
                 labels = jnp.pad(labels, ((0, 0), (0, 1)), constant_values=PADDING)
             tokens.append(self.embed_points(points, labels))

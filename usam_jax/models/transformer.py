@@ -2,7 +2,7 @@
 
 import jax
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from usam_jax.models.layers import Dtype, Mlp, layer_norm, linear
 
@@ -10,14 +10,18 @@ NUM_HEADS = 8
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention with an inner width of its own."""
+    """Multi-head attention with an inner width of its own; `mask` says which keys are there."""
 
     inner: int
     dtype: Dtype
 
     @nn.compact
     def __call__(
-        self, q: Float[Array, "b n d"], k: Float[Array, "b m d"], v: Float[Array, "b m d"]
+        self,
+        q: Float[Array, "b n d"],
+        k: Float[Array, "b m d"],
+        v: Float[Array, "b m d"],
+        mask: Bool[Array, "b m"] | None = None,
     ) -> Float[Array, "b n d"]:
         b, n, d = q.shape
 
@@ -26,7 +30,8 @@ class CrossAttention(nn.Module):
             return x.reshape(b, -1, NUM_HEADS, self.inner // NUM_HEADS)
 
         q, k, v = split_heads(q, "q_proj"), split_heads(k, "k_proj"), split_heads(v, "v_proj")
-        x = jax.nn.dot_product_attention(q, k, v).reshape(b, n, self.inner)
+        mask = mask if mask is None else mask[:, None, None]
+        x = jax.nn.dot_product_attention(q, k, v, mask=mask).reshape(b, n, self.inner)
         return linear(d, self.inner, self.dtype, "out_proj")(x)
 
 
@@ -43,6 +48,7 @@ class TwoWayBlock(nn.Module):
         source: Float[Array, "b m d"],
         initial: Float[Array, "b n d"],
         position: Float[Array, "1 m d"],
+        mask: Bool[Array, "b n"] | None,
     ) -> tuple[Float[Array, "b n d"], Float[Array, "b m d"]]:
         d = tokens.shape[-1]
 
@@ -54,10 +60,10 @@ class TwoWayBlock(nn.Module):
 
         self_attn = attention(d, "self_attn")
         if self.first:
-            tokens = self_attn(tokens, tokens, tokens)
+            tokens = self_attn(tokens, tokens, tokens, mask)
         else:
             q = tokens + initial
-            tokens = tokens + self_attn(q, q, tokens)
+            tokens = tokens + self_attn(q, q, tokens, mask)
         tokens = norm("norm1")(tokens)
 
         to_image = attention(d // 2, "cross_attn_token_to_image")
@@ -65,12 +71,15 @@ class TwoWayBlock(nn.Module):
         tokens = norm("norm3")(tokens + Mlp(8 * d, nn.relu, self.dtype, name="mlp")(tokens))
 
         to_tokens = attention(d // 2, "cross_attn_image_to_token")
-        source = norm("norm4")(source + to_tokens(source + position, tokens + initial, tokens))
-        return tokens, source
+        attended = to_tokens(source + position, tokens + initial, tokens, mask)
+        return tokens, norm("norm4")(source + attended)
 
 
 class TwoWayTransformer(nn.Module):
-    """Two layers, then a last attention of the tokens to the image."""
+    """Two layers, then a last attention of the tokens to the image.
+
+    Tokens that `mask` leaves out are as if they were not there.
+    """
 
     dtype: Dtype
 
@@ -80,11 +89,12 @@ class TwoWayTransformer(nn.Module):
         tokens: Float[Array, "b n d"],
         source: Float[Array, "b m d"],
         position: Float[Array, "1 m d"],
+        mask: Bool[Array, "b n"] | None,
     ) -> tuple[Float[Array, "b n d"], Float[Array, "b m d"]]:
         initial = tokens
         for i in range(2):
             block = TwoWayBlock(i == 0, self.dtype, name=f"layers_{i}")
-            tokens, source = block(tokens, source, initial, position)
+            tokens, source = block(tokens, source, initial, position, mask)
         final = CrossAttention(tokens.shape[-1] // 2, self.dtype, name="final_attn_token_to_image")
         tokens = tokens + final(tokens + initial, source + position, source)
         return layer_norm(1e-5, self.dtype, "norm_final_attn")(tokens), source

@@ -97,7 +97,10 @@ class USam(nn.Module):
         batch, grid = features.embedding.shape[:2]
         sparse, dense = self.prompt_encoder(prompts, batch)
         position = self.prompt_encoder.image_positions(grid)
-        return self.mask_decoder(features.embedding, features.skips, sparse, dense, position, train)
+        mask = prompts.token_mask() if prompts else None
+        return self.mask_decoder(
+            features.embedding, features.skips, sparse, mask, dense, position, train
+        )
 
     def __call__(
         self, images: Float[Array, "b h w"], prompts: Prompts | None, train: bool = False

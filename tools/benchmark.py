@@ -1,0 +1,188 @@
+"""Measures how fast parts of this package are, and keeps the figures with commit and device.
+
+    python -m tools.benchmark data
+
+`data`: training slices of 224x224 a second of one core's time, from packed arrays with the
+published augmentation and 3 points per class, beside a loader that works as the published one
+does; and how long 100,000 packed slices take to open. Figures go to benchmarks/results.csv.
+"""
+
+import argparse
+import csv
+import os
+import pathlib
+import platform
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+
+import cv2
+import numpy as np
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.table import Table
+from scipy import ndimage
+
+from configs import care
+from usam_jax.data import augment, pipeline, splits
+from usam_jax.data.prepare import Packed, prepare
+from usam_jax.data.sources import load_phantom
+from usam_jax.files import read_json, write_json
+
+ROOT = pathlib.Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results.csv"
+COLUMNS = ("commit", "device", "what", "figure", "unit")
+
+NUM_SLICES = 192
+EPOCH = 8000  # grain shuffles thousands of slices, as a data set has, faster than a few
+ROUNDS = 5
+NUM_OPENED = 100_000
+
+Figure = tuple[str, float, str]  # what, how much, unit
+
+
+def measure_data() -> list[Figure]:
+    """Both loaders in turn, so that what else the machine does hits both; the best of each."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    with tempfile.TemporaryDirectory() as folder:
+        config = write_slices(pathlib.Path(folder))
+        packed = prepare(config.data)
+        paths = sorted(pathlib.Path(config.data.root).glob("train/train_npz/*.npz"))
+        rows = np.resize(np.arange(NUM_SLICES), EPOCH)
+        batches, _ = pipeline.train_batches(packed, rows, config)
+        published = published_batches(paths, config.train.batch_size)
+        rates = [(batch_rate(batches, 100), batch_rate(published, 8)) for _ in range(ROUNDS)]
+        opening = min(measure_opening(pathlib.Path(folder) / "large") for _ in range(3))
+    ours, theirs = (max(x) for x in zip(*rates, strict=True))
+    ratio = float(np.median([a / b for a, b in rates]))
+    return [
+        ("training slices", ours, "slices/s of one core's time"),
+        ("training slices, as the published loader", theirs, "slices/s of one core's time"),
+        ("ratio of the two, median of pairs", ratio, "times"),
+        (f"opening {NUM_OPENED:,} packed slices to the first batch", opening, "s"),
+    ]
+
+
+def batch_rate(batches: Iterator[dict[str, np.ndarray]], count: int) -> float:
+    """Slices a second of this process's time, so that other processes count as little as can be."""
+    start, slices = time.process_time(), 0
+    for _ in range(count):
+        slices += len(next(batches)["image"])
+    return slices / (time.process_time() - start)
+
+
+def write_slices(folder: pathlib.Path) -> ConfigDict:
+    """Phantoms as CARE's files, compressed as those are; gives the config that packs them."""
+    config = care.get_config()
+    config.data.root, config.data.packed_dir = str(folder / "care"), str(folder / "packed")
+    for seed, (split, count) in enumerate((("train", NUM_SLICES), ("test", 1))):
+        files = folder / "care" / split / f"{split}_npz"
+        files.mkdir(parents=True)
+        numbers = range(0, count, 24)
+        made = [load_phantom(seed, i, config.data.image_size, min(24, count)) for i in numbers]
+        images, labels = (np.concatenate(x).astype(np.float64) for x in zip(*made, strict=True))
+        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+            np.savez_compressed(files / f"{i}.npz", image=image, label=label)
+    return config
+
+
+def published_batches(paths: list[pathlib.Path], size: int) -> Iterator[dict[str, np.ndarray]]:
+    """Endless batches made as the published loader makes them: everything anew for each access."""
+    rng = np.random.default_rng(0)
+    while True:
+        yield pipeline.stack([published_slice(x, rng) for x in rng.choice(paths, size)])
+
+
+def published_slice(path: pathlib.Path, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    with np.load(path) as file:
+        image, label = (file["image"] * 255).astype(np.uint8), file["label"]
+    image = augment.random_clahe(image, rng)
+    draw = rng.random()
+    if draw < augment.RIGHT_ANGLE_SHARE:
+        turns, axis = rng.integers(4), rng.integers(2)
+        image, label = (np.flip(np.rot90(x, turns), axis).copy() for x in (image, label))
+    elif draw < augment.RIGHT_ANGLE_SHARE + augment.ROTATION_SHARE:
+        degrees = rng.uniform(-augment.MAX_DEGREES, augment.MAX_DEGREES)
+        image, label = (ndimage.rotate(x, degrees, order=0, reshape=False) for x in (image, label))
+    points = np.zeros((2, 3, 2), np.float32)
+    for c in (1, 2):
+        found = np.argwhere(label == c)
+        if len(found) >= 3:
+            points[c - 1] = rng.permutation(found)[:3]
+    return {"image": image.astype(np.float32) / 255, "label": label, "points": points}
+
+
+def measure_opening(folder: pathlib.Path) -> float:
+    """Seconds from the manifest of patients of 100 slices to the first batch, of empty files."""
+    config = care.get_config()
+    size = config.data.image_size
+    if not folder.is_dir():
+        (folder / "arrays").mkdir(parents=True)
+        for kind in ("images", "labels"):
+            path = folder / "arrays" / f"train_{kind}.npy"
+            np.lib.format.open_memmap(path, "w+", np.uint8, (NUM_OPENED, size, size))
+        cases = [
+            {"name": f"case_{i:05d}", "patient": f"{i:05d}", "num_slices": 100}
+            for i in range(NUM_OPENED // 100)
+        ]
+        for case in cases:
+            case["foreground"] = [True] * 100
+        manifest = {"arrays": "arrays", "splits": {"train": cases, "test": []}}
+        write_json(folder / "manifest.json", manifest)
+    start = time.perf_counter()
+    packed = Packed(folder, read_json(folder / "manifest.json"))
+    parts = splits.split_parts(packed, config.data, "val")
+    batches, _ = pipeline.train_batches(packed, parts["train"].rows, config)
+    next(batches)
+    return time.perf_counter() - start
+
+
+def describe_device() -> str:
+    """The processor's name and the number of its cores."""
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+
+
+def describe_commit() -> str:
+    """The commit, with a + where the working tree has changes."""
+    git = ["git", "-C", str(ROOT)]
+    commit = subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], text=True).strip()
+    changes = subprocess.check_output([*git, "status", "--porcelain"], text=True)
+    return commit + ("+" if changes else "")
+
+
+def report(figures: list[Figure]) -> None:
+    """Prints the figures and appends them to benchmarks/results.csv."""
+    commit, device = describe_commit(), describe_device()
+    table = Table(title=f"{commit}, {device}", title_justify="left")
+    for name in COLUMNS[2:]:
+        table.add_column(name, justify="right" if name == "figure" else "left")
+    for what, figure, unit in figures:
+        table.add_row(what, f"{figure:.4g}", unit)
+    Console(highlight=False, soft_wrap=True).print(table)
+    RESULTS.parent.mkdir(exist_ok=True)
+    fresh = not RESULTS.is_file()
+    with RESULTS.open("a", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerows([COLUMNS] * fresh)
+        writer.writerows((commit, device, x, f"{figure:.4g}", unit) for x, figure, unit in figures)
+
+
+MEASURES: dict[str, Callable[[], list[Figure]]] = {"data": measure_data}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.benchmark",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("what", choices=MEASURES)
+    cv2.setNumThreads(1)
+    report(MEASURES[parser.parse_args().what]())
+
+
+if __name__ == "__main__":
+    main()
