@@ -164,6 +164,17 @@ def test_evaluation_counts_every_slice_once_with_one_compilation(
         assert done.counts[12, c, 0] == expected
 
 
+def test_pictures_show_the_slices_with_the_most_classes(packed_phantoms):
+    _, packed = packed_phantoms
+    for rows in (np.arange(24), np.arange(2)):
+        part = Part("train", rows)
+        kept = evaluate.choose_pictures(packed, part)
+        counts = {row: np.unique(packed.labels("train")[row]).size for row in rows}
+        assert len(kept) == min(len(rows), evaluate.NUM_PICTURES)
+        others = [counts[row] for row in rows if row not in kept]
+        assert min(counts[row] for row in kept) >= max(others, default=0)
+
+
 def test_a_batch_must_split_over_the_devices():
     with pytest.raises(UsageError, match=r"config.train.batch_size: found 6, .* multiple of the 8"):
         check_batch_size(6, make_mesh(8), "config.train.batch_size")

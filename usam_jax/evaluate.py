@@ -93,12 +93,14 @@ def run_evaluation(
 
 
 def choose_pictures(packed: Packed, part: Part) -> frozenset[int]:
-    """Rows for the pictures: spread evenly over those with the most classes in them."""
-    labels, rows = packed.labels(part.split), part.rows
-    classes = {int(row): np.unique(labels[row]).size for row in rows[:: max(1, len(rows) // 200)]}
-    best = sorted(row for row, count in classes.items() if count == max(classes.values()))
-    picked = np.linspace(0, len(best) - 1, min(NUM_PICTURES, len(best))).astype(int)
-    return frozenset(best[i] for i in picked)
+    """Rows for the pictures: spread evenly over the slices with the most classes in them."""
+    labels, step = packed.labels(part.split), max(1, len(part) // 200)
+    classes = {int(row): np.unique(labels[row]).size for row in part.rows[::step]}
+    ranked = sorted(classes, key=lambda row: -classes[row])
+    fullest = [row for row in ranked if classes[row] == classes[ranked[0]]]
+    pool = fullest if len(fullest) >= NUM_PICTURES else ranked[:NUM_PICTURES]
+    picked = np.linspace(0, len(pool) - 1, min(NUM_PICTURES, len(pool))).astype(int)
+    return frozenset(pool[i] for i in picked)
 
 
 def describe_prompts(prompts: ConfigDict) -> str:
