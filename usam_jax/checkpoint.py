@@ -57,7 +57,8 @@ class Checkpoints:
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
         )
-        self.manager = ocp.CheckpointManager(self.folder, options=options)
+        with naming_damage(damaged_checkpoint(self.folder) or self.folder):
+            self.manager = ocp.CheckpointManager(self.folder, options=options)
 
     @property
     def latest_step(self) -> int | None:
@@ -121,6 +122,16 @@ class Checkpoints:
             raise WeightsError(
                 f"{self.folder}: a checkpoint could not be saved: {str(error)[:300]}\n{KEPT}"
             ) from error
+
+
+def damaged_checkpoint(folder: pathlib.Path) -> pathlib.Path | None:
+    """The first checkpoint whose score cannot be read, which keeps Orbax from opening any."""
+    for path in sorted(folder.glob("*/metrics/metrics")):
+        try:
+            json.loads(path.read_text())
+        except ValueError:
+            return path.parents[1]
+    return None
 
 
 @contextlib.contextmanager
