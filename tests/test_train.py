@@ -68,8 +68,7 @@ def test_all_but_the_prompt_encoder_is_trained(one_device_run):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"model.arch": "sam"},
-        {"model.num_skips": 0, "prompts.kind": "none"},
+        {"model.arch": "sam", "prompts.kind": "none"},
         {"model.dtype": "bfloat16", "prompts.kind": "points_box", "optimizer.warmup": True},
     ],
 )
