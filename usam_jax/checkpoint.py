@@ -9,7 +9,6 @@ import json
 import pathlib
 import shutil
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Any, Self
 
 import absl.logging
@@ -103,12 +102,7 @@ class Checkpoints:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         try:
             self.wait()
         finally:

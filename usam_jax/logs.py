@@ -7,7 +7,6 @@ import collections
 import json
 import pathlib
 import time
-from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
@@ -81,12 +80,7 @@ class Progress:
             left = format_time((self.total - self.done) / max(speed, 1e-9))
             say(f"{self.what}: {self.done}/{self.total}  {rate}  {left} left  {self.note}".rstrip())
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.bar.stop()
 
 
@@ -116,11 +110,6 @@ class MetricWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.file.close()
         self.board.close()

@@ -88,6 +88,7 @@ def save_pictures(
     """A row for each predicted slice: the image and, closer, truth with prompts and prediction."""
     rows = sorted(predictions)
     images, labels = packed.images(split), packed.labels(split)
+    slices = packed.slices(split)
     colours = class_colours(config.model.num_classes)
     add_prompts = make_add_prompts(config)
     figure = Figure(figsize=(12, 3 * len(rows) + 0.6), layout="constrained")
@@ -99,7 +100,7 @@ def save_pictures(
             ax.imshow(images[row], cmap="gray", vmin=0, vmax=255)
             ax.set_xticks([])
             ax.set_yticks([])
-        axes[0].set_ylabel(packed.slices(split)[row]["name"])
+        axes[0].set_ylabel(slices[row]["name"])
         axes[0].add_patch(
             Rectangle((x - half, y - half), 2 * half, 2 * half, fill=False, ec="white", lw=0.8)
         )
