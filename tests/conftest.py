@@ -95,7 +95,7 @@ def write_nnunet(root: pathlib.Path, num_train: int, num_test: int) -> None:
                 turned = volume.as_reoriented(
                     np.array([[0, 1], [1, -1 if number % 2 else 1], [2, 1]])
                 )
-                nibabel.save(turned, root / f"{kind}{split}" / f"case_{i:03d}{suffix}.nii.gz")
+                nibabel.save(turned, root / f"{kind}{split}" / f"case_{number:03d}{suffix}.nii.gz")
     labels = {"background": 0, "normal rectum": 1, "tumour": 2}
     description = {"channel_names": {"0": "CT"}, "labels": labels, "file_ending": ".nii.gz"}
     (root / "dataset.json").write_text(json.dumps(description))

@@ -198,11 +198,11 @@ def test_a_description_that_does_not_fit_is_named(nnunet):
     description = json.loads(path.read_text())
     config.data.classes = ("background", "liver", "tumour")
     with pytest.raises(
-        UsageError, match=r"config.data.classes: found .*give --config.data.classes"
+        UsageError, match=r"config.data.classes: found .*configs/nnunet"
     ):
         prepare.prepare(config.data)
     path.write_text(json.dumps({**description, "channel_names": {"0": "CT", "1": "PET"}}))
-    with pytest.raises(DataError, match="has 2 channels"):
+    with pytest.raises(DataError, match="has the channels .* expected one, CT"):
         prepare.prepare(config.data)
     path.write_text("{}")
     with pytest.raises(DataError, match=r"dataset\.json: found no usable description"):
@@ -216,7 +216,7 @@ def test_a_label_without_image_is_named(nnunet):
     root, config = nnunet
     (root / "imagesTr" / "case_003_0000.nii.gz").unlink()
     with pytest.raises(
-        DataError, match=r"(?s)1 of 4 labels have no image NAME_0000\.nii\.gz.*case_003"
+        DataError, match=r"case_003_0000\.nii\.gz is not there, which .*labelsTr/case_003\.nii\.gz needs"
     ):
         prepare.prepare(config.data)
 
@@ -228,7 +228,7 @@ def test_word_as_distributed_brings_its_own_validation_part(tmp_path, word_confi
         for kind, voxels in (("images", hu), ("labels", labels)):
             (root / f"{kind}{split}").mkdir(parents=True)
             for i in range(count):
-                save(root / f"{kind}{split}" / f"word_{i:04d}.nii.gz", voxels, affine_lps())
+                save(root / f"{kind}{split}" / f"{split}_{i:04d}.nii.gz", voxels, affine_lps())
     config = word_config(root, tmp_path / "packed")
     packed = prepare.prepare(config.data)
     parts = splits.split_parts(packed, config.data, "val")
@@ -271,7 +271,7 @@ def test_real_label_volumes_of_word_are_packed(tmp_path, word_config):
     for split in ("Tr", "Val", "Ts"):
         for kind, voxels in (("images", hu_of[classes]), ("labels", classes.astype(np.uint8))):
             (tmp_path / "WORD" / f"{kind}{split}").mkdir(parents=True)
-            save(tmp_path / "WORD" / f"{kind}{split}" / path.name, voxels, label.affine)
+            save(tmp_path / "WORD" / f"{kind}{split}" / f"{split}{path.name}", voxels, label.affine)
     config = word_config(tmp_path / "WORD", tmp_path / "packed")
     packed = prepare.prepare(config.data)
     assert packed.labels("train").shape == (10, 224, 224)

@@ -26,7 +26,8 @@ from scipy import ndimage
 
 from configs import care
 from usam_jax.data import augment, pipeline, splits
-from usam_jax.data.prepare import Packed, prepare
+from usam_jax.data.packed import Packed
+from usam_jax.data.prepare import prepare
 from usam_jax.data.sources import load_phantom
 from usam_jax.files import read_json, write_json
 

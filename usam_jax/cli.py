@@ -3,9 +3,10 @@
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from usam_jax import logs
 from usam_jax.errors import DISK_FULL, UsageError, UserError, WeightsError
@@ -16,8 +17,8 @@ DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 HINT = "See README.md; configs/care.py tells every field."
 
 
-def parse(argv: Sequence[str]) -> tuple[ConfigDict, list[str]]:
-    """The config and the arguments that are no flags.
+def parse(argv: Sequence[str], needs_config: bool) -> tuple[Any, list[str]]:
+    """The config, None where none is given nor needed, and the arguments that are no flags.
 
     Raises UsageError for a flag, field or value that is wrong, or a config that cannot be loaded.
     """
@@ -29,19 +30,21 @@ def parse(argv: Sequence[str]) -> tuple[ConfigDict, list[str]]:
         raise UsageError(f"the config has no such field: {error.args[0]}\n{HINT}") from error
     except (flags.Error, OSError, TypeError, ValueError, ImportError, SyntaxError) as error:
         raise UsageError(f"{error}\n{HINT}") from error
-    if CONFIG.value is None:
+    if needs_config and CONFIG.value is None:
         raise UsageError("--config is missing; for instance --config=configs/care.py")
     return CONFIG.value, rest[1:]
 
 
-def run(main_fn: Callable[[ConfigDict, list[str]], None], argv: Sequence[str]) -> int:
-    """Calls `main_fn` with what the command line says and returns the exit code."""
+def run(
+    main_fn: Callable[[Any, list[str]], None], argv: Sequence[str], needs_config: bool = True
+) -> int:
+    """Calls `main_fn` with the config and the arguments and returns the exit code."""
     if "--help" in argv:
         module = sys.modules["__main__"]
         print(f"{module.__doc__}\n{flags.FLAGS.get_help()}")
         return 0
     try:
-        main_fn(*parse(argv))
+        main_fn(*parse(argv, needs_config))
     except UserError as error:
         return report(error)
     except OSError as error:

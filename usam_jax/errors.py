@@ -21,9 +21,16 @@ class UsageError(UserError):
 
 
 class DataError(UserError):
-    """A data set, slice or volume that cannot be used as it is (exit code 3)."""
+    """A data set, slice or volume that cannot be used as it is (exit code 3).
+
+    `problem` says what was found and expected, `mend` what to do.
+    """
 
     exit_code = 3
+
+    def __init__(self, problem: str, mend: str = "") -> None:
+        super().__init__(f"{problem}; {mend}" if mend else problem)
+        self.problem, self.mend = problem, mend
 
 
 class WeightsError(UserError):

@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 
 from usam_jax import checkpoint, checks, logs, metrics, report
 from usam_jax.data import pipeline, splits
-from usam_jax.data.prepare import Packed, prepare
+from usam_jax.data.packed import Packed
+from usam_jax.data.prepare import prepare
 from usam_jax.data.prompts import eval_kind
 from usam_jax.data.splits import Part
 from usam_jax.files import write_json

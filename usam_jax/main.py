@@ -25,7 +25,9 @@ def main(config: ConfigDict, arguments: list[str]) -> None:
     if arguments:
         raise UsageError(f"unknown arguments {arguments}; flags begin with --")
     from usam_jax import evaluate, train  # after the flags: a wrong one should not wait for JAX
+    from usam_jax.data.sources import name_classes
 
+    name_classes(config)
     name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = pathlib.Path(WORKDIR.value or f"runs/{name}")
     if MODE.value == "train":

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from usam_jax.data.prepare import Packed
+from usam_jax.data.packed import Packed
 from usam_jax.data.prompts import BACKGROUND, FOREGROUND, make_add_prompts
 from usam_jax.files import replacing
 

@@ -7,7 +7,7 @@ import pathlib
 
 import numpy as np
 
-from usam_jax.data.case import Case, Slices, natural_order
+from usam_jax.data.case import Case, Slices, file_stamp, natural_order, unusable_case
 from usam_jax.errors import DataError, list_some
 
 SHAPE = (224, 224)
@@ -25,20 +25,14 @@ def care_cases(root: pathlib.Path, split: str, num_classes: int) -> list[Case]:
             f"{folder} is not there; config.data.root is {str(root)!r}, expected a folder with the "
             f"CARE data set.\n{WHERE}"
         )
-    found = {path.stem: path for path in folder.glob("*.npz")}
-    names = list(found)
     table = root / split / f"{split}_bbox.csv"
-    if table.is_file():
-        names = read_names(table)
-        absent = [name for name in names if name not in found]
-        if absent:
-            raise DataError(
-                f"{table}: {len(absent)} of {len(names)} names have no file in {folder}:\n"
-                f"{list_some(absent)}\nCopy the missing files, or delete their rows."
-            )
+    names = read_names(table) if table.is_file() else [path.stem for path in folder.glob("*.npz")]
     if not names:
         raise DataError(f"{folder} holds no slices (NAME.npz).\n{WHERE}")
-    return [care_case(found[name], num_classes) for name in sorted(names, key=natural_order)]
+    return [
+        care_case(folder / f"{name}.npz", table, num_classes)
+        for name in sorted(names, key=natural_order)
+    ]
 
 
 def read_names(table: pathlib.Path) -> list[str]:
@@ -50,23 +44,25 @@ def read_names(table: pathlib.Path) -> list[str]:
     except (OSError, KeyError, AttributeError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(
             f"{table}: found no readable column `name` ({error!r}), expected the columns name and "
-            "box. Delete the file to use every .npz of the folder."
+            "bbox",
+            "delete the file to use every .npz of the folder",
         ) from error
     if not names:
-        raise DataError(f"{table}: names no slice; delete it to use every .npz of the folder")
+        raise DataError(f"{table}: names no slice", "delete it to use every .npz of the folder")
     repeated = [name for name, count in collections.Counter(names).items() if count > 1]
     if repeated:
         raise DataError(f"{table}: names that occur more than once:\n{list_some(repeated)}")
     return names
 
 
-def care_case(path: pathlib.Path, num_classes: int) -> Case:
-    try:
-        stat = path.stat()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+def care_case(path: pathlib.Path, table: pathlib.Path, num_classes: int) -> Case:
+    if not path.is_file():
+        missing = DataError(
+            f"{path} is not there, but {table} names it", "copy it, or delete its row"
+        )
+        return unusable_case(path.stem, missing)
     load_fn = functools.partial(load_care_slice, path, num_classes)
-    return Case(path.stem, None, 1, [path.name, stat.st_size, stat.st_mtime_ns], load_fn)
+    return Case(path.stem, None, 1, file_stamp(path), load_fn, files=(path,))
 
 
 def load_care_slice(path: pathlib.Path, num_classes: int) -> Slices:
@@ -84,7 +80,7 @@ def load_care_slice(path: pathlib.Path, num_classes: int) -> Slices:
     except DataError:
         raise
     except Exception as error:  # damage shows up as nearly any error, a tokenizer's among them
-        raise DataError(f"{path}: not a readable .npz ({error}); copy it anew") from error
+        raise DataError(f"{path}: not a readable .npz ({error})", "copy it anew") from error
     for key, array in (("image", image), ("label", label)):
         if array.shape != SHAPE:
             raise DataError(f"{path}: {key} has the shape {array.shape}, expected {SHAPE}")

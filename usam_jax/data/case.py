@@ -1,6 +1,7 @@
 """What every kind of data set is turned into: cases, each read in one go."""
 
 import dataclasses
+import pathlib
 import re
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from usam_jax.data.volumes import Geometry
+from usam_jax.errors import DataError
 
 # Grey float32[n h w], nominally in [0, 1], and class indices uint8[n h w].
 Slices = tuple[np.ndarray, np.ndarray]
@@ -18,7 +20,8 @@ class Case:
     """A slice of CARE, or a volume elsewhere; `load_fn` reads its slices.
 
     `patient` is None where the data set does not tell whose slices these are. `stamp` (JSON)
-    changes when the source does.
+    changes when the source does. A case that cannot be used has no slices, and its `load_fn`
+    raises the DataError that says why.
     """
 
     name: str
@@ -27,11 +30,36 @@ class Case:
     stamp: list[Any]
     load_fn: Callable[[], Slices]
     geometry: Geometry | None = None
+    files: tuple[pathlib.Path, ...] = ()
 
     @property
     def pixel_mm(self) -> tuple[float, float]:
         """Height and width of a pixel; where they are not known only their ratio, 1, matters."""
         return self.geometry.spacing_mm[1:] if self.geometry else (1.0, 1.0)
+
+
+Cases = dict[str, list[Case]]  # by split: train, val, test
+
+
+def unusable_case(name: str, error: DataError) -> Case:
+    """A place holder, so that all that is wrong with a data set is told at once."""
+
+    def load_fn() -> Slices:
+        raise error
+
+    return Case(name, None, 0, [str(error)], load_fn)
+
+
+def file_stamp(*paths: pathlib.Path) -> list[Any]:
+    """Name, size and time of files. Raises DataError where one cannot be looked at."""
+    stamp: list[Any] = []
+    for path in paths:
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+        stamp += [path.name, stat.st_size, stat.st_mtime_ns]
+    return stamp
 
 
 def natural_order(name: str) -> list[tuple[int, str]]:

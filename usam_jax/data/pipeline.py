@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from usam_jax.data.augment import Augment, make_augment
 from usam_jax.data.pack_case import make_clahe
-from usam_jax.data.prepare import Packed
+from usam_jax.data.packed import Packed
 from usam_jax.data.prompts import AddPrompts, make_add_prompts
 from usam_jax.errors import UsageError
 

@@ -3,73 +3,27 @@
 `PACKED/manifest.json` tells what the arrays in its folder `arrays` hold: `{split}_images.npy` and
 `{split}_labels.npy`, uint8[n h w]. Anyone with numpy can read them. The manifest comes last and in
 one piece, so arrays that are still being packed are never read; `progress.json` beside those says
-how far packing came.
+how far packing came. `held_out` in it names the training cases that validate, by split setting.
 """
 
 import contextlib
-import dataclasses
 import fcntl
 import hashlib
 import json
-import os
 import pathlib
-import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from usam_jax import logs
-from usam_jax.data.case import Case
-from usam_jax.data.pack_case import describe_case, pack_case
-from usam_jax.data.sources import list_cases
+from usam_jax.data import splits
+from usam_jax.data.case import Case, Cases
+from usam_jax.data.pack import CHECK, count_slices, pack
+from usam_jax.data.packed import MANIFEST, VERSION, Packed, open_packed
+from usam_jax.data.sources import list_cases, shared_patients
 from usam_jax.errors import DISK_FULL, DataError, UsageError, list_some
-from usam_jax.files import read_json, write_json
-
-VERSION = 2
-SAVE_EVERY_SLICES = 200  # between two notes of how far packing came
-
-Cases = dict[str, list[Case]]
-Earlier = dict[tuple[str, str], tuple[pathlib.Path, dict[str, Any]]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Packed:
-    """A packed data set, opened: memory-mapped arrays and the manifest's slices by split."""
-
-    folder: pathlib.Path
-    manifest: dict[str, Any]
-
-    def images(self, split: str) -> np.ndarray:
-        """uint8[n h w]"""
-        return self._open(f"{split}_images.npy")
-
-    def labels(self, split: str) -> np.ndarray:
-        """uint8[n h w], class indices"""
-        return self._open(f"{split}_labels.npy")
-
-    def _open(self, name: str) -> np.ndarray:
-        return np.load(self.folder / self.manifest["arrays"] / name, mmap_mode="r")
-
-    def cases(self, split: str) -> list[dict[str, Any]]:
-        """Name, patient (or None), number of slices, geometry and checksum of each case."""
-        return self.manifest["splits"].get(split, [])
-
-    def slices(self, split: str) -> list[dict[str, Any]]:
-        """Name, case, patient and position in the case of each slice, and if it has foreground."""
-        return [
-            {
-                "name": x["name"] if x["num_slices"] == 1 else f"{x['name']}_{i:03d}",
-                "case": x["name"],
-                "patient": x["patient"],
-                "index": i,
-                "foreground": bool(x["foreground"][i]),
-            }
-            for x in self.cases(split)
-            for i in range(x["num_slices"])
-        ]
+from usam_jax.files import read_json
 
 
 def packing_settings(config: ConfigDict) -> dict[str, Any]:
@@ -100,23 +54,30 @@ def packing_settings(config: ConfigDict) -> dict[str, Any]:
     return settings
 
 
-def prepare(config: ConfigDict) -> Packed:
+def prepare(config: ConfigDict, folder: pathlib.Path | None = None) -> Packed:
     """The packed data set of `config.data`, packing what is not packed yet.
 
-    Raises DataError for a source that cannot be used, naming the faulty cases, and UsageError for
-    a setting that does not exist.
+    It lies in `folder`, or in a folder of its own in `packed_dir`. Raises DataError for a source
+    that cannot be used, naming the faulty cases, and UsageError for a setting that does not exist.
     """
-    cases = list_cases(config)
     settings = packing_settings(config)
+    if config.kind == "packed":
+        packed = open_packed(pathlib.Path(config.root))
+        require_settings(packed, settings)
+        return packed
+    cases = list_cases(config)
+    require_usable(cases)
     fingerprint = make_fingerprint(cases, settings)
-    folder = pathlib.Path(config.packed_dir) / packed_name(config, settings)
+    folder = folder or pathlib.Path(config.packed_dir) / packed_name(config, settings)
     try:
+        require_own(folder)
         with locked(folder):
-            manifest = read_json(folder / "manifest.json")
+            manifest = read_json(folder / MANIFEST)
             if manifest.get("fingerprint") != fingerprint:
                 if manifest:
                     logs.say(f"{folder}: the source has changed, packing what changed")
                 manifest = pack(cases, settings, fingerprint, folder)
+            splits.record_held_out(folder / MANIFEST, manifest, config)
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise DataError(f"{folder}: cannot be written ({error})") from error
@@ -126,6 +87,55 @@ def prepare(config: ConfigDict) -> Packed:
             "again (it goes on where it stopped), or set config.data.packed_dir."
         ) from error
     return Packed(folder, manifest)
+
+
+def require_settings(packed: Packed, settings: dict[str, Any]) -> None:
+    """Raises UsageError where a packed data set is not packed as the config says."""
+    found = packed.manifest["settings"]
+    names = {
+        "classes": "classes",
+        "image_size": "image_size",
+        "intensity": "intensity",
+        "clahe_limit": "clahe_limit",
+        "window_hu": "window_level and window_width",
+    }
+    differing = [
+        f"config.data.{names[x]}: the config says {settings[x]}, it was packed with {found[x]}"
+        for x in names
+        if settings[x] != found[x]
+    ]
+    if differing:
+        raise UsageError(
+            f"{packed.folder} is packed with other settings:\n{list_some(differing)}\n"
+            "Set them so, or pack the source anew."
+        )
+
+
+def require_usable(cases: Cases) -> None:
+    """Raises DataError for cases that cannot be read and patients that are in two splits."""
+    problems = [describe_unusable(x) for found in cases.values() for x in found if not x.num_slices]
+    problems += [
+        f"patient {patient} is in several splits: {', '.join(names)}"
+        for patient, names in shared_patients(cases).items()
+    ]
+    if problems:
+        raise DataError(f"{len(problems)} faults of the data set:\n{list_some(problems)}\n{CHECK}")
+
+
+def describe_unusable(case: Case) -> str:
+    try:
+        case.load_fn()
+    except DataError as error:
+        return str(error)
+    raise AssertionError(f"{case.name} has no slices")
+
+
+def require_own(folder: pathlib.Path) -> None:
+    """Raises UsageError for a folder that holds something else, which packing might destroy."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "lock").is_file():
+        raise UsageError(
+            f"{folder} is not empty and holds no packed data set; give a folder that is not there yet"
+        )
 
 
 @contextlib.contextmanager
@@ -142,8 +152,10 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
 
 
 def make_fingerprint(cases: Cases, settings: dict[str, Any]) -> str:
-    """Changes with any setting, any case's name and any source file's size or time."""
-    stamps = {split: [[x.name, x.stamp] for x in found] for split, found in cases.items()}
+    """Changes with any setting, any case's name and patient, and any file's size or time."""
+    stamps = {
+        split: [[x.name, x.patient, x.stamp] for x in found] for split, found in cases.items()
+    }
     text = json.dumps([settings, stamps], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -155,124 +167,5 @@ def packed_name(config: ConfigDict, settings: dict[str, Any]) -> str:
     return "_".join([config.kind, *([pathlib.Path(root).name] if root else []), digest])
 
 
-def count_slices(cases: list[Case]) -> int:
-    return sum(case.num_slices for case in cases)
-
-
 def bytes_needed(cases: Cases, size: int) -> int:
     return 2 * size * size * sum(count_slices(found) for found in cases.values())
-
-
-def pack(
-    cases: Cases, settings: dict[str, Any], fingerprint: str, folder: pathlib.Path
-) -> dict[str, Any]:
-    """Packs every case; what an earlier packing, whole or stopped, has of a case is copied."""
-    arrays = folder / fingerprint[:12]
-    arrays.mkdir(exist_ok=True)
-    earlier = find_earlier(folder)
-    done = read_json(arrays / "progress.json") or {split: {} for split in cases}
-    problems: list[str] = []
-    for split, found in cases.items():
-        if found:
-            problems += pack_split(found, split, settings, done, arrays, earlier)
-    if problems:
-        raise DataError(
-            f"{len(problems)} cases cannot be used:\n{list_some(problems)}\n"
-            "Mend or remove them and start again; the other cases are not packed a second time."
-        )
-    splits = {x: [done[x][case.name] for case in found] for x, found in cases.items()}
-    manifest = {"fingerprint": fingerprint, "settings": settings}
-    manifest |= {"arrays": arrays.name, "splits": splits}
-    write_json(folder / "manifest.json", manifest)
-    for path in folder.iterdir():
-        if path.is_dir() and path != arrays:
-            shutil.rmtree(path)
-    return manifest
-
-
-def find_earlier(folder: pathlib.Path) -> Earlier:
-    """Where each case is packed already, by split and name: its arrays' folder and its record."""
-    found: Earlier = {}
-    for progress in folder.glob("*/progress.json"):
-        for split, records in read_json(progress).items():
-            found |= {(split, name): (progress.parent, x) for name, x in records.items()}
-    return found
-
-
-def pack_split(
-    cases: list[Case],
-    split: str,
-    settings: dict[str, Any],
-    all_done: dict[str, dict[str, Any]],
-    folder: pathlib.Path,
-    earlier: Earlier,
-) -> list[str]:
-    """Packs the cases of a split that are not done; returns what is wrong with the others.
-
-    Threads suffice to keep all cores busy: reading, unpacking and OpenCV release Python's lock.
-    """
-    size, done = settings["image_size"], all_done[split]
-    shape = (count_slices(cases), size, size)
-    images = open_array(folder / f"{split}_images.npy", shape, bool(done))
-    labels = open_array(folder / f"{split}_labels.npy", shape, bool(done))
-    starts = np.cumsum([0, *(case.num_slices for case in cases)]).tolist()
-
-    def pack_number(number: int) -> dict[str, Any] | str:
-        case, row = cases[number], starts[number]
-        try:
-            packed = copy_case(case, split, earlier) or pack_case(case, settings)
-        except DataError as error:
-            return str(error)
-        images[row : starts[number + 1]], labels[row : starts[number + 1]] = packed
-        return {"row": row, **describe_case(case, *packed)}
-
-    problems: list[str] = []
-    unsaved = 0
-    todo = [number for number, case in enumerate(cases) if case.name not in done]
-    with logs.Progress(f"packing {split}", len(cases), "cases", len(done)) as bar:
-        for number, result in in_order(pack_number, todo):
-            bar.advance()
-            if isinstance(result, str):
-                problems.append(result)
-            else:
-                done[cases[number].name] = result
-                unsaved += cases[number].num_slices
-            if unsaved >= SAVE_EVERY_SLICES or number == todo[-1]:
-                unsaved = 0
-                images.flush()
-                labels.flush()
-                write_json(folder / "progress.json", all_done)
-    return problems
-
-
-def copy_case(case: Case, split: str, earlier: Earlier) -> tuple[np.ndarray, np.ndarray] | None:
-    """The packed images and labels of a case that has not changed since an earlier packing."""
-    folder, record = earlier.get((split, case.name), (None, {}))
-    if folder is None or record["stamp"] != case.stamp:
-        return None
-    rows = slice(record["row"], record["row"] + case.num_slices)
-    names = (f"{split}_images.npy", f"{split}_labels.npy")
-    images, labels = (np.array(np.load(folder / x, mmap_mode="r")[rows]) for x in names)
-    return images, labels
-
-
-def in_order(function: Any, numbers: list[int]) -> Iterator[tuple[int, Any]]:
-    """Calls `function` on all cores, a few cases ahead, and gives the results in order."""
-    workers = os.cpu_count() or 1
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for start in range(0, len(numbers), 4 * workers):
-                some = numbers[start : start + 4 * workers]
-                yield from zip(some, pool.map(function, some), strict=True)
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def open_array(path: pathlib.Path, shape: tuple[int, ...], begun: bool) -> np.memmap:
-    """The array that is being packed, anew unless `begun`, with its disk space taken at once."""
-    mode = "r+" if begun else "w+"
-    array = np.lib.format.open_memmap(path, mode=mode, dtype=np.uint8, shape=shape)
-    with path.open("r+b") as file:
-        # A write into a hole of a full disk would kill the process instead of raising an error.
-        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    return array

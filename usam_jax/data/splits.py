@@ -3,11 +3,12 @@
 import dataclasses
 import math
 import pathlib
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from usam_jax.data.prepare import Packed
+from usam_jax.data.packed import Packed
 from usam_jax.errors import DataError, UsageError
 from usam_jax.files import read_json, write_json
 
@@ -35,8 +36,8 @@ def split_parts(packed: Packed, data: ConfigDict, select_on: str) -> dict[str, P
     slices = packed.slices("train")
     held_out = np.zeros(len(slices), bool)
     if select_on == "val" and not packed.cases("val"):
-        patients = [x["patient"] for x in slices]
-        held_out = hold_out(patients, data)
+        names = held_out_cases(packed, data)
+        held_out = np.array([x["case"] in names for x in slices], bool)
         if held_out.all() or not held_out.any():
             raise DataError(
                 f"{packed.folder}: {len(slices)} slices cannot be split into training and "
@@ -110,23 +111,54 @@ def whole(packed: Packed, split: str) -> Part:
     return Part(split, np.arange(sum(x["num_slices"] for x in packed.cases(split))))
 
 
-def hold_out(patients: list[str | None], data: ConfigDict) -> np.ndarray:
-    """Which slices bool[n] are held out of training, by their patients.
+def held_out_cases(packed: Packed, data: ConfigDict) -> set[str]:
+    """The training cases that validate: those that the manifest names, else drawn now.
 
     Raises UsageError for a fold that does not exist.
     """
-    groups: list = list(range(len(patients)))  # without patients a slice is its own group
+    recorded = packed.manifest.get("held_out", {}).get(split_setting(data))
+    folds = recorded or draw_held_out(packed.cases("train"), data)
+    if data.num_folds and not 0 <= data.fold < data.num_folds:
+        raise UsageError(f"config.data.fold: found {data.fold}, expected 0 to {data.num_folds - 1}")
+    return set(folds[data.fold if data.num_folds else 0])
+
+
+def split_setting(data: ConfigDict) -> str:
+    """The key in the manifest of what is held out under a config."""
+    what = f"num_folds={data.num_folds}" if data.num_folds else f"val_fraction={data.val_fraction}"
+    return f"split_seed={data.split_seed} {what}"
+
+
+def draw_held_out(cases: list[dict[str, Any]], data: ConfigDict) -> list[list[str]]:
+    """The names of the cases of each fold, or of the only part where there are no folds.
+
+    Whole patients, shuffled by `split_seed`; contiguous blocks of cases where one is unknown.
+    """
+    patients = [x["patient"] for x in cases]
+    groups: list = list(range(len(cases)))  # without patients a case is its own group
     labels: list = groups
-    names = sorted({name for name in patients if name is not None})
     if None not in patients:
         labels = patients
-        groups = np.random.default_rng(data.split_seed).permutation(names).tolist()
-    start, stop = len(groups) - math.ceil(data.val_fraction * len(groups)), len(groups)
+        groups = np.random.default_rng(data.split_seed).permutation(sorted(set(patients))).tolist()
+    num = len(groups)
+    bounds = [(num - math.ceil(data.val_fraction * num), num)]
     if data.num_folds:
-        if not 0 <= data.fold < data.num_folds:
-            raise UsageError(
-                f"config.data.fold: found {data.fold}, expected 0 to {data.num_folds - 1}"
-            )
-        start, stop = (len(groups) * i // data.num_folds for i in (data.fold, data.fold + 1))
-    chosen = set(groups[start:stop])
-    return np.array([label in chosen for label in labels])
+        bounds = [
+            (num * i // data.num_folds, num * (i + 1) // data.num_folds)
+            for i in range(data.num_folds)
+        ]
+    fold_of = {group: i for i, (start, stop) in enumerate(bounds) for group in groups[start:stop]}
+    folds: list[list[str]] = [[] for _ in bounds]
+    for case, label in zip(cases, labels, strict=True):
+        if label in fold_of:
+            folds[fold_of[label]].append(case["name"])
+    return folds
+
+
+def record_held_out(path: pathlib.Path, manifest: dict[str, Any], data: ConfigDict) -> None:
+    """Adds to a manifest which cases validate under a config, where the data set has no own."""
+    setting, cases = split_setting(data), manifest["splits"]
+    if cases.get("val") or setting in manifest["held_out"]:
+        return
+    manifest["held_out"][setting] = draw_held_out(cases["train"], data)
+    write_json(path, manifest)

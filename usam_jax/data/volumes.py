@@ -6,6 +6,7 @@ voxel axes (column, row, slice) are L, P, S, as a radiologist looks at them.
 
 import dataclasses
 import gzip
+import itertools
 import pathlib
 import zlib
 from typing import Any
@@ -24,6 +25,7 @@ from nibabel.orientations import (
 from usam_jax.errors import DataError
 
 AXES = ("L", "P", "S")
+Affine = tuple[tuple[float, ...], ...] | np.ndarray
 READ_ERRORS = (
     OSError,
     EOFError,
@@ -57,12 +59,13 @@ def open_volume(path: pathlib.Path) -> Any:
         volume: Any = nibabel.load(path)
         affine, shape, dtype = volume.affine, volume.shape, volume.get_data_dtype()
     except (*READ_ERRORS, AttributeError) as error:
-        raise DataError(f"{path}: not a readable NIfTI file ({error}); copy it anew") from error
+        raise DataError(f"{path}: not a readable NIfTI file ({error})", "copy it anew") from error
     if dtype.fields is not None:
         raise DataError(f"{path}: holds colours (RGB), expected one number for each voxel")
     if len(shape) != 3:
         raise DataError(
-            f"{path}: has {len(shape)} dimensions {shape}, expected 3; split a series into volumes"
+            f"{path}: has {len(shape)} dimensions {shape}, expected 3",
+            "split a series into volumes",
         )
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     if (
@@ -71,7 +74,8 @@ def open_volume(path: pathlib.Path) -> Any:
         or abs(np.linalg.det(affine[:3, :3])) < 1e-9
     ):
         raise DataError(
-            f"{path}: has a spacing of {spacing.tolist()} mm, expected positive numbers"
+            f"{path}: has a spacing of {spacing.tolist()} mm, expected positive numbers",
+            "export it anew",
         )
     return volume
 
@@ -92,6 +96,20 @@ def read_geometry(path: pathlib.Path) -> Geometry:
     )
 
 
+def distance_mm(a: Affine, b: Affine, shape: tuple[int, ...]) -> float:
+    """How far at most a voxel of a volume lies from itself under two affines."""
+    corners = np.array(list(itertools.product(*((0, n - 1) for n in shape), (1,))))
+    offsets = corners @ (np.array(a) - np.array(b)).T
+    return float(np.linalg.norm(offsets[:, :3], axis=1).max())
+
+
+def forms_differ_mm(path: pathlib.Path) -> float:
+    """How far the two places that a header gives its voxels (sform, qform) are apart; 0 for one."""
+    volume = open_volume(path)
+    forms = [x for x in (volume.get_sform(coded=True), volume.get_qform(coded=True)) if x[1]]
+    return distance_mm(forms[0][0], forms[1][0], volume.shape) if len(forms) == 2 else 0.0
+
+
 def to_slices(affine: np.ndarray) -> np.ndarray:
     """The reorientation from a file's voxel axes to (column, row, slice)."""
     return ornt_transform(io_orientation(affine), axcodes2ornt(AXES))
@@ -108,7 +126,7 @@ def read_slices(path: pathlib.Path) -> np.ndarray:
         scaled = (slope, inter) not in ((1.0, 0.0), (None, None))
         voxels = volume.get_fdata(dtype=np.float32) if scaled else np.asanyarray(volume.dataobj)
     except READ_ERRORS as error:
-        raise DataError(f"{path}: the voxels cannot be read ({error}); copy it anew") from error
+        raise DataError(f"{path}: the voxels cannot be read ({error})", "copy it anew") from error
     return apply_orientation(voxels, to_slices(volume.affine)).transpose(2, 1, 0)
 
 
@@ -120,7 +138,8 @@ def read_labels(path: pathlib.Path, num_classes: int) -> np.ndarray:
     if odd:
         raise DataError(
             f"{path}: holds the labels {odd[:5]}, expected whole numbers from 0 to "
-            f"{num_classes - 1} (config.data.classes)"
+            f"{num_classes - 1}",
+            "mend the labels, or name all classes in config.data.classes",
         )
     return values.astype(np.uint8)
 
