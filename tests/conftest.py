@@ -1,6 +1,7 @@
 """Shared by all tests: eight virtual devices, checked shapes, models that are built once."""
 
 import importlib
+import itertools
 import json
 import os
 import pathlib
@@ -82,8 +83,7 @@ def write_nnunet(root: pathlib.Path, num_train: int, num_test: int) -> None:
     for split, count in (("Tr", num_train), ("Ts", num_test)):
         for kind in ("images", "labels"):
             (root / f"{kind}{split}").mkdir(parents=True)
-        for i in range(count):
-            number = next(numbers)
+        for number in itertools.islice(numbers, count):
             made = phantom.make_patient(1, number + 3, 48, 6)
             z, y, x = made.spacing_mm
             affine = np.diag([-x, -y, z, 1.0])

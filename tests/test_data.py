@@ -132,7 +132,9 @@ def test_what_a_stopped_packing_left_half_made_is_made_anew(care, monkeypatch):
     expected = np.array(whole.images("test"))
     arrays = whole.folder / whole.manifest["arrays"]
     progress = json.loads((arrays / "progress.json").read_text())
-    (arrays / "progress.json").write_text(json.dumps(progress | {"splits": progress["splits"] | {"test": {}}}))
+    (arrays / "progress.json").write_text(
+        json.dumps(progress | {"splits": progress["splits"] | {"test": {}}})
+    )
     (arrays / "test_images.npy").write_bytes(b"")
     (whole.folder / "manifest.json").unlink()
     np.testing.assert_array_equal(prepare.prepare(config.data).images("test"), expected)

@@ -197,12 +197,10 @@ def test_a_description_that_does_not_fit_is_named(nnunet):
     path = root / "dataset.json"
     description = json.loads(path.read_text())
     config.data.classes = ("background", "liver", "tumour")
-    with pytest.raises(
-        UsageError, match=r"config.data.classes: found .*configs/nnunet"
-    ):
+    with pytest.raises(UsageError, match=r"config.data.classes: found .*configs/nnunet"):
         prepare.prepare(config.data)
     path.write_text(json.dumps({**description, "channel_names": {"0": "CT", "1": "PET"}}))
-    with pytest.raises(DataError, match="has the channels .* expected one, CT"):
+    with pytest.raises(DataError, match=r"has the channels .* expected one, CT"):
         prepare.prepare(config.data)
     path.write_text("{}")
     with pytest.raises(DataError, match=r"dataset\.json: found no usable description"):
@@ -216,7 +214,8 @@ def test_a_label_without_image_is_named(nnunet):
     root, config = nnunet
     (root / "imagesTr" / "case_003_0000.nii.gz").unlink()
     with pytest.raises(
-        DataError, match=r"case_003_0000\.nii\.gz is not there, which .*labelsTr/case_003\.nii\.gz needs"
+        DataError,
+        match=r"case_003_0000\.nii\.gz is not there, which .*labelsTr/case_003\.nii\.gz needs",
     ):
         prepare.prepare(config.data)
 

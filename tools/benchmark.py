@@ -129,7 +129,8 @@ def measure_opening(folder: pathlib.Path) -> float:
         ]
         for case in cases:
             case["foreground"] = [True] * 100
-        manifest = {"arrays": "arrays", "splits": {"train": cases, "test": []}}
+        manifest = {"settings": {"classes": config.data.classes}, "arrays": "arrays"}
+        manifest |= {"splits": {"train": cases, "test": []}}
         write_json(folder / "manifest.json", manifest)
     start = time.perf_counter()
     packed = Packed(folder, read_json(folder / "manifest.json"))

@@ -1,5 +1,6 @@
 """Training: the step, and the loop that orders data, step, evaluation and checkpoints."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -165,7 +166,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
         packed, parts["train"].rows, config, jax.process_index(), jax.process_count()
     )
     num_steps = config.train.num_epochs * steps_per_epoch
-    with Checkpoints(workdir) as checkpoints:
+    with contextlib.closing(iterator), Checkpoints(workdir) as checkpoints:
         first = checkpoints.latest_step or 0
         model, state, train_step = make_training(config, steps_per_epoch, mesh, first > 0)
         if first:

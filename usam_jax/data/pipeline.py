@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import pathlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,9 +12,9 @@ from ml_collections import ConfigDict
 
 from usam_jax.data.augment import Augment, make_augment
 from usam_jax.data.pack_case import make_clahe
-from usam_jax.data.packed import Packed
+from usam_jax.data.packed import Packed, map_array, pack_anew
 from usam_jax.data.prompts import AddPrompts, make_add_prompts
-from usam_jax.errors import UsageError
+from usam_jax.errors import DataError, UsageError
 
 READ_OPTIONS = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)  # in batches
 
@@ -29,18 +30,30 @@ class Slices:
     A worker process opens them anew: a pickled memory map is a copy of all slices.
     """
 
-    def __init__(self, *paths: str) -> None:
-        self.paths = paths
+    def __init__(self, images: pathlib.Path, labels: pathlib.Path, num_classes: int) -> None:
+        self.arguments = images, labels, num_classes
         # Plain arrays: each slice of a np.memmap costs as much as its copy.
-        self.images, self.labels = (np.asarray(np.load(x, mmap_mode="r")) for x in paths)
+        self.images, self.labels = (np.asarray(map_array(x)) for x in (images, labels))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Slices, self.paths
+        return Slices, self.arguments
+
+    def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image and label of a slice. Raises DataError for labels that no class has."""
+        image, label = self.images[row], self.labels[row]
+        _, path, num_classes = self.arguments
+        if label.max() >= num_classes:  # the loss would take them for background
+            raise DataError(
+                f"{path}: slice {row} holds the label {label.max()}, expected 0 to "
+                f"{num_classes - 1}",
+                pack_anew(path),
+            )
+        return image, label
 
 
 def open_slices(packed: Packed, split: str) -> Slices:
-    maps: Any = packed.images(split), packed.labels(split)
-    return Slices(*(str(x.filename) for x in maps))
+    num_classes = len(packed.manifest["settings"]["classes"])
+    return Slices(packed.path(split, "images"), packed.path(split, "labels"), num_classes)
 
 
 def stack(elements: list[Batch]) -> Batch:
@@ -65,7 +78,7 @@ class TrainBatches:
 
     def view(self, row: int, epoch: int) -> Batch:
         rng = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, epoch, row]))
-        image, label = self.augment(self.slices.images[row], self.slices.labels[row], rng)
+        image, label = self.augment(*self.slices[row], rng)
         return self.add_prompts({"image": image, "label": label, "index": np.int32(row)}, rng)
 
 
@@ -84,7 +97,7 @@ class EvalBatches:
         elements = []
         for position in positions:
             row = self.rows[position]
-            image, label = self.slices.images[row], self.slices.labels[row]
+            image, label = self.slices[row]
             element = {
                 "image": clahe.apply(image) if clahe else image,
                 "label": label,
