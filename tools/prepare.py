@@ -60,7 +60,10 @@ def run_check(config: ConfigDict, settings: dict, sheet: pathlib.Path | None) ->
     """Prints all findings and draws a contact sheet. Raises DataError where there are errors."""
     findings, cases = check.check(config.data)
     summary = check.summarise(findings, cases)
-    print(json.dumps(summary, indent=1) if JSON.value else check.describe(findings))
+    if JSON.value:
+        print(json.dumps(summary, indent=1))
+    elif findings:
+        print(check.describe(findings))
     if sheet and any(cases.values()):
         save_contact_sheet(sheet, cases, settings)
         logs.say(f"contact sheet: {sheet}")

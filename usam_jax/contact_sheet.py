@@ -66,33 +66,37 @@ def save_contact_sheet(path: pathlib.Path, cases: Cases, settings: dict[str, Any
 
 
 def pick_tiles(cases: Cases, settings: dict[str, Any]) -> list[Tile]:
-    """A random slice, with foreground where there is some, of random cases of all splits in turn."""
+    """Random slices, with foreground where there is some, of random cases of all splits in turn."""
     rng = np.random.default_rng(0)
     shuffled = [
-        [(split, found[i]) for i in rng.permutation(len(found))] for split, found in cases.items()
+        [(split, found[i]) for i in rng.permutation(len(found)) if found[i].num_slices]
+        for split, found in cases.items()
     ]
     chosen = [x for some in itertools.zip_longest(*shuffled) for x in some if x is not None]
     chosen = chosen[: COLUMNS * ROWS]
-    draws = rng.random(len(chosen))
+    # Few cases show several slices each, so that the sheet is full where there is enough.
+    each = math.ceil(COLUMNS * ROWS / max(len(chosen), 1))
+    draws = rng.random((len(chosen), each))
 
-    def make_tile(number: int) -> Tile | None:
+    def make_tiles(number: int) -> list[Tile]:
         split, case = chosen[number]
-        return read_tile(split, case, draws[number], settings)
+        return read_tiles(split, case, draws[number], settings)
 
-    with logs.Progress("contact sheet", len(chosen), "slices") as bar:
+    with logs.Progress("contact sheet", len(chosen), "cases") as bar:
         tiles = []
-        for _, tile in in_order(make_tile, list(range(len(chosen)))):
-            tiles += [tile] if tile else []
+        for _, some in in_order(make_tiles, list(range(len(chosen)))):
+            tiles += some
             bar.advance()
-    return tiles
+    return tiles[: COLUMNS * ROWS]
 
 
-def read_tile(split: str, case: Case, draw: float, settings: dict[str, Any]) -> Tile | None:
+def read_tiles(split: str, case: Case, draws: np.ndarray, settings: dict[str, Any]) -> list[Tile]:
+    """As many slices of a case as there are draws from [0, 1), from its feet to its head."""
     try:
         images, labels = pack_case(case, settings)
     except DataError:
-        return None  # among the findings already
-    shown = np.flatnonzero(labels.any((1, 2))) if labels.any() else np.arange(len(labels))
-    i = int(shown[int(draw * len(shown))])
-    place = f", slice {i + 1} of {len(labels)}" if len(labels) > 1 else ""
-    return Tile(f"{split}/{case.name}{place}", images[i], labels[i])
+        return []  # among the findings already
+    rows = np.flatnonzero(labels.any((1, 2))) if labels.any() else np.arange(len(labels))
+    picked = np.unique(rows[(draws * len(rows)).astype(int)])
+    place = f", slice {{}} of {len(labels)}" if len(labels) > 1 else ""
+    return [Tile(f"{split}/{case.name}{place.format(i + 1)}", images[i], labels[i]) for i in picked]
