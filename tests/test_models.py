@@ -12,7 +12,7 @@ from flax import traverse_util
 
 from usam_jax import convert
 from usam_jax.errors import UsageError
-from usam_jax.models import Prompts, init_variables, make_model
+from usam_jax.models import Prompts, init_variables, make_model, variable_shapes
 from usam_jax.models.image_encoder import Attention, join_windows, split_windows
 
 BACKBONE = {"vit_b": 8_247_360, "vit_l": 12_967_488, "vit_h": 18_867_264}
@@ -26,7 +26,7 @@ def tiny(**changes):
 
 def make_variables(model):
     """Arbitrary variables of the right shapes: compiling the initialisers would take far longer."""
-    shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))
+    shapes = variable_shapes(model)
     flat = {}
     for path, shape in traverse_util.flatten_dict(shapes).items():
         noise = 0.1 * recipe.normal("/".join(path), shape.shape)
@@ -36,7 +36,7 @@ def make_variables(model):
 
 def count_by_part(config) -> dict[str, int]:
     model = make_model(config)
-    shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))["params"]
+    shapes = variable_shapes(model)["params"]
     return {part: sum(x.size for x in jax.tree.leaves(tree)) for part, tree in shapes.items()}
 
 
@@ -182,7 +182,7 @@ def test_no_dtype_is_promoted_in_silence():
     images, points, labels, boxes = make_inputs()
     apply = functools.partial(model.apply, train=True, mutable=["batch_stats"])
     with jax.numpy_dtype_promotion("strict"):
-        variables = jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))
+        variables = variable_shapes(model)
         jax.eval_shape(apply, variables, images, Prompts(points, labels, boxes))
 
 
@@ -220,9 +220,7 @@ def test_a_mixed_batch_gives_each_image_what_a_batch_of_its_kind_gives():
 
 
 def test_fresh_parameters_are_distributed_as_torch_draws_them():
-    params = jax.jit(lambda key: init_variables(make_model(tiny()), key))(jax.random.key(1))[
-        "params"
-    ]
+    params = init_variables(make_model(tiny(image_size=32)), jax.random.key(1))["params"]
     flat = traverse_util.flatten_dict(params, sep="/")
     for path, fan_in in {
         "backbone/down4/nConvs_1/conv": 96 * 9,

@@ -21,7 +21,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from usam_jax.errors import UsageError, WeightsError, list_some
 from usam_jax.files import read_json
-from usam_jax.models import USam, init_variables, make_model
+from usam_jax.models import USam, make_model, variable_shapes
 
 SCORE = "dice_mean"  # on the part that chooses the best epoch
 KEEP_LAST = 2
@@ -224,7 +224,7 @@ def load_variables(
 
     Raises WeightsError where the checkpoint is damaged.
     """
-    shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))
+    shapes = variable_shapes(model)
     target = abstract_arrays(dict(shapes), sharding)
     args = ocp.args.PyTreeRestore(
         item=target,

@@ -16,7 +16,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from usam_jax.errors import WeightsError
-from usam_jax.models import init_variables, make_model
+from usam_jax.models import make_model, variable_shapes
 from usam_jax.models.usam import SIZES
 
 StateDict = Mapping[str, np.ndarray]
@@ -148,7 +148,7 @@ class Leaf:
 def model_leaves(config: ConfigDict) -> list[Leaf]:
     """Every array of the model that `config.model` describes; nothing is computed."""
     model = make_model(config)
-    shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))
+    shapes = variable_shapes(model)
     flat = traverse_util.flatten_dict(shapes)
     return [Leaf(path, value.shape) for path, value in flat.items()]
 

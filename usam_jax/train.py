@@ -117,7 +117,7 @@ def make_training(
     A run that is `resumed` gets its state from a checkpoint and needs no initial weights.
     """
     model = make_model(config.model)
-    variables = jax.jit(lambda key: init_variables(model, key))(jax.random.key(config.seed))
+    variables = init_variables(model, jax.random.key(config.seed))
     if not resumed:
         variables = weights.load_initial(config, variables)
     warmup = math.ceil(steps_per_epoch / 2) if config.optimizer.warmup else 0

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
@@ -144,5 +145,16 @@ def make_model(config: ConfigDict) -> USam:
 
 def init_variables(model: USam, key: Array) -> dict[str, Any]:
     """Fresh variables: `params`, `batch_stats` and `constants`, all float32."""
+    # Random numbers of 300 shapes take longer to compile than to draw.
+    options: Any = {"xla_backend_optimization_level": 0}
+    return jax.jit(lambda key: _init(model, key), compiler_options=options)(key)
+
+
+def variable_shapes(model: USam) -> dict[str, Any]:
+    """Shapes and types of what `init_variables` gives, nothing computed."""
+    return jax.eval_shape(lambda: _init(model, jax.random.key(0)))
+
+
+def _init(model: USam, key: Array) -> dict[str, Any]:
     images = jnp.zeros((1, model.image_size, model.image_size), jnp.float32)
     return dict(model.init(key, images, None))
