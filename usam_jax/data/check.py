@@ -68,7 +68,8 @@ def inspect(where: str, case: Case) -> Inspected:
         image, labels = case.load_fn()
         off = max((forms_differ_mm(path) for path in nifti_files(case)), default=0.0)
     except DataError as error:
-        return Inspected([Finding(ERROR, "unusable", where, error.problem, error.mend)])
+        mend = error.mend or "mend or remove the file"
+        return Inspected([Finding(ERROR, "unusable", where, error.problem, mend)])
 
     def warn(kind: str, problem: str, mend: str) -> Finding:
         return Finding(WARNING, kind, where, problem, mend)
