@@ -9,10 +9,12 @@ CE_WEIGHT, DICE_WEIGHT = 0.4, 0.6
 SMOOTH = 1e-5
 
 
-def dice_loss(logits: Float[Array, "b h w k"], labels: Int[Array, "b h w"]) -> Float[Array, ""]:
-    """Mean over all classes, background included, of 1 - Dice summed over the whole batch."""
+def dice_loss(logits: Float[Array, "b h w k"], y: Float[Array, "b h w k"]) -> Float[Array, ""]:
+    """Mean over all classes, background included, of 1 - Dice summed over the whole batch.
+
+    `y` are the labels as one-hot vectors.
+    """
     p = jax.nn.softmax(logits)
-    y = jax.nn.one_hot(labels, logits.shape[-1], dtype=p.dtype)
     pixels = (0, 1, 2)
     overlap = 2 * (p * y).sum(pixels) + SMOOTH
     total = jnp.square(p).sum(pixels) + y.sum(pixels) + SMOOTH  # y squared is y
@@ -24,6 +26,7 @@ def segmentation_loss(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The loss and its parts `ce` (mean over pixels) and `dice`. Source: the published code."""
     logits = logits.astype(jnp.float32)
-    ce = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-    dice = dice_loss(logits, labels)
+    y = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+    ce = optax.softmax_cross_entropy(logits, y).mean()
+    dice = dice_loss(logits, y)
     return CE_WEIGHT * ce + DICE_WEIGHT * dice, {"ce": ce, "dice": dice}

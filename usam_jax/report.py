@@ -63,7 +63,7 @@ def region_of_interest(*labels: np.ndarray) -> tuple[float, float, float]:
     if not rows.size:
         return size / 2, size / 2, size / 2
     x, y = (columns.min() + columns.max()) / 2, (rows.min() + rows.max()) / 2
-    half = max(size / 5, 0.6 * np.ptp(columns), 0.6 * np.ptp(rows))
+    half = min(size / 2, max(size / 5, 0.6 * np.ptp(columns), 0.6 * np.ptp(rows)))
     inside = (half - 0.5, size - 0.5 - half)
     return float(np.clip(x, *inside)), float(np.clip(y, *inside)), float(half)
 
