@@ -13,7 +13,7 @@ from usam_jax.errors import UserError
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """A temporary path to write to; it becomes `path` if nothing fails, and is gone if it does."""
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")  # savers choose by the ending
+    temporary = path.with_name(f".tmp.{path.name}")  # savers choose by the ending, .nii.gz too
     try:
         yield temporary
         os.replace(temporary, path)
