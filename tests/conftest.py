@@ -65,7 +65,7 @@ def write_care(root: pathlib.Path, num_train: int, num_test: int) -> None:
     for seed, (split, count) in enumerate((("train", num_train), ("test", num_test))):
         folder = root / split / f"{split}_npz"
         folder.mkdir(parents=True)
-        images, labels = sources.load_phantom(seed, 3, 224, count)
+        images, labels = sources.load_phantom(seed, 7, 224, count)  # labels in every slice
         names = [str(i) for i in range(1, count + 1)]
         for name, image, label in zip(names, images, labels, strict=True):
             np.savez(folder / f"{name}.npz", image=image.astype(float), label=label.astype(float))

@@ -145,7 +145,8 @@ def phantom_case(config: ConfigDict, number: int) -> Case:
     arguments = [config.phantom_seed, number, config.image_size, config.slices_per_patient]
     window = [config.window_level, config.window_width]
     load_fn = functools.partial(load_phantom, *arguments, *window)
-    return Case(name, name, config.slices_per_patient, arguments, load_fn)
+    stamp = [phantom.VERSION, *arguments]
+    return Case(name, name, config.slices_per_patient, stamp, load_fn)
 
 
 def load_phantom(

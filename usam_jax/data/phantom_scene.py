@@ -1,0 +1,132 @@
+"""The canvas that a phantom is painted on: its coordinates, its tissues and simple shapes.
+
+Everything is laid out on one body frame, so a patient's anatomy does not depend on the number of
+pixels: x to the image's right, y to the back, z from the perineum upwards, in mm of an average
+body. A patient is that frame times `scale`; what has a size of its own, as a wall has, is divided
+by it.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+EXTENT_MM = 120.0  # what the slices cover along z, however many they are
+GAS = -900.0  # HU
+
+Number = int | float  # an int is no float where types are checked at run time
+Curve = Number | np.ndarray  # one value, or one per slice or pixel
+
+
+class Tissue(NamedTuple):
+    """HU of one patient's tissues; `vessel` and `wall` depend on the contrast agent."""
+
+    fat: float
+    muscle: float
+    wall: float  # of the bowel
+    vessel: float
+
+
+class Build(NamedTuple):
+    """Half the width and depth of the body, and the fat under the skin, in mm of the body frame."""
+
+    wide: float
+    deep: float
+    fat: float
+
+
+class Scene(NamedTuple):
+    """What is painted and where its pixels lie in the body frame."""
+
+    image: np.ndarray  # [n h w] HU, painted in place
+    x: np.ndarray  # [1 h w]
+    y: np.ndarray  # [1 h w]
+    z: np.ndarray  # [n 1 1]
+    scale: float
+    pixel_mm: float  # as the scanner measures it
+    warp: np.ndarray  # [n h w] about unit variance, features of some 15 mm
+    texture: np.ndarray  # [n h w] about unit variance, features of some 5 mm
+    build: Build
+    tissue: Tissue
+
+
+def make_scene(rng: np.random.Generator, size: int, num_slices: int) -> Scene:
+    """Air around a patient whose build, size, pose and field of view are drawn."""
+    fat = rng.uniform(7, 24)
+    build = Build(rng.uniform(146, 156) + fat, rng.uniform(86, 94) + fat, fat)
+    scale, angle, shift_x, shift_y = pick(rng, (0.85, 1.12), (-0.14, 0.14), (-8, 8), (-14, 14))
+    low = pick(rng, (-6, 6))[0]
+    # Radiographers fit the field of view to the patient.
+    field_mm = min(max(2 * build.wide * scale * rng.uniform(1.04, 1.25), 330.0), 420.0)
+    tissue = Tissue(*pick(rng, (-122, -105), (28, 48), (26, 52), (110, 190)))
+    line = (((np.arange(size) + 0.5) / size - 0.5) * field_mm).astype(np.float32)
+    u, v = (line - shift_x) / scale, (line[:, None] - shift_y) / scale
+    cos, sin = float(np.cos(angle)), float(np.sin(angle))
+    z = ((np.arange(num_slices) + 0.5) * (EXTENT_MM / num_slices) + low) / scale
+    return Scene(
+        image=np.full((num_slices, size, size), -1000, np.float32),
+        x=(cos * u + sin * v)[None],
+        y=(cos * v - sin * u)[None],
+        z=z.astype(np.float32)[:, None, None],
+        scale=scale,
+        pixel_mm=field_mm / size,
+        warp=make_field(rng, (8, 24, 24), size, num_slices),
+        texture=make_field(rng, (24, 72, 72), size, num_slices),
+        build=build,
+        tissue=tissue,
+    )
+
+
+def make_field(
+    rng: np.random.Generator, knots: tuple[int, int, int], size: int, num_slices: int
+) -> np.ndarray:
+    """Smooth noise [n h w], drawn on few knots so that it looks the same at every resolution."""
+    coarse = rng.standard_normal(knots, dtype=np.float32)
+    planes = np.stack([cv2.resize(p, (size, size), interpolation=cv2.INTER_CUBIC) for p in coarse])
+    at = (np.arange(num_slices) + 0.5) / num_slices * (knots[0] - 1)
+    weights = np.clip(1 - np.abs(at[:, None] - np.arange(knots[0])), 0, 1).astype(np.float32)
+    return 1.5 * np.tensordot(weights, planes, axes=1)  # 1.5 restores what interpolation smooths
+
+
+def pick(rng: np.random.Generator, *ranges: tuple[Number, Number]) -> list[float]:
+    """One number from each range."""
+    # Plain floats: numpy's own scalars would turn every float32 array to float64.
+    return [rng.uniform(low, high) for low, high in ranges]
+
+
+def at_levels(scene: Scene, levels: Sequence[Number], values: Sequence[Number]) -> np.ndarray:
+    """`values` given at `levels` of the extent (0 to 1), between them as they come: [n 1 1]."""
+    return np.interp(scene.z / EXTENT_MM, levels, values).astype(np.float32)
+
+
+def wander(rng: np.random.Generator, z: np.ndarray, amplitude: Number) -> np.ndarray:
+    """A smooth curve about 0 along z."""
+    slow, fast, phase, other = pick(rng, (0.016, 0.042), (0.042, 0.084), (0, 6.3), (0, 6.3))
+    return amplitude * (0.75 * np.sin(slow * z + phase) + 0.25 * np.sin(fast * z + other))
+
+
+def paint(scene: Scene, distance: np.ndarray, hu: Curve) -> None:
+    """Blends `hu` in where `distance` (negative inside) says so, a pixel wide at the edge."""
+    distance = np.broadcast_to(distance, scene.image.shape)
+    pixel = scene.pixel_mm / scene.scale
+    inside = distance < pixel / 2
+    under = scene.image[inside]
+    over = hu[inside] if isinstance(hu, np.ndarray) else hu
+    cover = np.minimum(0.5 - distance[inside] / pixel, 1)
+    scene.image[inside] = under + cover * (over - under)
+
+
+def ball(
+    scene: Scene, centre: Sequence[Curve], radii: Sequence[Curve], mirrored: bool = False
+) -> np.ndarray:
+    """Signed distance to an ellipsoid, or with an infinite z radius to a tube.
+
+    Right to first order near the surface, so that walls are as thick as they are meant to be.
+    """
+    x = np.abs(scene.x) if mirrored else scene.x
+    u, v = (x - centre[0]) / radii[0], (scene.y - centre[1]) / radii[1]
+    w = (scene.z - centre[2]) / radii[2]
+    norm = np.sqrt(u**2 + v**2 + w**2)
+    slope = np.sqrt((u / radii[0]) ** 2 + (v / radii[1]) ** 2 + (w / radii[2]) ** 2)
+    return norm * (norm - 1) / np.maximum(slope, 1e-6)
