@@ -1,8 +1,6 @@
 """Shared by all tests: eight virtual devices, checked shapes, models that are built once."""
 
 import importlib
-import itertools
-import json
 import os
 import pathlib
 
@@ -71,34 +69,6 @@ def write_care(root: pathlib.Path, num_train: int, num_test: int) -> None:
             np.savez(folder / f"{name}.npz", image=image.astype(float), label=label.astype(float))
         rows = "".join(f'{name},"[0, 0, 0, 0]"\n' for name in names)
         (root / split / f"{split}_bbox.csv").write_text("name,bbox\n" + rows)
-
-
-def write_nnunet(root: pathlib.Path, num_train: int, num_test: int) -> None:
-    """Phantoms in nnU-Net's layout: HU and labels as NIfTI, with axes of several kinds."""
-    import nibabel
-
-    from usam_jax.data import phantom
-
-    numbers = iter(range(num_train + num_test))
-    for split, count in (("Tr", num_train), ("Ts", num_test)):
-        for kind in ("images", "labels"):
-            (root / f"{kind}{split}").mkdir(parents=True)
-        for number in itertools.islice(numbers, count):
-            made = phantom.make_patient(1, number + 3, 48, 6)
-            z, y, x = made.spacing_mm
-            affine = np.diag([-x, -y, z, 1.0])
-            for kind, suffix, voxels in (
-                ("images", "_0000", made.image.astype(np.int16)),
-                ("labels", "", made.labels),
-            ):
-                volume = nibabel.Nifti1Image(voxels.transpose(2, 1, 0), affine)
-                turned = volume.as_reoriented(
-                    np.array([[0, 1], [1, -1 if number % 2 else 1], [2, 1]])
-                )
-                nibabel.save(turned, root / f"{kind}{split}" / f"case_{number:03d}{suffix}.nii.gz")
-    labels = {"background": 0, "normal rectum": 1, "tumour": 2}
-    description = {"channel_names": {"0": "CT"}, "labels": labels, "file_ending": ".nii.gz"}
-    (root / "dataset.json").write_text(json.dumps(description))
 
 
 def config_maker(name: str, **changes):

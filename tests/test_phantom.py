@@ -1,8 +1,15 @@
+import json
+import subprocess
+import sys
+
 import numpy as np
 import pytest
+from conftest import ROOT
 from scipy import ndimage
 
+from usam_jax.data import phantom_files, volumes
 from usam_jax.data.phantom import Phantom, make_patient
+from usam_jax.errors import DataError, UsageError
 
 NUM_PATIENTS = 30
 
@@ -126,3 +133,81 @@ def test_anatomy_in_mm_does_not_depend_on_the_number_of_pixels(patient):
     for label in (1, 2):
         # A pixel of 3.8 mm is a tenth of a rectum's width; its errors cancel around the outline.
         assert _area_mm2(coarse, label) == pytest.approx(_area_mm2(fine, label), rel=0.1)
+
+
+def _write(root, num_train: int = 9, num_test: int = 3, seed: int = 0) -> None:
+    phantom_files.write_nnunet(root, num_train, num_test, size=40, num_slices=5, seed=seed)
+
+
+def _names(root) -> list[str]:
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+
+
+def test_files_give_back_the_patients_whatever_their_axes(tmp_path):
+    _write(tmp_path)
+    axes, tilted = set(), 0
+    for number in range(12):
+        image, label = phantom_files.patient_paths(tmp_path, number, "Tr" if number < 9 else "Ts")
+        made = make_patient(0, number, size=40, num_slices=5)
+        hu = volumes.read_slices(image)
+        assert hu.dtype == np.int16
+        np.testing.assert_array_equal(hu, np.rint(made.image))
+        np.testing.assert_array_equal(volumes.read_labels(label, 3), made.labels)
+        geometry = volumes.read_geometry(image)
+        assert geometry == volumes.read_geometry(label)
+        np.testing.assert_allclose(geometry.spacing_mm, made.spacing_mm, rtol=1e-5)
+        axes.add(geometry.file_axes)
+        tilted += np.count_nonzero(np.array(geometry.affine)[:3, :3]) > 3
+    assert len(axes) >= 4
+    assert 0 < tilted < 12
+    description = json.loads((tmp_path / "dataset.json").read_text())
+    assert description["numTraining"] == 9
+    assert len(_names(tmp_path)) == 2 * 12 + 1
+
+
+def test_a_stopped_set_is_completed_and_whole_patients_are_kept(tmp_path, monkeypatch):
+    _write(tmp_path / "whole")
+    made = []
+
+    def stop(seed, number, *arguments):
+        if number == 10:
+            raise KeyboardInterrupt
+        return make_patient(seed, number, *arguments)
+
+    def count(seed, number, *arguments):
+        made.append(number)
+        return make_patient(seed, number, *arguments)
+
+    monkeypatch.setattr(phantom_files, "make_patient", stop)
+    with pytest.raises(KeyboardInterrupt):
+        _write(tmp_path / "stopped")
+    assert "dataset.json" not in _names(tmp_path / "stopped")
+    phantom_files.patient_paths(tmp_path / "stopped", 1, "Tr")[1].write_bytes(b"half")
+    monkeypatch.setattr(phantom_files, "make_patient", count)
+    _write(tmp_path / "stopped")
+    assert {1, 10} <= set(made) and 0 not in made
+    assert _names(tmp_path / "stopped") == _names(tmp_path / "whole")
+    made.clear()
+    _write(tmp_path / "stopped")
+    assert not made
+    _write(tmp_path / "stopped", seed=1)
+    assert len(made) == 12
+
+
+def test_a_folder_that_does_not_fit_is_named(tmp_path):
+    _write(tmp_path, num_train=2, num_test=1)
+    with pytest.raises(UsageError, match=r"(?s)2 files are none of .*phantom_0002.nii.gz"):
+        _write(tmp_path, num_train=2, num_test=0)
+    with pytest.raises(DataError, match="cannot be written"):
+        _write(tmp_path / "dataset.json", num_train=1, num_test=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["--num_train=1", "--num_test=0", "--size=16"], 0), (["--num_train=0"], 2), (["b"], 2)],
+)
+def test_the_tool_ends_with_its_exit_code(tmp_path, arguments, code):
+    command = [sys.executable, "-m", "tools.make_phantoms", str(tmp_path / "a"), *arguments]
+    done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert (tmp_path / "a" / "dataset.json").is_file() == (code == 0)

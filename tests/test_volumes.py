@@ -6,9 +6,9 @@ import json
 import nibabel
 import numpy as np
 import pytest
-from conftest import REAL_DATA, write_nnunet
+from conftest import REAL_DATA
 
-from usam_jax.data import prepare, splits, volumes
+from usam_jax.data import phantom_files, prepare, splits, volumes
 from usam_jax.errors import DataError, UsageError
 
 SPACING_LPS = (0.9, 0.9, 3.0)
@@ -94,14 +94,14 @@ def test_a_slice_keeps_its_proportions_in_mm_and_labels_stay_on_the_image():
 def nnunet(tmp_path, nnunet_config):
     """A data set of phantoms in nnU-Net's layout, and its config."""
     root = tmp_path / "Dataset 001 Rektum Ü"
-    write_nnunet(root, num_train=4, num_test=2)
+    phantom_files.write_nnunet(root, num_train=4, num_test=2, size=48, num_slices=6)
     return root, nnunet_config(root, tmp_path / "packed")
 
 
 def test_nnunet_layout_is_packed_by_patient_with_its_geometry(nnunet):
     _, config = nnunet
     packed = prepare.prepare(config.data)
-    assert [x["name"] for x in packed.cases("train")] == [f"case_{i:03d}" for i in range(4)]
+    assert [x["name"] for x in packed.cases("train")] == [f"phantom_{i:04d}" for i in range(4)]
     assert packed.images("train").shape == (4 * 6, 48, 48)
     geometry = packed.cases("test")[0]["geometry"]
     assert geometry["shape"][0] == 6 and len(geometry["file_axes"]) == 3
@@ -132,7 +132,7 @@ def test_folds_hold_out_every_patient_once(nnunet):
 def test_only_a_changed_case_is_read_again(nnunet, monkeypatch):
     root, config = nnunet
     before = np.array(prepare.prepare(config.data).images("train"))
-    path = root / "imagesTr" / "case_002_0000.nii.gz"
+    path = root / "imagesTr" / "phantom_0002_0000.nii.gz"
     old = nibabel.load(path)
     nibabel.save(nibabel.Nifti1Image(np.full(old.shape, 40, np.int16), old.affine), path)
     read = []
@@ -141,7 +141,7 @@ def test_only_a_changed_case_is_read_again(nnunet, monkeypatch):
         "usam_jax.data.volume_sets.read_slices", lambda p: read.append(p.name) or original(p)
     )
     after = prepare.prepare(config.data).images("train")
-    assert read == ["case_002_0000.nii.gz"]
+    assert read == ["phantom_0002_0000.nii.gz"]
     changed = [i for i in range(24) if not np.array_equal(before[i], after[i])]
     assert changed == list(range(12, 18))
 
@@ -162,8 +162,8 @@ def test_only_a_changed_case_is_read_again(nnunet, monkeypatch):
 )
 def test_a_faulty_volume_is_named_with_what_is_wrong(nnunet, fault, message):
     root, config = nnunet
-    image_path = root / "imagesTr" / "case_001_0000.nii.gz"
-    label_path = root / "labelsTr" / "case_001.nii.gz"
+    image_path = root / "imagesTr" / "phantom_0001_0000.nii.gz"
+    label_path = root / "labelsTr" / "phantom_0001.nii.gz"
     image, label = nibabel.load(image_path), nibabel.load(label_path)
     hu, classes = np.asarray(image.dataobj), np.asarray(label.dataobj)
     if fault == "shape":
@@ -189,7 +189,7 @@ def test_a_faulty_volume_is_named_with_what_is_wrong(nnunet, fault, message):
         image_path.write_text("no volume")
     with pytest.raises(DataError, match=message) as caught:
         prepare.prepare(config.data)
-    assert "case_001" in str(caught.value)
+    assert "phantom_0001" in str(caught.value)
 
 
 def test_a_description_that_does_not_fit_is_named(nnunet):
@@ -212,10 +212,10 @@ def test_a_description_that_does_not_fit_is_named(nnunet):
 
 def test_a_label_without_image_is_named(nnunet):
     root, config = nnunet
-    (root / "imagesTr" / "case_003_0000.nii.gz").unlink()
+    (root / "imagesTr" / "phantom_0003_0000.nii.gz").unlink()
     with pytest.raises(
         DataError,
-        match=r"case_003_0000\.nii\.gz is not there, which .*labelsTr/case_003\.nii\.gz needs",
+        match=r"phantom_0003_0000\.nii\.gz is not there, which .*labelsTr/phantom_0003\.nii\.gz",
     ):
         prepare.prepare(config.data)
 

@@ -1,0 +1,35 @@
+"""Writes generated pelvis CT phantoms as NIfTI volumes, a data set in nnU-Net's raw layout.
+
+    python -m tools.make_phantoms DEST [--num_train=20 --num_test=5 --size=256 --seed=0]
+
+Train on them with --config=configs/care.py --config.data.kind=nnunet --config.data.root=DEST.
+"""
+
+import pathlib
+import sys
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from usam_jax import cli, logs
+from usam_jax.data import phantom_files
+from usam_jax.errors import UsageError
+
+NUM_TRAIN = flags.DEFINE_integer("num_train", 20, "Patients of training.", lower_bound=1)
+NUM_TEST = flags.DEFINE_integer("num_test", 5, "Patients of test.", lower_bound=0)
+SIZE = flags.DEFINE_integer("size", 256, "Rows and columns of a slice.", lower_bound=16)
+SEED = flags.DEFINE_integer("seed", 0, "Which population.", lower_bound=0)
+
+
+def main(_config: ConfigDict, arguments: list[str]) -> None:
+    """What the command line asks for."""
+    if len(arguments) != 1:
+        raise UsageError(f"found {arguments}, expected DEST\n{__doc__}")
+    folder = pathlib.Path(arguments[0])
+    counts = (NUM_TRAIN.value, NUM_TEST.value)
+    phantom_files.write_nnunet(folder, *counts, size=SIZE.value, seed=SEED.value)
+    logs.say(f"{folder}: {counts[0]} patients of training, {counts[1]} of test")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, sys.argv, needs_config=False))
