@@ -3,6 +3,7 @@
 import importlib
 import os
 import pathlib
+import shutil
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -98,6 +99,23 @@ def nnunet_config():
     return config_maker(
         "care", **{"data.kind": "nnunet", "model.image_size": 48, "data.val_fraction": 0.3}
     )
+
+
+@pytest.fixture(scope="session")
+def nnunet_source(tmp_path_factory):
+    from usam_jax.data import phantom_files
+
+    root = tmp_path_factory.mktemp("nnunet") / "Dataset 001 Rektum Ü"  # as people name folders
+    phantom_files.write_nnunet(root, num_train=4, num_test=2, size=48, num_slices=6)
+    return root
+
+
+@pytest.fixture
+def nnunet(nnunet_source, tmp_path, nnunet_config):
+    """A data set of phantoms in nnU-Net's layout, and its config."""
+    root = tmp_path / nnunet_source.name
+    shutil.copytree(nnunet_source, root)
+    return root, nnunet_config(root, tmp_path / "packed")
 
 
 @pytest.fixture(scope="session")

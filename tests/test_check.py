@@ -10,7 +10,7 @@ import sys
 import nibabel
 import numpy as np
 import pytest
-from conftest import ROOT, write_care, write_nnunet
+from conftest import ROOT, write_care
 
 from usam_jax.data import check, packed, pipeline, prepare, sources, splits
 from usam_jax.errors import DataError, UsageError
@@ -19,21 +19,6 @@ from usam_jax.errors import DataError, UsageError
 def run(*arguments, wrap=()) -> subprocess.CompletedProcess:
     command = [*wrap, sys.executable, "-m", "tools.prepare", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    root = tmp_path_factory.mktemp("nnunet") / "Dataset 001 Rektum Ü"
-    write_nnunet(root, num_train=4, num_test=2)
-    return root
-
-
-@pytest.fixture
-def nnunet(source, tmp_path, nnunet_config):
-    """A data set of phantoms in nnU-Net's layout, and its config."""
-    root = tmp_path / source.name
-    shutil.copytree(source, root)
-    return root, nnunet_config(root, tmp_path / "packed")
 
 
 def files(root, part, number) -> tuple[pathlib.Path, pathlib.Path]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import REAL_DATA
 
-from usam_jax.data import phantom_files, prepare, splits, volumes
+from usam_jax.data import prepare, splits, volumes
 from usam_jax.errors import DataError, UsageError
 
 SPACING_LPS = (0.9, 0.9, 3.0)
@@ -88,14 +88,6 @@ def test_a_slice_keeps_its_proportions_in_mm_and_labels_stay_on_the_image():
     assert not wide[:, :16].any() and not wide[:, 48:].any()
     label = volumes.fit_square((image > 0).astype(np.uint8), 64, (1.0, 1.0), labels=True)
     assert (label.astype(bool) != (wide > 100)).mean() < 0.01
-
-
-@pytest.fixture
-def nnunet(tmp_path, nnunet_config):
-    """A data set of phantoms in nnU-Net's layout, and its config."""
-    root = tmp_path / "Dataset 001 Rektum Ü"
-    phantom_files.write_nnunet(root, num_train=4, num_test=2, size=48, num_slices=6)
-    return root, nnunet_config(root, tmp_path / "packed")
 
 
 def test_nnunet_layout_is_packed_by_patient_with_its_geometry(nnunet):

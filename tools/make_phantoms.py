@@ -2,7 +2,7 @@
 
     python -m tools.make_phantoms DEST [--num_train=20 --num_test=5 --size=256 --seed=0]
 
-Train on them with --config=configs/care.py --config.data.kind=nnunet --config.data.root=DEST.
+Train on them with --config=configs/nnunet.py --config.data.root=DEST.
 """
 
 import pathlib

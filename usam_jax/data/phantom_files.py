@@ -9,8 +9,8 @@ import numpy as np
 from nibabel.orientations import axcodes2ornt, ornt_transform
 
 from usam_jax import logs
+from usam_jax.data.pack import in_order
 from usam_jax.data.phantom import VERSION, Phantom, make_patient
-from usam_jax.data.prepare import in_order
 from usam_jax.data.volumes import AXES, READ_ERRORS
 from usam_jax.errors import DataError, UsageError, list_some
 from usam_jax.files import replacing, write_json

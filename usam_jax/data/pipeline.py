@@ -96,7 +96,7 @@ class EvalBatches:
         clahe = make_clahe(self.clahe_limit)
         elements = []
         for position in positions:
-            row = self.rows[position]
+            row = int(self.rows[position])
             image, label = self.slices[row]
             element = {
                 "image": clahe.apply(image) if clahe else image,
