@@ -53,7 +53,7 @@ def run(
         text = f"the disk is full ({error}); free some space and give the same command again"
         return report(WeightsError(text))
     except KeyboardInterrupt:
-        logs.say("stopped; the same command goes on from the last checkpoint")
+        logs.say("stopped; the same command goes on from what is saved")
         return 130
     return 0
 

@@ -26,7 +26,7 @@ def care_cases(root: pathlib.Path, split: str, num_classes: int) -> list[Case]:
             f"CARE data set.\n{WHERE}"
         )
     table = root / split / f"{split}_bbox.csv"
-    names = read_names(table) if table.is_file() else [path.stem for path in folder.glob("*.npz")]
+    names = read_names(table) if table.is_file() else [path.stem for path in folder.glob("[!.]*.npz")]
     if not names:
         raise DataError(f"{folder} holds no slices (NAME.npz).\n{WHERE}")
     return [

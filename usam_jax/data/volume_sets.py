@@ -127,7 +127,7 @@ def volume_cases(
     for folder, end in ((images, image_end), (labels, label_end)):
         if not folder.is_dir():
             raise DataError(f"{folder} is not there")
-        names |= {path.name.removesuffix(end) for path in folder.glob(f"*{end}")}
+        names |= {path.name.removesuffix(end) for path in folder.glob(f"[!.]*{end}")}
     if not names:
         raise DataError(f"{labels} holds no labels (NAME{label_end})")
     return [
@@ -196,7 +196,7 @@ def npy_cases(root: pathlib.Path, num_classes: int) -> Cases:
         images, labels = root / split / "npy_imgs", root / split / "npy_gts"
         if split == "val" and not images.is_dir():
             continue
-        names = sorted((path.name for path in images.glob("*.npy")), key=natural_order)
+        names = sorted((path.name for path in images.glob("[!.]*.npy")), key=natural_order)
         if not names:
             raise DataError(f"{images} holds no slices (NAME.npy)")
         cases[split] = [npy_case(images / name, labels / name, num_classes) for name in names]
