@@ -72,6 +72,17 @@ def write_care(root: pathlib.Path, num_train: int, num_test: int) -> None:
         (root / split / f"{split}_bbox.csv").write_text("name,bbox\n" + rows)
 
 
+def take(iterator, count: int) -> list[dict]:
+    return [next(iterator) for _ in range(count)]
+
+
+def assert_same_batches(a: list[dict], b: list[dict]) -> None:
+    for x, y in zip(a, b, strict=True):
+        assert x.keys() == y.keys()
+        for name in x:
+            np.testing.assert_array_equal(x[name], y[name])
+
+
 def config_maker(name: str, **changes):
     """Makes the config `name` for a given data root and a folder to pack into."""
 

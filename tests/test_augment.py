@@ -3,10 +3,9 @@
 import pickle
 
 import cv2
-import jax
 import numpy as np
 import pytest
-from conftest import phantom_config, write_care
+from conftest import assert_same_batches, phantom_config, take, write_care
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -37,14 +36,6 @@ def packed(tmp_path, care_config):
     config = care_config(tmp_path / "care", tmp_path / "packed")
     config.train.batch_size = 4
     return prepare(config.data), config
-
-
-def take(iterator, count):
-    return [next(iterator) for _ in range(count)]
-
-
-def assert_same_batches(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 @settings(max_examples=100, deadline=None)
@@ -234,7 +225,7 @@ def test_a_view_depends_on_seed_epoch_and_slice_and_on_nothing_else(packed):
         part, steps = pipeline.train_batches(data, np.arange(12), config, process, 2)
         for epoch in epochs:
             for row, view in by_slice(take(part, steps)).items():
-                assert_same_batches(view, epoch[row])
+                assert_same_batches([view], [epoch[row]])
     config.seed += 1
     other = by_slice(take(pipeline.train_batches(data, np.arange(12), config)[0], 2))
     for a, b in ((epochs[0], epochs[1]), (epochs[0], other)):
@@ -252,7 +243,7 @@ def test_mixed_draws_each_kind_of_prompt_and_is_evaluated_with_points(packed):
     evaluated = next(pipeline.eval_batches(data, "train", np.arange(12), config)[0])
     config.prompts.kind = "points"
     expected = next(pipeline.eval_batches(data, "train", np.arange(12), config)[0])
-    assert_same_batches(evaluated, expected)
+    assert_same_batches([evaluated], [expected])
     assert describe_prompts(config.prompts) == (
         "3 points per class and 2 of the background from the ground truth"
     )

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, write_care
 
+from usam_jax import contact_sheet
 from usam_jax.data import check, packed, pipeline, prepare, sources, splits
 from usam_jax.errors import DataError, UsageError
 
@@ -82,6 +83,52 @@ def test_a_header_that_gives_two_places_is_a_warning(nnunet):
         data = nibabel.Nifti1Image(np.asarray(volume.dataobj), None, volume.header)
         nibabel.save(data, path)
     assert find(config) == [("warning", "header", "train")]
+
+
+def test_a_header_that_tells_no_orientation_is_a_warning(nnunet):
+    root, config = nnunet
+    for path in files(root, "Tr", 0):
+        volume = nibabel.load(path)
+        volume.set_sform(None, 0)
+        volume.set_qform(None, 0)
+        nibabel.save(nibabel.Nifti1Image(np.asarray(volume.dataobj), None, volume.header), path)
+    assert find(config) == [("warning", "header", "train")]
+
+
+def test_a_damaged_array_is_not_copied_when_something_else_has_changed(nnunet):
+    root, config = nnunet
+    data = prepare.prepare(config.data)
+    expected = np.array(data.labels("train"))
+    labels = np.load(data.path("train", "labels"), mmap_mode="r+")
+    labels[8, 20, 20] ^= 1
+    labels.flush()
+    os.utime(files(root, "Ts", 0)[0])
+    again = prepare.prepare(config.data)
+    np.testing.assert_array_equal(again.labels("train"), expected)
+
+
+def test_the_sheet_shows_slices_as_packed_with_the_patients_right_where_it_says(nnunet):
+    root, config = nnunet
+    for path in files(root, "Tr", 0):
+        volume = nibabel.load(path)
+        x = nibabel.affines.apply_affine(
+            volume.affine, np.moveaxis(np.indices(volume.shape), 0, -1)
+        )
+        right = x[..., 0] > np.median(x[..., 0])  # RAS+: x grows to the patient's right
+        values = np.asarray(volume.dataobj)
+        values = np.where(right, 1, 0) if "labels" in str(path) else np.where(right, 200, -900)
+        nibabel.save(
+            nibabel.Nifti1Image(values.astype(volume.get_data_dtype()), volume.affine), path
+        )
+    cases = {"train": sources.list_cases(config.data)["train"][:1]}
+    settings = prepare.packing_settings(config.data)
+    tiles = contact_sheet.pick_tiles(cases, settings)
+    assert len(tiles) > 1
+    for tile in tiles:
+        columns = np.nonzero(tile.label)[1]
+        assert columns.mean() < 24
+        assert tile.image[:, :20].mean() > tile.image[:, 28:].mean()
+    assert contact_sheet.SIDES["R"][0] < 0.5 < contact_sheet.SIDES["L"][0]
 
 
 def test_the_same_image_in_two_splits_is_an_error_and_in_one_a_warning(nnunet):
@@ -204,6 +251,7 @@ def test_a_data_set_packed_anywhere_is_trained_from_there(nnunet, tmp_path):
         np.testing.assert_array_equal(found.labels(split), expected.labels(split))
     (held_out,) = found.manifest["held_out"]["split_seed=0 val_fraction=0.1"]
     assert len(held_out) == 1
+    assert "--config.model.image_size=48" in done.stdout  # of the command to train with
     config.data.clahe_limit = 1.0
     with pytest.raises(
         UsageError, match=r"clahe_limit: the config says 1.0, it was packed with 2.5"
@@ -228,21 +276,31 @@ def test_changed_settings_pack_everything_anew_in_the_same_folder(nnunet, tmp_pa
 
 def test_a_folder_that_holds_something_else_is_left_alone(nnunet, tmp_path):
     root, config = nnunet
-    with pytest.raises(UsageError, match="is not empty and holds no packed data set"):
+    with pytest.raises(UsageError, match="something else than a packed data set"):
         prepare.prepare(config.data, root)
     assert files(root, "Tr", 0)[0].is_file()
     assert run(tmp_path / "nowhere", tmp_path / "new").returncode == 3
     assert run(root).returncode == 2
+    assert run(root, "--check", "--sheet=x.jpg").returncode == 2
 
 
-def test_a_folder_without_permission_is_named(nnunet, tmp_path):
+@pytest.mark.parametrize("name", ["", "imagesTr", "dataset.json", "labelsTs/phantom_0004.nii.gz"])
+def test_what_may_not_be_read_is_named(nnunet, name):
     root, _ = nnunet
     # Root may read everything unless it gives that up.
     wrap = ("setpriv", "--bounding-set=-all", "--inh-caps=-all") if os.geteuid() == 0 else ()
-    (root / "imagesTr").chmod(0o000)
-    done = run(root, "--check", wrap=wrap)
-    (root / "imagesTr").chmod(0o755)
-    assert done.returncode == 3 and "imagesTr" in done.stdout and "Permission" in done.stdout
+    mode = (root / name).stat().st_mode
+    (root / name).chmod(0o000)
+    done = run(root, "--check", "--json", wrap=wrap)
+    (root / name).chmod(mode)
+    assert done.returncode == 3, done.stderr
+    (found,) = json.loads(done.stdout)["findings"]
+    assert name in found["problem"] and "Permission denied" in found["problem"]
+
+
+def test_a_folder_that_may_not_be_written_is_named(nnunet, tmp_path):
+    root, _ = nnunet
+    wrap = ("setpriv", "--bounding-set=-all", "--inh-caps=-all") if os.geteuid() == 0 else ()
     blocked = tmp_path / "blocked"
     blocked.mkdir(mode=0o555)
     done = run(root, blocked / "new", wrap=wrap)

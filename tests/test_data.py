@@ -10,10 +10,17 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import ROOT, phantom_config, write_care
+from conftest import (
+    ROOT,
+    assert_same_batches,
+    config_maker,
+    phantom_config,
+    take,
+    write_care,
+)
 
 from usam_jax.data import care as care_reader
-from usam_jax.data import pack, pack_case, packed, pipeline, prepare, splits
+from usam_jax.data import pack, packed, pipeline, prepare, splits
 from usam_jax.errors import DataError, UsageError
 
 
@@ -46,14 +53,17 @@ def test_real_slices_are_clipped_and_not_wrapped(care_samples, care_config, tmp_
     config = care_config(care_samples, tmp_path)
     config.data.clahe_limit = 0.0
     packed = prepare.prepare(config.data)
+    reference = config_maker("care_reference")(care_samples, tmp_path)
+    published = prepare.prepare(reference.data)
     assert [x["name"] for x in packed.slices("train")] == ["1002", "4120", "5657"]
     for i, found in enumerate(packed.slices("train")):
         with np.load(care_samples / "train" / "train_npz" / f"{found['name']}.npz") as file:
             image, label = file["image"], file["label"]
-        expected = (np.clip(image, 0, 1).astype(np.float32) * 255).astype(np.uint8)
+        expected = (np.clip(image, 0, 1) * 255).astype(np.uint8)
         np.testing.assert_array_equal(packed.images("train")[i], expected)
         np.testing.assert_array_equal(packed.labels("train")[i], label)
-        wrapped = pack_case.pack_image(image.astype(np.float32), 224, "wrap", None)
+        wrapped = published.images("train")[i]
+        np.testing.assert_array_equal(wrapped, (image * 255).astype(np.int64).astype(np.uint8))
         differs = wrapped != expected
         np.testing.assert_array_equal(
             differs,
@@ -288,17 +298,6 @@ def test_validation_is_a_contiguous_block_where_patients_are_unknown(care):
     assert parts["val"].rows.tolist() == [9, 10, 11]
     assert parts["train"].rows.tolist() == list(range(9))
     assert not len(splits.split_parts(packed, config.data, "test")["val"])
-
-
-def take(iterator, count):
-    return [next(iterator) for _ in range(count)]
-
-
-def assert_same_batches(a, b):
-    for x, y in zip(a, b, strict=True):
-        assert x.keys() == y.keys()
-        for name in x:
-            np.testing.assert_array_equal(x[name], y[name])
 
 
 def test_batches_come_again_from_the_seed_and_differ_between_epochs(care):

@@ -3,15 +3,16 @@
 import itertools
 import json
 
+import cv2
 import nibabel
 import numpy as np
 import pytest
 from conftest import REAL_DATA
 
-from usam_jax.data import prepare, splits, volumes
+from usam_jax.data import check, pack_case, prepare, splits, volume_sets, volumes
 from usam_jax.errors import DataError, UsageError
 
-SPACING_LPS = (0.9, 0.9, 3.0)
+SPACING_LPS = (0.9, 1.5, 3.0)
 
 
 def make_volume(seed: int = 0, shape: tuple[int, int, int] = (40, 36, 5)):
@@ -50,18 +51,49 @@ ORIENTATIONS = [
 
 
 @pytest.mark.parametrize("oblique", [False, True])
-def test_all_48_orientations_of_a_volume_give_the_same_slices(tmp_path, oblique):
-    hu, _ = make_volume()
-    axes = set()
+def test_all_48_orientations_of_a_volume_are_packed_alike(tmp_path, word_config, oblique):
+    hu, labels = make_volume()
+    config = word_config(tmp_path, tmp_path)
+    config.data.classes = ("background", "a", "b")
+    config.data.window_level, config.data.window_width = 0.0, 400.0
+    settings = prepare.packing_settings(config.data) | {"image_size": 54, "clahe_limit": 0.0}
+    image_path, label_path = tmp_path / "ct.nii", tmp_path / "label.nii"
+    packed, axes = [], set()
     for orientation in ORIENTATIONS:
-        save(tmp_path / "ct.nii", hu, affine_lps(oblique), orientation)
-        geometry = volumes.read_geometry(tmp_path / "ct.nii")
-        axes.add(geometry.file_axes)
-        assert geometry.shape == (5, 36, 40)
-        np.testing.assert_allclose(geometry.spacing_mm, (3.0, 0.9, 0.9), atol=1e-5)
-        found = volumes.read_slices(tmp_path / "ct.nii")
-        np.testing.assert_array_equal(found, hu.transpose(2, 1, 0))
+        save(image_path, hu, affine_lps(oblique), orientation)
+        save(label_path, labels, affine_lps(oblique), orientation)
+        case = volume_sets.volume_case("x", image_path, label_path, config.data)
+        axes.add(case.geometry.file_axes)
+        assert case.geometry.shape == (5, 36, 40)
+        np.testing.assert_allclose(case.geometry.spacing_mm, (3.0, 1.5, 0.9), atol=1e-5)
+        packed.append(pack_case.pack_case(case, settings))
     assert len(axes) == 48
+    for images, classes in packed:
+        np.testing.assert_array_equal(images, packed[0][0])
+        np.testing.assert_array_equal(classes, packed[0][1])
+    # 36 rows of 1.5 mm fill 54 pixels of 1 mm; 40 columns of 0.9 mm become 36, from 9 to 45.
+    images, classes = packed[0]
+    expected = np.zeros((5, 54, 54), np.uint8)
+    nearest = (((np.arange(54) + 0.5) / 1.5).astype(int), ((np.arange(36) + 0.5) / 0.9).astype(int))
+    expected[:, :, 9:45] = labels.transpose(2, 1, 0)[:, nearest[0]][:, :, nearest[1]]
+    np.testing.assert_array_equal(classes, expected)
+    grey = (hu.transpose(2, 1, 0) + 200) / 400 * 255
+    whole = cv2.resize(grey[2], (36, 54), interpolation=cv2.INTER_LINEAR)
+    assert np.abs(images[2, :, 9:45] - whole).max() <= 2  # rounded to grey levels twice
+    assert not images[:, :, :9].any() and not images[:, :, 45:].any()
+
+
+def test_images_are_averaged_where_pixels_grow():
+    image = np.zeros((64, 64), np.uint8)
+    image[::2, ::2] = 200
+    np.testing.assert_array_equal(volumes.fit_square(image, 32, (1.0, 1.0), labels=False), 50)
+
+
+def test_the_window_is_linear_and_clips():
+    hu = np.array([-1000, -160, -60, 40, 240, 3000], np.int16)
+    np.testing.assert_allclose(
+        volumes.window_hu(hu, 40.0, 400.0), [0, 0, 0.25, 0.5, 1, 1], atol=1e-7
+    )
 
 
 def test_scaled_and_big_endian_voxels_are_read_as_hu(tmp_path):
@@ -116,9 +148,13 @@ def test_folds_hold_out_every_patient_once(nnunet):
         seen += held.tolist()
         assert len({packed.slices("train")[row]["patient"] for row in held}) == 1
     assert sorted(seen) == list(range(24))
-    config.data.fold = 4
-    with pytest.raises(UsageError, match=r"config.data.fold: found 4, expected 0 to 3"):
-        splits.split_parts(packed, config.data, "val")
+    with pytest.raises(UsageError, match=r"num_folds: found 4, but .* on the test set"):
+        splits.split_parts(packed, config.data, "test")
+    for field, value in (("fold", 4), ("num_folds", 1), ("val_fraction", 3.0)):
+        other = config.data.copy_and_resolve_references()
+        other[field] = value
+        with pytest.raises(UsageError, match=rf"config.data.{field}: found {value}, expected"):
+            prepare.prepare(other)
 
 
 def test_only_a_changed_case_is_read_again(nnunet, monkeypatch):
@@ -194,6 +230,10 @@ def test_a_description_that_does_not_fit_is_named(nnunet):
     path.write_text(json.dumps({**description, "channel_names": {"0": "CT", "1": "PET"}}))
     with pytest.raises(DataError, match=r"has the channels .* expected one, CT"):
         prepare.prepare(config.data)
+    for labels in ({"background": 0, "ignore": 1}, {"background": 0, "all": [1, 2]}):
+        path.write_text(json.dumps({**description, "labels": labels}))
+        with pytest.raises(DataError, match="one number for each and no ignore label"):
+            prepare.prepare(config.data)
     path.write_text("{}")
     with pytest.raises(DataError, match=r"dataset\.json: found no usable description"):
         prepare.prepare(config.data)
@@ -249,23 +289,42 @@ def test_slices_of_the_published_code_are_read(tmp_path, word_config):
         prepare.prepare(config.data)
 
 
-def test_real_label_volumes_of_word_are_packed(tmp_path, word_config):
-    """Intensities are painted in, for the images may not be given on."""
-    folder = REAL_DATA / "word_labels"
-    if not folder.is_dir():
-        pytest.skip(f"{folder} is not there")
+def test_real_volumes_are_checked_and_packed_for_word(tmp_path, word_config):
+    """WORD's labels with intensities painted in, for its images may not be given on; a real CT."""
+    folders = REAL_DATA / "word_labels", REAL_DATA / "ct_samples"
+    if not all(x.is_dir() for x in folders):
+        pytest.skip(f"{folders} are not there")
     rng = np.random.default_rng(0)
     hu_of = rng.integers(-100, 250, 17).astype(np.int16)
-    path = min(folder.glob("*.nii.gz"))
+    hu_of[0] = -1000
+    path = min(folders[0].glob("*.nii.gz"))
     label = nibabel.load(path)
-    classes = np.asarray(label.dataobj)[..., 60:70]
-    for split in ("Tr", "Val", "Ts"):
-        for kind, voxels in (("images", hu_of[classes]), ("labels", classes.astype(np.uint8))):
+    classes = np.asarray(label.dataobj)[..., 60:70].astype(np.uint8)
+    real = [nibabel.load(folders[1] / f"cut_{x}.nii.gz") for x in ("ct", "seg")]
+    organs = {5: 1, 1: 2, 3: 3, 2: 4, 6: 5, 4: 6, 15: 7, 7: 8, 19: 9, 20: 10, 18: 11, 8: 12, 9: 12}
+    word_of = np.zeros(256, np.uint8)
+    word_of[list(organs)] = list(organs.values())
+    volume_of = {
+        "Tr": (hu_of[classes], classes, label.affine),
+        "Val": (
+            np.asarray(real[0].dataobj).astype(np.int16),
+            word_of[np.asarray(real[1].dataobj).astype(int)],
+            real[0].affine,
+        ),
+    }
+    for split, (hu, organ, affine) in volume_of.items():
+        for kind, voxels in (("images", hu), ("labels", organ)):
             (tmp_path / "WORD" / f"{kind}{split}").mkdir(parents=True)
-            save(tmp_path / "WORD" / f"{kind}{split}" / f"{split}{path.name}", voxels, label.affine)
+            save(tmp_path / "WORD" / f"{kind}{split}" / f"{split}.nii.gz", voxels, affine)
     config = word_config(tmp_path / "WORD", tmp_path / "packed")
+    findings, _ = check.check(config.data)
+    assert {x.kind for x in findings} == {"absent-class"}  # ten slices do not show all organs
     packed = prepare.prepare(config.data)
-    assert packed.labels("train").shape == (10, 224, 224)
-    assert packed.cases("train")[0]["geometry"]["file_axes"] == "LPS"
+    assert [packed.labels(x).shape for x in ("train", "val")] == [(10, 224, 224), (30, 224, 224)]
+    axes = [packed.cases(x)[0]["geometry"]["file_axes"] for x in ("train", "val")]
+    assert axes == ["LPS", "RAS"]
     share = (packed.labels("train") > 0).mean() / (classes > 0).mean()
     assert abs(share - 1) < 0.02  # nearest-neighbour resampling keeps areas
+    # The liver is on the patient's right, at the left of the picture; the spleen on the other side.
+    columns = [np.nonzero(packed.labels("val") == c)[2].mean() for c in (1, 2)]
+    assert columns[0] < 112 < columns[1]

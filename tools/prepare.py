@@ -5,8 +5,9 @@
     python -m tools.prepare DEST --check                                 # compares the checksums
 
 SOURCE: a raw data set of nnU-Net (imagesTr labelsTr dataset.json), CARE, WORD, or the published
-code's WORD slices. CT only: volumes hold HU. --config=configs/NAME.py and --config.data.FIELD=VALUE
-set the window, the size and the rest; without --config it is chosen by what SOURCE is.
+code's WORD slices. CT only: volumes hold HU. --config=configs/NAME.py and, after it,
+--config.data.FIELD=VALUE set the window, the size and the rest; without --config it is chosen by
+what SOURCE is.
 DEST gets manifest.json, plain .npy arrays and contact_sheet.png; packing that was stopped goes on.
 A file SOURCE/patients.csv (columns name and patient) tells whose the cases are.
 
@@ -16,7 +17,9 @@ Exit code 3: the data set has errors.
 import importlib
 import json
 import pathlib
+import shlex
 import sys
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -26,6 +29,8 @@ from rich.table import Table
 from usam_jax import cli, logs
 from usam_jax.contact_sheet import save_contact_sheet
 from usam_jax.data import check, sources
+from usam_jax.data.case import Cases
+from usam_jax.data.check import Finding
 from usam_jax.data.packed import Packed, open_packed, packed_cases
 from usam_jax.data.prepare import packing_settings, prepare
 from usam_jax.errors import DataError, UsageError
@@ -44,39 +49,63 @@ CONFIG_OF = {
 
 
 def default_config(source: pathlib.Path) -> ConfigDict:
-    """The config for what is found at a source."""
+    """The config for what is found at a source; for a packed one, that which it is packed with."""
     kind = sources.detect_kind(source)
     settings = open_packed(source).manifest["settings"] if kind == "packed" else {"kind": kind}
-    name = CONFIG_OF[settings["kind"]]
-    config = importlib.import_module(f"configs.{name}").get_config()
+    config = config_of(settings["kind"])
     config.data.kind = kind
     if kind == "packed":
-        config.data.classes = tuple(settings["classes"])
-        config.model.image_size = settings["image_size"]
+        config.update_from_flattened_dict(settings_as_fields(settings))
     return config
 
 
-def run_check(config: ConfigDict, settings: dict, sheet: pathlib.Path | None) -> None:
-    """Prints all findings and draws a contact sheet. Raises DataError where there are errors."""
-    findings, cases = check.check(config.data)
+def config_of(kind: str) -> ConfigDict:
+    return importlib.import_module(f"configs.{CONFIG_OF[kind]}").get_config()
+
+
+def settings_as_fields(settings: dict[str, Any]) -> dict[str, Any]:
+    """What a packed data set is packed with, by field of a config."""
+    level, width = settings["window_hu"]
+    return {
+        "model.image_size": settings["image_size"],
+        "data.classes": tuple(settings["classes"]),
+        "data.intensity": settings["intensity"],
+        "data.clahe_limit": settings["clahe_limit"],
+        "data.window_level": level,
+        "data.window_width": width,
+    }
+
+
+def training_command(packed: Packed) -> str:
+    """The command that trains with a packed data set, with the fields that are not a default."""
+    settings = packed.manifest["settings"]
+    name, config = CONFIG_OF[settings["kind"]], config_of(settings["kind"])
+    fields = {"data.kind": "packed", "data.root": str(packed.folder)}
+    for field, value in settings_as_fields(settings).items():
+        section, option = field.split(".")
+        default = config[section][option]
+        if default not in (value, ()):  # classes that are () come from the data set
+            fields[field] = value
+    given = [shlex.quote(f"--config.{field}={value}") for field, value in fields.items()]
+    return f"python -m usam_jax.main --config=configs/{name}.py {' '.join(given)}"
+
+
+def print_check(findings: list[Finding], cases: Cases, root: pathlib.Path) -> None:
+    """Prints all findings. Raises DataError where there are errors."""
     summary = check.summarise(findings, cases)
     if JSON.value:
         print(json.dumps(summary, indent=1))
     elif findings:
         print(check.describe(findings))
-    if sheet and any(cases.values()):
-        save_contact_sheet(sheet, cases, settings)
-        logs.say(f"contact sheet: {sheet}")
     counts = f"{summary['num_errors']} errors, {summary['num_warnings']} warnings"
     if summary["num_errors"]:
-        raise DataError(f"{config.data.root} is not fit to train with: {counts}")
+        raise DataError(f"{root} is not fit to train with: {counts}")
     numbers = ", ".join(f"{x} {n}" for x, n in summary["num_cases"].items())
-    logs.say(f"{config.data.root} is fit to train with: {counts}; cases: {numbers}")
+    logs.say(f"{root} is fit to train with: {counts}; cases: {numbers}")
 
 
 def print_packed(packed: Packed) -> None:
     """A table of what was packed, and the command that trains with it."""
-    settings = packed.manifest["settings"]
     table = Table()
     for name in ("split", "cases", "patients", "slices", "with foreground"):
         table.add_column(name, justify="left" if name == "split" else "right")
@@ -86,32 +115,58 @@ def print_packed(packed: Packed) -> None:
         known = "unknown" if None in patients else str(len(patients))
         foreground = sum(x["foreground"] for x in slices)
         table.add_row(split, str(len(found)), known, str(len(slices)), str(foreground))
-    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console = Console(stderr=JSON.value, highlight=False, soft_wrap=True, markup=False)
     console.print(table)
     console.print(f"packed: {packed.folder}, with contact_sheet.png")
-    config = f"configs/{CONFIG_OF[settings['kind']]}.py"
-    console.print(
-        f"train: python -m usam_jax.main --config={config} --config.data.kind=packed "
-        f"--config.data.root='{packed.folder}'"
-    )
+    console.print(f"train: {training_command(packed)}")
+
+
+def sheet_settings(config: ConfigDict) -> dict[str, Any]:
+    """How slices of a source become those of the sheet; packed ones are ready."""
+    if config.data.kind != "packed":
+        return packing_settings(config.data)
+    return open_packed(pathlib.Path(config.data.root)).manifest["settings"] | {"clahe_limit": 0.0}
+
+
+def check_arguments(arguments: list[str]) -> None:
+    """Raises UsageError for arguments and flags that do not go together."""
+    if not 1 <= len(arguments) <= 2 or not (CHECK.value or len(arguments) == 2):
+        raise UsageError(f"found the arguments {arguments}, expected SOURCE DEST\n{__doc__}")
+    if (JSON.value or SHEET.value) and not CHECK.value:
+        raise UsageError("--json and --sheet go with --check")
+    sheet = pathlib.Path(SHEET.value or "sheet.png")
+    if sheet.suffix != ".png" or not sheet.parent.is_dir():
+        raise UsageError(f"--sheet={sheet}: expected FILE.png in a folder that is there")
 
 
 def main(config: ConfigDict | None, arguments: list[str]) -> None:
     """What the command line asks for."""
-    if not 1 <= len(arguments) <= 2 or not (CHECK.value or len(arguments) == 2):
-        raise UsageError(f"found the arguments {arguments}, expected SOURCE DEST\n{__doc__}")
+    check_arguments(arguments)
     source, *rest = map(pathlib.Path, arguments)
-    config = config or default_config(source)
-    config.data.root = str(source)
-    sources.name_classes(config)
-    settings = packing_settings(config.data)
+    try:
+        config = config or default_config(source)
+        config.data.root = str(source)
+        sources.name_classes(config)
+    except DataError as error:
+        if CHECK.value:
+            print_check([check.unusable(str(source), error)], {}, source)
+        raise
+    if rest and config.data.kind == "packed":
+        raise UsageError(f"{source} is packed already; give its source, or leave out {rest[0]}")
+    settings = sheet_settings(config)
     if CHECK.value:
-        run_check(config, settings, pathlib.Path(SHEET.value) if SHEET.value else None)
+        findings, cases = check.check(config.data)
+        if SHEET.value and any(x.num_slices for found in cases.values() for x in found):
+            save_contact_sheet(pathlib.Path(SHEET.value), cases, settings)
+            logs.say(f"contact sheet: {SHEET.value}")
+        print_check(findings, cases, source)
     if rest:
         packed = prepare(config.data, rest[0])
         cases = packed_cases(packed.folder)
+        if CHECK.value:
+            check.compare_checksums(cases)
         save_contact_sheet(
-            packed.folder / "contact_sheet.png", cases, settings | {"clahe_limit": 0}
+            packed.folder / "contact_sheet.png", cases, settings | {"clahe_limit": 0.0}
         )
         print_packed(packed)
 

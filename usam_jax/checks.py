@@ -4,6 +4,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from usam_jax.data.prompts import make_add_prompts
+from usam_jax.data.splits import check_splitting
 from usam_jax.errors import UsageError
 from usam_jax.models import make_model
 from usam_jax.sharding import check_batch_size
@@ -35,5 +36,5 @@ def check_config(config: ConfigDict, mesh: Mesh) -> None:
         expect(config[section][name] >= 1, field, "1 or more")
     expect(config.eval.select_on in PARTS[1:], "eval.select_on", "val or test")
     expect(config.eval.split in PARTS, "eval.split", "train, val or test")
-    expect(0 < config.data.val_fraction < 1, "data.val_fraction", "a fraction between 0 and 1")
+    check_splitting(config.data)
     expect(config.data.num_workers >= 0, "data.num_workers", "0 or more")

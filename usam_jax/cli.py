@@ -22,6 +22,9 @@ def parse(argv: Sequence[str], needs_config: bool) -> tuple[Any, list[str]]:
 
     Raises UsageError for a flag, field or value that is wrong, or a config that cannot be loaded.
     """
+    names = [x.lstrip("-").partition("=")[0] for x in argv]
+    if "config" not in names and any(x.startswith("config.") for x in names):
+        raise UsageError("--config.FIELD=VALUE needs a --config before it; see configs/")
     try:
         rest = flags.FLAGS(list(argv))
         if CONFIG.value is not None:

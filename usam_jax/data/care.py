@@ -7,7 +7,14 @@ import pathlib
 
 import numpy as np
 
-from usam_jax.data.case import Case, Slices, file_stamp, natural_order, unusable_case
+from usam_jax.data.case import (
+    Case,
+    Slices,
+    file_names,
+    file_stamp,
+    natural_order,
+    unusable_case,
+)
 from usam_jax.errors import DataError, list_some
 
 SHAPE = (224, 224)
@@ -26,7 +33,7 @@ def care_cases(root: pathlib.Path, split: str, num_classes: int) -> list[Case]:
             f"CARE data set.\n{WHERE}"
         )
     table = root / split / f"{split}_bbox.csv"
-    names = read_names(table) if table.is_file() else [path.stem for path in folder.glob("[!.]*.npz")]
+    names = read_names(table) if table.is_file() else file_names(folder, ".npz")
     if not names:
         raise DataError(f"{folder} holds no slices (NAME.npz).\n{WHERE}")
     return [
@@ -95,4 +102,5 @@ def load_care_slice(path: pathlib.Path, num_classes: int) -> Slices:
             f"from 0"
         )
     labels = np.minimum(label, num_classes - 1).astype(np.uint8)
-    return image.astype(np.float32)[None], labels[None]
+    # In its own precision: a rounded value may be the next grey level.
+    return image[None], labels[None]

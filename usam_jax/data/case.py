@@ -1,6 +1,7 @@
 """What every kind of data set is turned into: cases, each read in one go."""
 
 import dataclasses
+import os
 import pathlib
 import re
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import numpy as np
 from usam_jax.data.volumes import Geometry
 from usam_jax.errors import DataError
 
-# Grey float32[n h w], nominally in [0, 1], and class indices uint8[n h w].
+# Grey float[n h w], nominally in [0, 1], and class indices uint8[n h w].
 Slices = tuple[np.ndarray, np.ndarray]
 
 
@@ -62,6 +63,17 @@ def file_stamp(*paths: pathlib.Path) -> list[Any]:
     return stamp
 
 
+def file_names(folder: pathlib.Path, end: str) -> list[str]:
+    """The files of a folder that end so, hidden ones aside, without that ending.
+
+    Raises OSError where the folder cannot be read, which `glob` would take for an empty one.
+    """
+    names = (x for x in os.listdir(folder) if x.endswith(end) and not x.startswith("."))
+    return [x.removesuffix(end) for x in names]
+
+
 def natural_order(name: str) -> list[tuple[int, str]]:
     """Sorting key under which 9 comes before 10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+    return [
+        (int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)
+    ]

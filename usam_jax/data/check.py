@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import hashlib
 import pathlib
+import shlex
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,7 @@ from usam_jax import logs
 from usam_jax.data.case import Case, Cases
 from usam_jax.data.pack import in_order
 from usam_jax.data.sources import list_cases, shared_patients
-from usam_jax.data.volume_sets import MAX_OFF_VOXELS
-from usam_jax.data.volumes import forms_differ_mm
+from usam_jax.data.volumes import doubt_header
 from usam_jax.errors import DataError, list_some
 
 ERROR, WARNING = "error", "warning"
@@ -48,7 +48,7 @@ def check(config: ConfigDict) -> tuple[list[Finding], Cases]:
     try:
         cases = list_cases(config)
     except DataError as error:
-        return [Finding(ERROR, "unusable", str(config.root), error.problem, error.mend)], {}
+        return [unusable(str(config.root), error)], {}
     named = {f"{split}/{x.name}": x for split, found in cases.items() for x in found}
     inspected: dict[str, Inspected] = {}
     with logs.Progress("checking", len(named), "cases") as bar:
@@ -66,10 +66,9 @@ def inspect(where: str, case: Case) -> Inspected:
     """Reads a case and looks at what is in it."""
     try:
         image, labels = case.load_fn()
-        off = max((forms_differ_mm(path) for path in nifti_files(case)), default=0.0)
+        doubt = next(filter(None, map(doubt_header, nifti_files(case))), "")
     except DataError as error:
-        mend = error.mend or "mend or remove the file"
-        return Inspected([Finding(ERROR, "unusable", where, error.problem, mend)])
+        return Inspected([unusable(where, error)])
 
     def warn(kind: str, problem: str, mend: str) -> Finding:
         return Finding(WARNING, kind, where, problem, mend)
@@ -90,17 +89,28 @@ def inspect(where: str, case: Case) -> Inspected:
                 "window_width",
             )
         )
-    if case.geometry and off > MAX_OFF_VOXELS * min(case.geometry.spacing_mm):
-        findings.append(
-            warn(
-                "header",
-                f"sform and qform of the header lie {off:.3g} mm apart; the sform is used here, "
-                "other programs may take the other",
-                "look at the contact sheet; save the files anew with one of the two",
-            )
-        )
+    if doubt:
+        mend = "look at the contact sheet for flips; save the files anew with one true affine"
+        findings.append(warn("header", doubt, mend))
     digest = hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest()
     return Inspected(findings, digest, frozenset(np.unique(labels).tolist()))
+
+
+def unusable(where: str, error: DataError) -> Finding:
+    mend = error.mend or "mend or remove the file"
+    return Finding(ERROR, "unusable", where, error.problem, mend)
+
+
+def compare_checksums(cases: Cases) -> None:
+    """Raises DataError for packed cases that are not what was packed."""
+    problems = []
+    found = [case for listed in cases.values() for case in listed]
+    with logs.Progress("checksums", len(found), "cases") as bar:
+        for _, result in in_order(lambda case: inspect(case.name, case), found):
+            problems += [x.problem for x in result.findings if x.severity == ERROR]
+            bar.advance()
+    if problems:
+        raise DataError(f"{len(problems)} packed cases are damaged:\n{list_some(problems)}")
 
 
 def nifti_files(case: Case) -> list[pathlib.Path]:
@@ -114,8 +124,8 @@ def find_shared_patients(cases: Cases) -> list[Finding]:
             "shared-patient",
             f"patient {patient}",
             f"is in several splits: {', '.join(names)}",
-            "move all cases of the patient into one split; if they are different people, rename "
-            "the files or tell whose they are in patients.csv (columns name and patient)",
+            "move all cases of the patient into one split; if they are different people, tell so in "
+            "patients.csv (columns name, here SPLIT/NAME, and patient)",
         )
         for patient, names in shared_patients(cases).items()
     ]
@@ -131,7 +141,7 @@ def find_duplicates(inspected: dict[str, Inspected], cases: dict[str, Case]) -> 
     for first, *others in (names for names in same.values() if len(names) > 1):
         for other in others:
             leaks = first.split("/")[0] != other.split("/")[0]
-            files = [f"'{path}'" for path in cases[other].files]
+            files = [shlex.quote(str(path)) for path in cases[other].files]
             mend = f"rm {' '.join(files)}" if files else "take one out of the source and pack anew"
             findings.append(
                 Finding(
@@ -178,6 +188,7 @@ def describe(findings: list[Finding]) -> str:
             groups[x.severity, x.kind, x.mend].append(text)
     texts = []
     for (severity, kind, mend), lines in groups.items():
-        texts.append(f"{severity} ({kind}), {len(lines)}:\n{list_some(lines)}")
+        more = "\n  (--json lists all)" if len(lines) > 20 else ""
+        texts.append(f"{severity} ({kind}), {len(lines)}:\n{list_some(lines)}{more}")
         texts += [f"  what to do: {mend}"] if mend else []
     return "\n".join(texts)

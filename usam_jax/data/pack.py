@@ -11,7 +11,7 @@ import numpy as np
 
 from usam_jax import logs
 from usam_jax.data.case import Case, Cases
-from usam_jax.data.pack_case import describe_case, pack_case
+from usam_jax.data.pack_case import checksums, describe_case, pack_case
 from usam_jax.data.packed import MANIFEST, map_array
 from usam_jax.errors import DataError, list_some
 from usam_jax.files import read_json, write_json
@@ -120,14 +120,17 @@ def pack_split(
 
 
 def copy_case(case: Case, split: str, earlier: Earlier) -> tuple[np.ndarray, np.ndarray] | None:
-    """The packed images and labels of a case that has not changed since an earlier packing."""
+    """The packed images and labels of a case that has not changed since an earlier packing.
+
+    None where there are none, or where they are not what was packed then.
+    """
     folder, record = earlier.get((split, case.name), (None, {}))
     if folder is None or record["stamp"] != case.stamp:
         return None
     rows = slice(record["row"], record["row"] + case.num_slices)
     paths = (folder / f"{split}_{kind}.npy" for kind in ("images", "labels"))
     images, labels = (np.array(map_array(x)[rows]) for x in paths)
-    return images, labels
+    return (images, labels) if checksums(images, labels) == record["crc32"] else None
 
 
 def in_order(function: Callable[[T], R], items: list[T]) -> Iterator[tuple[T, R]]:

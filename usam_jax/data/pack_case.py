@@ -45,6 +45,10 @@ def pack_image(
     return clahe.apply(image) if clahe else image
 
 
+def checksums(images: np.ndarray, labels: np.ndarray) -> list[int]:
+    return [zlib.crc32(x.tobytes()) for x in (images, labels)]
+
+
 def describe_case(case: Case, images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     return {
         "name": case.name,
@@ -52,6 +56,6 @@ def describe_case(case: Case, images: np.ndarray, labels: np.ndarray) -> dict[st
         "num_slices": case.num_slices,
         "stamp": case.stamp,
         "foreground": [int(label.any()) for label in labels],
-        "crc32": [zlib.crc32(x.tobytes()) for x in (images, labels)],
+        "crc32": checksums(images, labels),
         "geometry": dataclasses.asdict(case.geometry) if case.geometry else None,
     }

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from usam_jax.data.case import Case, Cases, Slices
-from usam_jax.errors import DataError
+from usam_jax.errors import DataError, UserError
 from usam_jax.files import read_json
 
 VERSION = 3
@@ -74,8 +74,11 @@ def pack_anew(path: pathlib.Path) -> str:
 
 def open_packed(folder: pathlib.Path) -> Packed:
     """Opens a packed data set. Raises DataError where there is none that this version reads."""
-    manifest = read_json(folder / MANIFEST)
-    version = manifest.get("settings", {}).get("version")
+    try:
+        manifest = read_json(folder / MANIFEST)
+        version = manifest.get("settings", {}).get("version")
+    except (UserError, AttributeError) as error:
+        raise DataError(f"{folder / MANIFEST}: damaged", f"pack anew ({PREPARE})") from error
     if version != VERSION:
         found = f"of version {version}" if manifest else "that is not there"
         raise DataError(

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -38,6 +39,10 @@ def packing_settings(config: ConfigDict) -> dict[str, Any]:
     for field in ("window_width", "clahe_limit"):
         if config[field] < 0 or config.window_width == 0:
             raise UsageError(f"config.data.{field}: found {config[field]}, expected more than 0")
+    if config.image_size < 16 or config.image_size % 16:
+        raise UsageError(
+            f"config.model.image_size: found {config.image_size}, expected a multiple of 16"
+        )
     settings = {
         "version": VERSION,
         "kind": config.kind,
@@ -61,14 +66,20 @@ def prepare(config: ConfigDict, folder: pathlib.Path | None = None) -> Packed:
     that cannot be used, naming the faulty cases, and UsageError for a setting that does not exist.
     """
     settings = packing_settings(config)
+    splits.check_splitting(config)
     if config.kind == "packed":
         packed = open_packed(pathlib.Path(config.root))
         require_settings(packed, settings)
+        if os.access(packed.folder / MANIFEST, os.W_OK):  # a shared one may be read-only
+            splits.record_held_out(packed.folder / MANIFEST, packed.manifest, config)
         return packed
     cases = list_cases(config)
     require_usable(cases)
     fingerprint = make_fingerprint(cases, settings)
     folder = folder or pathlib.Path(config.packed_dir) / packed_name(config, settings)
+    manifest = read_json(folder / MANIFEST)
+    if manifest.get("fingerprint") == fingerprint and not os.access(folder / MANIFEST, os.W_OK):
+        return Packed(folder, manifest)
     try:
         require_own(folder)
         with locked(folder):
@@ -132,9 +143,12 @@ def describe_unusable(case: Case) -> str:
 
 def require_own(folder: pathlib.Path) -> None:
     """Raises UsageError for a folder that holds something else, which packing might destroy."""
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "lock").is_file():
+    if folder.is_file() or (
+        folder.is_dir() and any(folder.iterdir()) and not (folder / "lock").is_file()
+    ):
         raise UsageError(
-            f"{folder} is not empty and holds no packed data set; give a folder that is not there yet"
+            f"{folder} is a file, or a folder that holds something else than a packed data set; "
+            "give one that is not there yet"
         )
 
 

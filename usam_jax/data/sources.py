@@ -1,9 +1,11 @@
 """The data set that a config names, as the cases of each split."""
 
+import contextlib
 import csv
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
@@ -23,8 +25,15 @@ def list_cases(config: ConfigDict) -> Cases:
     `ROOT/patients.csv` (columns name and patient), where there is one, tells whose they are.
     Raises DataError where the data set is absent, and UsageError where its kind does not exist.
     """
-    try:
+    with naming_unreadable():
         return with_patients(find_cases(config), pathlib.Path(config.root) / PATIENTS)
+
+
+@contextlib.contextmanager
+def naming_unreadable() -> Iterator[None]:
+    """Raises DataError, naming the file or folder, for one that may not be read."""
+    try:
+        yield
     except OSError as error:
         raise DataError(
             f"{error.filename}: cannot be read ({error.strerror})", "give yourself permission"
@@ -58,9 +67,10 @@ def detect_kind(root: pathlib.Path) -> str:
         "word_npy": "train/npy_imgs",
         "care": "train/train_npz",
     }
-    for kind, sign in signs.items():
-        if (root / sign).exists():
-            return kind
+    with naming_unreadable():
+        for kind, sign in signs.items():
+            if (root / sign).exists():
+                return kind
     raise DataError(
         f"{root}: found no data set, expected one of {', '.join(signs.values())} in it",
         "give the folder that holds it; --config=configs/NAME.py names what is missing",
@@ -76,9 +86,9 @@ def name_classes(config: ConfigDict) -> None:
     if not data.classes:
         match data.kind:
             case "nnunet":
-                path = root / "dataset.json"
-                description = volume_sets.read_description(path)
-                data.classes = volume_sets.class_names(description, path)
+                with naming_unreadable():
+                    description = volume_sets.read_description(root / "dataset.json")
+                data.classes = volume_sets.class_names(description)
             case "packed":
                 data.classes = tuple(open_packed(root).manifest["settings"]["classes"])
             case _:
@@ -103,14 +113,23 @@ def with_patients(cases: Cases, table: pathlib.Path) -> Cases:
             f"{table}: found no readable columns name and patient ({error!r})",
             "mend or delete the file",
         ) from error
-    unknown = [x.name for found in cases.values() for x in found if not patient_of.get(x.name)]
+
+    def find(split: str, case: Case) -> str | None:
+        return patient_of.get(f"{split}/{case.name}") or patient_of.get(case.name)
+
+    unknown = [
+        f"{split}/{x.name}"
+        for split, found in cases.items()
+        for x in found
+        if x.num_slices and not find(split, x)
+    ]
     if unknown:
         raise DataError(
             f"{table}: has no patient for {len(unknown)} cases:\n{list_some(unknown)}\n"
-            "Add a row name,patient for each."
+            "Add a row for each: its name (or SPLIT/NAME) and patient."
         )
     return {
-        split: [dataclasses.replace(x, patient=patient_of[x.name]) for x in found]
+        split: [dataclasses.replace(x, patient=find(split, x)) for x in found]
         for split, found in cases.items()
     }
 

@@ -33,6 +33,13 @@ def split_parts(packed: Packed, data: ConfigDict, select_on: str) -> dict[str, P
     set it is empty. Slices without foreground are trained on only with `train_on_empty`.
     Raises DataError where nothing is left to train or to choose on.
     """
+    check_splitting(data)
+    if data.num_folds and (select_on != "val" or packed.cases("val")):
+        raise UsageError(
+            f"config.data.num_folds: found {data.num_folds}, but the best epoch is chosen on "
+            f"{'its own validation part' if select_on == 'val' else 'the test set'}; folds are for "
+            "data sets without validation part and config.eval.select_on=val"
+        )
     slices = packed.slices("train")
     held_out = np.zeros(len(slices), bool)
     if select_on == "val" and not packed.cases("val"):
@@ -112,15 +119,22 @@ def whole(packed: Packed, split: str) -> Part:
 
 
 def held_out_cases(packed: Packed, data: ConfigDict) -> set[str]:
-    """The training cases that validate: those that the manifest names, else drawn now.
-
-    Raises UsageError for a fold that does not exist.
-    """
+    """The training cases that validate: those that the manifest names, else drawn now."""
     recorded = packed.manifest.get("held_out", {}).get(split_setting(data))
     folds = recorded or draw_held_out(packed.cases("train"), data)
+    return set(folds[data.fold if data.num_folds else 0])
+
+
+def check_splitting(data: ConfigDict) -> None:
+    """Raises UsageError for a fraction or fold that does not exist."""
+    if not 0 < data.val_fraction < 1:
+        raise UsageError(
+            f"config.data.val_fraction: found {data.val_fraction}, expected between 0 and 1"
+        )
+    if data.num_folds < 0 or data.num_folds == 1:
+        raise UsageError(f"config.data.num_folds: found {data.num_folds}, expected 0, or 2 or more")
     if data.num_folds and not 0 <= data.fold < data.num_folds:
         raise UsageError(f"config.data.fold: found {data.fold}, expected 0 to {data.num_folds - 1}")
-    return set(folds[data.fold if data.num_folds else 0])
 
 
 def split_setting(data: ConfigDict) -> str:

@@ -7,8 +7,17 @@ import pathlib
 import numpy as np
 from ml_collections import ConfigDict
 
-from usam_jax.data.case import Case, Cases, Slices, file_stamp, natural_order, unusable_case
+from usam_jax.data.case import (
+    Case,
+    Cases,
+    Slices,
+    file_names,
+    file_stamp,
+    natural_order,
+    unusable_case,
+)
 from usam_jax.data.volumes import (
+    MAX_OFF_VOXELS,
     distance_mm,
     read_geometry,
     read_labels,
@@ -18,12 +27,14 @@ from usam_jax.data.volumes import (
 from usam_jax.errors import DataError, UsageError
 
 ENDINGS = (".nii.gz", ".nii")
-MAX_OFF_VOXELS = 0.25  # rounded affines are off by less, a flip or a shift by more
 WHERE_IS_WORD = "WORD is given out by its authors on request; configs/phantom.py needs no data."
 
 
 def word_cases(root: pathlib.Path, config: ConfigDict) -> Cases:
-    """WORD as distributed: `imagesTr labelsTr imagesVal labelsVal imagesTs labelsTs`."""
+    """WORD as distributed: `imagesTr labelsTr imagesVal labelsVal imagesTs labelsTs`.
+
+    A part whose labels are not there is left out.
+    """
     names = {"train": "Tr", "val": "Val", "test": "Ts"}
     if not (root / "imagesTr").is_dir():
         raise DataError(
@@ -31,7 +42,9 @@ def word_cases(root: pathlib.Path, config: ConfigDict) -> Cases:
             f"labelsTr imagesVal labelsVal imagesTs labelsTs.\n{WHERE_IS_WORD}"
         )
     return {
-        split: volume_cases(root, end, ".nii.gz", ".nii.gz", config) for split, end in names.items()
+        split: volume_cases(root, end, ".nii.gz", ".nii.gz", config)
+        for split, end in names.items()
+        if split == "train" or (root / f"labels{end}").is_dir()
     }
 
 
@@ -42,7 +55,7 @@ def nnunet_cases(root: pathlib.Path, config: ConfigDict) -> Cases:
     """
     path = root / "dataset.json"
     description = read_description(path)
-    classes, ending = class_names(description, path), description["file_ending"]
+    classes, ending = class_names(description), description["file_ending"]
     if classes != tuple(config.classes):
         raise UsageError(
             f"config.data.classes: found {tuple(config.classes)}, but {path} says {classes}; take "
@@ -69,7 +82,8 @@ def read_description(path: pathlib.Path) -> dict:
     """nnU-Net's `dataset.json`. Raises DataError where it is absent or tells of no CT volumes."""
     try:
         description = json.loads(path.read_text())
-        labels = {name: int(value) for name, value in description["labels"].items()}
+        labels = description["labels"]
+        regions = [name for name, value in labels.items() if not isinstance(value, int)]
         channels = description["channel_names"]
         ending = description["file_ending"]
         num_channels, channel = len(channels), next(iter(channels.values()))
@@ -78,7 +92,7 @@ def read_description(path: pathlib.Path) -> dict:
             f"{path} is not there; config.data.root should be an nnU-Net raw data set, which holds "
             "dataset.json imagesTr labelsTr and, for a test, imagesTs labelsTs"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
         raise DataError(
             f"{path}: found no usable description ({error!r}), expected labels (name: number), "
             "channel_names and file_ending as nnU-Net v2 writes them",
@@ -86,9 +100,15 @@ def read_description(path: pathlib.Path) -> dict:
             "nnUNetv2_convert_MSD_dataset or nnUNetv2_convert_old_nnUNet_dataset first",
         ) from error
     if num_channels != 1 or str(channel).upper() != "CT":
+        hint = 'if the values are HU, write "channel_names": {"0": "CT"}'
         raise DataError(
             f"{path}: has the channels {channels}, expected one, CT",
-            'if the values are HU, write "channel_names": {"0": "CT"}',
+            hint if num_channels == 1 else "",
+        )
+    if regions or "ignore" in labels:
+        raise DataError(
+            f"{path}: has the labels {labels}, expected one number for each and no ignore label",
+            "map regions and ignored voxels to classes of their own or to the background",
         )
     if ending not in ENDINGS:
         raise DataError(f"{path}: file_ending is {ending!r}, expected one of {ENDINGS}")
@@ -97,9 +117,9 @@ def read_description(path: pathlib.Path) -> dict:
     return description
 
 
-def class_names(description: dict, path: pathlib.Path) -> tuple[str, ...]:
-    labels = {int(value): name for name, value in description["labels"].items()}
-    return tuple(labels[value] for value in sorted(labels))
+def class_names(description: dict) -> tuple[str, ...]:
+    labels = description["labels"]
+    return tuple(sorted(labels, key=lambda name: labels[name]))
 
 
 def listed_cases(listed: dict, path: pathlib.Path, config: ConfigDict) -> list[Case]:
@@ -127,7 +147,7 @@ def volume_cases(
     for folder, end in ((images, image_end), (labels, label_end)):
         if not folder.is_dir():
             raise DataError(f"{folder} is not there")
-        names |= {path.name.removesuffix(end) for path in folder.glob(f"[!.]*{end}")}
+        names |= set(file_names(folder, end))
     if not names:
         raise DataError(f"{labels} holds no labels (NAME{label_end})")
     return [
@@ -196,7 +216,8 @@ def npy_cases(root: pathlib.Path, num_classes: int) -> Cases:
         images, labels = root / split / "npy_imgs", root / split / "npy_gts"
         if split == "val" and not images.is_dir():
             continue
-        names = sorted((path.name for path in images.glob("[!.]*.npy")), key=natural_order)
+        found = file_names(images, ".npy") if images.is_dir() else []
+        names = [f"{name}.npy" for name in sorted(found, key=natural_order)]
         if not names:
             raise DataError(f"{images} holds no slices (NAME.npy)")
         cases[split] = [npy_case(images / name, labels / name, num_classes) for name in names]

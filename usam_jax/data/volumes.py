@@ -25,6 +25,7 @@ from nibabel.orientations import (
 from usam_jax.errors import DataError
 
 AXES = ("L", "P", "S")
+MAX_OFF_VOXELS = 0.25  # rounded affines are off by less, a flip or a shift by more
 Affine = tuple[tuple[float, ...], ...] | np.ndarray
 READ_ERRORS = (
     OSError,
@@ -56,6 +57,12 @@ def open_volume(path: pathlib.Path) -> Any:
     Raises DataError for what is no 3-D volume of numbers with a usable grid.
     """
     try:
+        path.open("rb").close()  # nibabel takes a file that it may not read for a damaged one
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror})", "give yourself permission"
+        ) from error
+    try:
         volume: Any = nibabel.load(path)
         affine, shape, dtype = volume.affine, volume.shape, volume.get_data_dtype()
     except (*READ_ERRORS, AttributeError) as error:
@@ -65,7 +72,7 @@ def open_volume(path: pathlib.Path) -> Any:
     if len(shape) != 3:
         raise DataError(
             f"{path}: has {len(shape)} dimensions {shape}, expected 3",
-            "split a series into volumes",
+            "split a series into volumes; drop a last axis of 1 with nibabel.squeeze_image",
         )
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     if (
@@ -103,11 +110,17 @@ def distance_mm(a: Affine, b: Affine, shape: tuple[int, ...]) -> float:
     return float(np.linalg.norm(offsets[:, :3], axis=1).max())
 
 
-def forms_differ_mm(path: pathlib.Path) -> float:
-    """How far the two places that a header gives its voxels (sform, qform) are apart; 0 for one."""
+def doubt_header(path: pathlib.Path) -> str:
+    """Why a header may mislead about where its voxels lie; nothing where it is clear."""
     volume = open_volume(path)
     forms = [x for x in (volume.get_sform(coded=True), volume.get_qform(coded=True)) if x[1]]
-    return distance_mm(forms[0][0], forms[1][0], volume.shape) if len(forms) == 2 else 0.0
+    if not forms:
+        return "the header tells no orientation (sform and qform codes are 0); LAS is taken"
+    spacing = np.linalg.norm(volume.affine[:3, :3], axis=0)
+    off = distance_mm(forms[0][0], forms[-1][0], volume.shape)
+    if off <= MAX_OFF_VOXELS * spacing.min():
+        return ""
+    return f"sform and qform of the header lie {off:.3g} mm apart; the sform is taken"
 
 
 def to_slices(affine: np.ndarray) -> np.ndarray:
