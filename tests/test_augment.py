@@ -222,7 +222,7 @@ def test_a_view_depends_on_seed_epoch_and_slice_and_on_nothing_else(packed):
     ]
     config.train.batch_size = 6
     for process in range(2):
-        part, steps = pipeline.train_batches(data, np.arange(12), config, process, 2)
+        part, steps = pipeline.train_batches(data, np.arange(12), config, 0, process, 2)
         for epoch in epochs:
             for row, view in by_slice(take(part, steps)).items():
                 assert_same_batches([view], [epoch[row]])

@@ -324,29 +324,27 @@ def test_batches_come_again_from_the_seed_and_differ_between_epochs(care):
     assert any(not np.array_equal(drawn[0][i], drawn[1][i]) for i in range(12))
 
 
-def test_iterator_goes_on_from_its_saved_state(care):
+def test_batches_go_on_after_any_step(care):
     _, config = care
     config.train.batch_size = 4
     packed = prepare.prepare(config.data)
-    iterator, _ = pipeline.train_batches(packed, np.arange(12), config)
-    take(iterator, 2)
-    state = iterator.get_state()
-    expected = take(iterator, 3)
-    other, _ = pipeline.train_batches(packed, np.arange(12), config)
-    other.set_state(state)
-    assert_same_batches(expected, take(other, 3))
+    whole, _ = pipeline.train_batches(packed, np.arange(12), config)
+    expected = take(whole, 7)
+    rest, _ = pipeline.train_batches(packed, np.arange(12), config, 4)
+    assert_same_batches(expected[4:], take(rest, 3))
 
 
-def test_processes_share_an_epoch_without_overlap(care):
+def test_processes_share_each_batch_of_a_single_one(care):
     _, config = care
     config.train.batch_size = 4
     packed = prepare.prepare(config.data)
-    seen = []
-    for process in range(2):
-        iterator, steps = pipeline.train_batches(packed, np.arange(12), config, process, 2)
-        assert steps == 3
-        seen += [int(i) for batch in take(iterator, 3) for i in batch["index"]]
-    assert sorted(seen) == list(range(12))
+    rows = np.arange(11)
+    alone, steps = pipeline.train_batches(packed, rows, config)
+    assert steps == 2
+    parts = [pipeline.train_batches(packed, rows, config, 0, i, 2)[0] for i in range(2)]
+    for batch in take(alone, 5):
+        shares = [next(x)["index"] for x in parts]
+        assert sorted(np.concatenate(shares)) == sorted(batch["index"])
 
 
 def test_evaluation_batches_have_one_shape_and_mark_what_does_not_count(care):

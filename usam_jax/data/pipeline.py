@@ -108,21 +108,40 @@ class EvalBatches:
         return stack(elements)
 
 
-def train_batches(
-    packed: Packed, rows: np.ndarray, config: ConfigDict, process: int = 0, num_processes: int = 1
-) -> tuple[grain.DatasetIterator, int]:
-    """An endless iterator over shuffled batches of this process, and the steps of an epoch.
+def row_batches(
+    num_rows: int, config: ConfigDict, process: int = 0, num_processes: int = 1
+) -> tuple[grain.MapDataset, int]:
+    """Positions int[b] in the training rows of each step's batch, and the steps of an epoch.
 
-    Its state is kept in checkpoints. An incomplete last batch of an epoch is dropped.
+    Endless, shuffled anew in each epoch; what an incomplete last batch would hold is left out.
+    Element i is this process's share of the batch of step i + 1: that batch is the same for any
+    number of processes.
     """
     local = config.train.batch_size // num_processes
-    usable = len(rows) // num_processes * num_processes
-    steps = usable // num_processes // local
-    if steps == 0:
+    usable = num_rows // config.train.batch_size * config.train.batch_size
+    if not usable:
         raise UsageError(
             f"config.train.batch_size: found {config.train.batch_size}, but there are only "
-            f"{len(rows)} slices to train on in {packed.folder}; expected at most that"
+            f"{num_rows} slices to train on; expected at most that"
         )
+    dataset = grain.MapDataset.range(num_rows).seed(config.seed).shuffle()
+    dataset = dataset[:usable][process::num_processes].batch(local, drop_remainder=True).repeat()
+    return dataset, usable // config.train.batch_size
+
+
+def train_batches(
+    packed: Packed,
+    rows: np.ndarray,
+    config: ConfigDict,
+    first_step: int = 0,
+    process: int = 0,
+    num_processes: int = 1,
+) -> tuple[grain.DatasetIterator, int]:
+    """An endless iterator over this process's training batches after `first_step` steps.
+
+    A batch depends on the seed and the step alone. Gives the steps of an epoch too.
+    """
+    dataset, steps = row_batches(len(rows), config, process, num_processes)
     make_batch = TrainBatches(
         open_slices(packed, "train"),
         rows,
@@ -131,19 +150,11 @@ def train_batches(
         make_augment(config.data),
         make_add_prompts(config),
     )
-    dataset = (
-        grain.MapDataset.range(len(rows))
-        .seed(config.seed)
-        .shuffle()[:usable][process::num_processes]
-        .batch(local, drop_remainder=True)
-        .repeat()
-        .map_with_index(make_batch)
-        .to_iter_dataset(READ_OPTIONS)
-    )
+    batches = dataset.map_with_index(make_batch)[first_step:].to_iter_dataset(READ_OPTIONS)
     if config.data.num_workers:
         options = grain.MultiprocessingOptions(num_workers=config.data.num_workers)
-        dataset = dataset.mp_prefetch(options)
-    return iter(dataset), steps
+        batches = batches.mp_prefetch(options)
+    return iter(batches), steps
 
 
 def eval_batches(
