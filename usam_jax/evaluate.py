@@ -49,7 +49,7 @@ def make_eval_step(model: USam, mesh: Mesh) -> EvalStep:
         return counts, predicted.astype(jnp.uint8)
 
     everywhere = replicated(mesh)
-    shardings = (everywhere, over_batch(mesh))
+    shardings = (None, over_batch(mesh))  # the variables as they lie
     return jax.jit(eval_step, in_shardings=shardings, out_shardings=(everywhere, everywhere))
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from usam_jax.errors import UsageError
@@ -24,12 +25,36 @@ def over_batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
+def place_state(shapes: Any, mesh: Mesh, shard: bool) -> Any:
+    """Abstract arrays that lie on each device, or with `shard` are split over them, as FSDP does.
+
+    An array is split along its longest axis that divides evenly; one without is on each device.
+    """
+
+    def place(x: Any) -> jax.ShapeDtypeStruct:
+        axes = [i for i, n in enumerate(x.shape) if n and n % mesh.size == 0]
+        spec = PartitionSpec()
+        if shard and axes:
+            longest = max(axes, key=lambda i: x.shape[i])
+            spec = PartitionSpec(*(None,) * longest, "data")
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+
+    return jax.tree.map(place, shapes)
+
+
 def check_batch_size(batch_size: int, mesh: Mesh, field: str) -> None:
     """Raises UsageError for a batch that cannot be split evenly over the devices."""
     if batch_size < 1 or batch_size % mesh.size:
         raise UsageError(
             f"{field}: found {batch_size}, expected a positive multiple of the {mesh.size} devices"
         )
+
+
+def all_processes(flag: bool) -> bool:
+    """If `flag` is true in every process; all of them have to ask."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.all(multihost_utils.process_allgather(np.array(flag))))
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:

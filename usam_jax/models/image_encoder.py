@@ -107,6 +107,7 @@ class ImageEncoder(nn.Module):
     dim: int
     patch_size: int
     dtype: Dtype
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j d"]:
@@ -114,9 +115,10 @@ class ImageEncoder(nn.Module):
             x = PatchEmbed(self.width, self.patch_size, self.dtype, name="patch_embed")(x)
         shape = (1, *x.shape[1:])
         x = x + self.param("pos_embed", nn.initializers.zeros, shape).astype(self.dtype)
+        block = nn.remat(Block) if self.remat else Block
         for i in range(self.depth):
             window = 0 if i in self.global_blocks else self.window
-            x = Block(self.num_heads, window, self.dtype, name=f"blocks_{i}")(x)
+            x = block(self.num_heads, window, self.dtype, name=f"blocks_{i}")(x)
         x = conv(self.dim, self.width, 1, self.dtype, "neck_0", bias=False)(x)
         x = layer_norm(1e-6, self.dtype, "neck_1")(x)
         x = conv(self.dim, self.dim, 3, self.dtype, "neck_2", bias=False)(x)

@@ -62,6 +62,7 @@ class USam(nn.Module):
     num_mask_tokens: int
     num_skips: int | None
     dtype: Dtype = jnp.float32
+    remat: bool = False
 
     def setup(self) -> None:
         size, u_shaped = self.size, self.num_skips is not None
@@ -76,6 +77,7 @@ class USam(nn.Module):
             dim=size.dim,
             patch_size=0 if u_shaped else PATCH_SIZE,
             dtype=self.dtype,
+            remat=self.remat,
         )
         self.prompt_encoder = PromptEncoder(size.dim, self.image_size)
         self.mask_decoder = MaskDecoder(
@@ -140,6 +142,7 @@ def make_model(config: ConfigDict) -> USam:
         num_mask_tokens=num_tokens,
         num_skips=config.num_skips if u_shaped else None,
         dtype=jnp.dtype(config.dtype),
+        remat=config.get("remat", False),
     )
 
 
