@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test parity lint types
+.PHONY: demo test faults parity lint types
 
 demo: .venv/run.stamp  ## train and evaluate a small U-SAM on generated CT phantoms
 	$(BIN)/python -m usam_jax.main --config=configs/phantom.py --workdir=runs/demo
 
 test: .venv/dev.stamp  ## all tests that need no torch
-	$(BIN)/python -m pytest -m "not parity"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not parity and not faults"
+
+faults: .venv/dev.stamp  ## the faults of docs/reliability.md, done for real: some ten minutes
+	$(BIN)/python -m pytest -m faults
 
 parity: .venv/parity.stamp  ## the tests that compare with PyTorch
 	$(BIN)/python -m pytest -m parity

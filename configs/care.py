@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
     model.num_skips = 4  # 0 to 4, deepest first
     model.num_mask_tokens = 0  # 0: D/8 = 32, as published; the paper's formula (2) has num_classes
     model.dtype = "float32"  # float32 or bfloat16, of the computation; parameters are float32
+    model.remat = False  # compute the transformer's activations twice, for less memory
 
     config.data = data = ConfigDict()
     data.kind = "care"  # care, nnunet (a raw data set), word (NIfTI), word_npy
@@ -68,7 +69,15 @@ def get_config() -> ConfigDict:
     config.train = train = ConfigDict()
     train.num_epochs = 100  # over the training part
     train.batch_size = 24  # over all devices
+    # Parts of a batch that are computed one after the other; BatchNorm and Dice see a part each.
+    train.accumulate = 1
+    train.statistics = "batch"  # BatchNorm and Dice over the batch, or "device": each one's share
+    train.ema_decay = 0.0  # 0.999: evaluate a running average of the parameters
+    train.shard_state = False  # parameters and optimiser split over the devices (FSDP)
+    train.skip_nonfinite = False  # skip steps with an infinite or NaN gradient instead of stopping
+    train.deterministic = False  # on GPUs: the same bits each time, slower
     train.log_every_steps = 10  # metrics to disk and to the progress line
+    train.checkpoint_every_steps = 500  # besides those of each evaluation
 
     config.eval = evaluation = ConfigDict()
     evaluation.batch_size = 24  # over all devices

@@ -35,6 +35,7 @@ def model_config(**changes) -> ConfigDict:
         "num_skips": 4,
         "num_mask_tokens": 0,
         "dtype": "float32",
+        "remat": False,
     }
     return ConfigDict(fields | changes)
 
@@ -42,8 +43,12 @@ def model_config(**changes) -> ConfigDict:
 def phantom_config(**changes) -> ConfigDict:
     """The demo's config, smaller: seconds instead of minutes."""
     from configs import phantom
+    from usam_jax.models import usam
 
+    # Half the demo's blocks compile in little more than half its time.
+    usam.SIZES["smallest"] = usam.Size(48, 2, 2, (1,), window=7, dim=32)
     config = phantom.get_config()
+    config.model.size = "smallest"
     config.model.image_size = 32
     config.data.num_patients = (3, 2)
     config.data.slices_per_patient = 8

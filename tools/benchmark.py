@@ -1,19 +1,25 @@
 """Measures how fast parts of this package are, and keeps the figures with commit and device.
 
     python -m tools.benchmark data
+    python -m tools.benchmark startup
 
 `data`: training slices of 224x224 a second of one core's time, from packed arrays with the
 published augmentation and 3 points per class, beside a loader that works as the published one
 does; packing from CARE's files; and how long 100,000 packed slices take to open. Figures go to
 benchmarks/results.csv.
+
+`startup`: seconds to the first training step of the full model, with and without a cache of
+compiled programs, and the memory of the process.
 """
 
 import argparse
 import csv
+import json
 import os
 import pathlib
 import platform
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -191,7 +197,67 @@ def report(figures: list[Figure]) -> None:
         writer.writerows((commit, device, x, f"{figure:.4g}", unit) for x, figure, unit in figures)
 
 
-MEASURES: dict[str, Callable[[], list[Figure]]] = {"data": measure_data}
+STARTUP = """
+import json, resource, sys, time
+start = time.time()
+import jax, numpy as np
+jax.config.update("jax_compilation_cache_dir", sys.argv[1])
+from configs import care
+from usam_jax import train
+from usam_jax.data.pipeline import stack
+from usam_jax.sharding import make_mesh, put_batch
+config = care.get_config()
+config.init_from, config.train.batch_size = "", 2
+mesh = make_mesh(1)
+training = train.make_training(config, 100, mesh)
+state = training.start_fn()
+batch = put_batch(
+    stack([{
+        "image": np.zeros((224, 224), np.uint8),
+        "label": np.zeros((224, 224), np.uint8),
+        "index": np.int32(0),
+        "points_xy": np.zeros((6, 2), np.float32),
+        "point_labels": np.ones(6, np.int32),
+    }] * 2),
+    mesh,
+)
+state, values = training.train_step(state, batch)
+loss = float(values["train/loss"])
+first = time.time() - start
+again = time.time()
+state, values = training.train_step(state, batch)
+loss = float(values["train/loss"])
+print(json.dumps({
+    "first": first,
+    "step": time.time() - again,
+    "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+}))
+"""
+
+
+def measure_startup() -> list[Figure]:
+    """Time to the end of the first training step of the full model, and memory of the process."""
+    with tempfile.TemporaryDirectory() as cache:
+        cold, warm = (
+            json.loads(
+                subprocess.check_output(
+                    [sys.executable, "-c", STARTUP, cache], text=True, cwd=ROOT
+                ).splitlines()[-1]
+            )
+            for _ in range(2)
+        )
+    return [
+        ("first training step of ViT-B, batch 2, nothing compiled", cold["first"], "s"),
+        ("first training step of ViT-B, batch 2, from the cache", warm["first"], "s"),
+        ("training step of ViT-B, batch 2", warm["step"], "s"),
+        ("peak memory of the process, ViT-B, batch 2", warm["peak"] / 1e9, "GB"),
+    ]
+
+
+MEASURES: dict[str, Callable[[], list[Figure]]] = {
+    "data": measure_data,
+    "startup": measure_startup,
+}
 
 
 def main() -> None:

@@ -1,28 +1,46 @@
 """Checkpoints of a run: the best and the last, each with the whole state, through Orbax.
 
-`WORKDIR/checkpoints/STEP` holds the training state and the data iterator's; `config.json` beside
-them is the run's config.
+`WORKDIR/checkpoints/STEP` holds the training state; which data come next follows from its step.
+`config.json` beside them is the run's config.
 """
 
 import contextlib
 import json
+import operator
+import os
 import pathlib
 import shutil
 from collections.abc import Iterator
 from typing import Any, Self
 
 import absl.logging
-import grain
 import jax
 import orbax.checkpoint as ocp
 from jax.sharding import Sharding
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
+from usam_jax import logs
 from usam_jax.errors import UsageError, WeightsError, list_some
 from usam_jax.files import read_json
 from usam_jax.models import USam, make_model, variable_shapes
+from usam_jax.sharding import all_processes
 
+# What may change when a run goes on: it has no part in what the steps so far have computed.
+FREE = frozenset(
+    f"config.{field}"
+    for field in (
+        "data.num_workers",
+        "data.packed_dir",
+        "train.checkpoint_every_steps",
+        "train.log_every_steps",
+        "train.shard_state",
+        "train.skip_nonfinite",
+        "eval.batch_size",
+        "eval.split",
+        "model.remat",
+    )
+)
 SCORE = "dice_mean"  # on the part that chooses the best epoch
 KEEP_LAST = 2
 KEPT = (
@@ -30,12 +48,8 @@ KEPT = (
     "training goes on from the last one."
 )
 
-# Orbax reports every step that it takes, and prints what it also raises.
+# Orbax reports every step that it takes.
 absl.logging.set_verbosity(absl.logging.FATAL)
-
-
-def score_of(metrics: dict[str, float]) -> float:
-    return metrics[SCORE]
 
 
 class Checkpoints:
@@ -48,14 +62,22 @@ class Checkpoints:
         self.folder = workdir.resolve() / "checkpoints"
         policies = [
             checkpoint_managers.LatestN(KEEP_LAST),
-            checkpoint_managers.BestN(get_metric_fn=score_of, n=1),
+            checkpoint_managers.BestN(
+                get_metric_fn=operator.itemgetter(SCORE),
+                n=1,
+                keep_checkpoints_without_metrics=False,
+            ),
         ]
         options = ocp.CheckpointManagerOptions(
-            best_fn=score_of,
+            best_fn=operator.itemgetter(SCORE),
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
         )
+        if not read_only:
+            while jax.process_index() == 0 and (unreadable := damaged_checkpoint(self.folder)):
+                self.set_aside(unreadable, "its score cannot be read")
+            all_processes(True)  # waits for the first
         with naming_damage(damaged_checkpoint(self.folder) or self.folder):
             self.manager = ocp.CheckpointManager(self.folder, options=options)
 
@@ -67,32 +89,56 @@ class Checkpoints:
     def best_step(self) -> int | None:
         return self.manager.best_step()
 
-    def save(self, step: int, state: Any, iterator: grain.DatasetIterator, score: float) -> None:
-        """Raises WeightsError where there is no room; the checkpoints before stay."""
+    def save(self, step: int, state: Any, score: float | None = None) -> None:
+        """Saves a state; one with a score can become the best.
+
+        Raises WeightsError where there is no room; the checkpoints before stay.
+        """
         needed = sum(x.nbytes for x in jax.tree.leaves(state))
         free = shutil.disk_usage(self.folder).free
-        if free < needed:
+        if not all_processes(free >= needed):
             raise WeightsError(
                 f"{self.folder}: a checkpoint needs {needed / 1e9:.2f} GB, but {free / 1e9:.2f} GB "
                 f"of the disk are free.\n{KEPT}"
             )
-        items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), data=grain.checkpoint.CheckpointSave(iterator)
-        )
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state))
         with self.naming_failures():
-            self.manager.save(step, args=items, metrics={SCORE: score})
+            self.manager.save(step, args=items, metrics=None if score is None else {SCORE: score})
 
-    def restore(self, step: int, state: Any, iterator: grain.DatasetIterator) -> Any:
-        """The state at `step`, placed as `state` (abstract arrays) says; sets the iterator.
+    def restore_latest(self, state: Any) -> Any | None:
+        """The last state that is whole, placed as `state` (abstract arrays) says; None if none is.
 
-        Raises WeightsError where the checkpoint is damaged.
+        Damaged checkpoints are named and set aside, in `WORKDIR/damaged`.
         """
-        items = ocp.args.Composite(
-            state=ocp.args.StandardRestore(state),
-            data=grain.checkpoint.CheckpointRestore(iterator),
-        )
+        for step in sorted(self.manager.all_steps(), reverse=True):
+            problem = None
+            try:
+                found = self.restore(step, state)
+            except WeightsError as error:
+                problem = error
+            if all_processes(problem is None):
+                return found
+            if len(self.manager.all_steps()) == 1:
+                raise problem or WeightsError(f"{self.folder / str(step)}: a damaged checkpoint")
+            if jax.process_index() == 0:
+                self.set_aside(self.folder / str(step), str(problem))
+            all_processes(True)
+            self.manager.reload()
+        return None
+
+    def restore(self, step: int, state: Any) -> Any:
+        """The state at `step`. Raises WeightsError where the checkpoint is damaged."""
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(state))
         with naming_damage(self.folder / str(step)):
             return self.manager.restore(step, args=items).state
+
+    def set_aside(self, checkpoint: pathlib.Path, problem: str) -> None:
+        """Moves a damaged checkpoint out of the way."""
+        folder = self.folder.parent / "damaged"
+        folder.mkdir(exist_ok=True)
+        shutil.rmtree(folder / checkpoint.name, ignore_errors=True)
+        checkpoint.rename(folder / checkpoint.name)
+        logs.say(f"{checkpoint}: skipped ({problem}); it is in {folder} now")
 
     def wait(self) -> None:
         """Waits for what is being saved. Raises WeightsError as `save` does."""
@@ -133,6 +179,8 @@ def naming_damage(folder: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # damage shows up as nearly any error
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            raise
         raise WeightsError(
             f"{folder}: a damaged checkpoint ({type(error).__name__}: {str(error)[:200]}).\nDelete "
             "this folder to go on from the checkpoint before it, if there is one."
@@ -183,8 +231,10 @@ def check_config(workdir: pathlib.Path, config: ConfigDict) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--workdir={workdir}: cannot be made ({error})") from error
+    if not os.access(workdir, os.W_OK):
+        raise UsageError(f"--workdir={workdir}: may not be written to; give another one")
     saved = read_config(workdir)
-    changed = differences(config, saved) if saved else []
+    changed = [x for x in differences(config, saved) if saved and x.split(":")[0] not in FREE]
     if changed:
         raise UsageError(
             f"{workdir} holds a run with another config:\n{list_some(changed)}\n"
@@ -203,7 +253,8 @@ def check_run(workdir: pathlib.Path, model: ConfigDict) -> int:
             f"{workdir} has no finished checkpoint. Train first: "
             f"python -m usam_jax.main --config=... --workdir={workdir}"
         )
-    given = {**json.loads(model.to_json_best_effort()), "dtype": saved["model"]["dtype"]}
+    free = {name: saved["model"].get(name, False) for name in ("dtype", "remat")}
+    given = {**json.loads(model.to_json_best_effort()), **free}
     changed = differences({"model": given}, {"model": saved["model"]})
     if changed:
         raise WeightsError(
@@ -220,12 +271,15 @@ def check_run(workdir: pathlib.Path, model: ConfigDict) -> int:
 def load_variables(
     workdir: pathlib.Path, model: USam, step: int, sharding: Sharding
 ) -> dict[str, Any]:
-    """The model's variables at `step` of a run, without the optimiser's state.
+    """The model's variables at `step` of a run, the averaged ones where it averages.
 
     Raises WeightsError where the checkpoint is damaged.
     """
     shapes = variable_shapes(model)
     target = abstract_arrays(dict(shapes), sharding)
+    averaged = bool(read_config(workdir).get("train", {}).get("ema_decay"))
+    if averaged:
+        target["ema"] = {x: target.pop(x) for x in ("params", "batch_stats") if x in target}
     args = ocp.args.PyTreeRestore(
         item=target,
         restore_args=ocp.checkpoint_utils.construct_restore_args(target),
@@ -233,11 +287,14 @@ def load_variables(
     )
     folder = workdir.resolve() / "checkpoints" / str(step)
     with naming_damage(folder), ocp.PyTreeCheckpointer() as checkpointer:
-        return checkpointer.restore(folder / "state", args=args)
+        found = checkpointer.restore(folder / "state", args=args)
+    if averaged:
+        found |= found.pop("ema")
+    return found
 
 
 def load_best(workdir: pathlib.Path, config: ConfigDict) -> tuple[int, dict[str, Any]]:
     """Step and variables of a run's best checkpoint, for the model of `config.model`."""
     step = check_run(workdir, config)
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return step, load_variables(workdir, make_model(config), step, device)

@@ -31,9 +31,23 @@ def check_config(config: ConfigDict, mesh: Mesh) -> None:
         "model.num_classes",
         f"the number of config.data.classes, {num_classes} (background counts)",
     )
-    for field in ("train.num_epochs", "train.log_every_steps", "eval.every_epochs"):
+    for field in (
+        "train.num_epochs",
+        "train.accumulate",
+        "train.log_every_steps",
+        "train.checkpoint_every_steps",
+        "eval.every_epochs",
+    ):
         section, name = field.split(".")
         expect(config[section][name] >= 1, field, "1 or more")
+    share = mesh.size * config.train.accumulate
+    expect(
+        config.train.batch_size % share == 0,
+        "train.batch_size",
+        f"a multiple of {share}, the devices times train.accumulate",
+    )
+    expect(config.train.statistics in ("batch", "device"), "train.statistics", "batch or device")
+    expect(0 <= config.train.ema_decay < 1, "train.ema_decay", "a number from 0 to below 1")
     expect(config.eval.select_on in PARTS[1:], "eval.select_on", "val or test")
     expect(config.eval.split in PARTS, "eval.split", "train, val or test")
     check_splitting(config.data)

@@ -1,15 +1,17 @@
 """The command line that every program here shares: a config, errors by name, exit codes."""
 
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
 from usam_jax import logs
-from usam_jax.errors import DISK_FULL, UsageError, UserError, WeightsError
+from usam_jax.errors import DISK_FULL, Stopped, UsageError, UserError, WeightsError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file.", lock_config=True)
 DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
@@ -46,24 +48,52 @@ def run(
         module = sys.modules["__main__"]
         print(f"{module.__doc__}\n{flags.FLAGS.get_help()}")
         return 0
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         main_fn(*parse(argv, needs_config))
     except UserError as error:
         return report(error)
+    except RuntimeError as error:
+        if type(error).__name__ != "JaxRuntimeError":
+            raise
+        return report(UserError(explain_device_error(str(error))))
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
         text = f"the disk is full ({error}); free some space and give the same command again"
         return report(WeightsError(text))
+    except Stopped as stopped:
+        logs.say(str(stopped))
+        return stopped.exit_code
     except KeyboardInterrupt:
         logs.say("stopped; the same command goes on from what is saved")
         return 130
     return 0
 
 
+def interrupt(_number: int, _frame: FrameType | None) -> None:
+    """SIGTERM ends a program as Ctrl-C does, wherever it is."""
+    raise KeyboardInterrupt
+
+
+def explain_device_error(text: str) -> str:
+    """What a failure of JAX's runtime means for the user."""
+    first = text.strip().splitlines()[0][:300]
+    if "RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower():
+        return (
+            f"the device has too little memory ({first}). Try a smaller config.train.batch_size, "
+            "config.train.accumulate=2, config.model.remat=True or config.model.dtype=bfloat16."
+        )
+    return (
+        f"the device, or another process of this run, failed: {first}\nThe same command goes on "
+        "from the last checkpoint; --debug shows more."
+    )
+
+
 def report(error: UserError) -> int:
     """Prints the error that is being handled; its exit code."""
     if flags.FLAGS.is_parsed() and DEBUG.value:
         traceback.print_exc()
+    logs.console.quiet = False
     logs.say(f"error: {error}")
     return error.exit_code

@@ -39,6 +39,12 @@ class WeightsError(UserError):
     exit_code = 5
 
 
+class Stopped(Exception):
+    """A run that was asked to stop and has saved its state (exit code 130)."""
+
+    exit_code = 130
+
+
 def list_some(items: list[str], limit: int = 20) -> str:
     """`items`, one an indented line, cut after `limit` with the number left out."""
     lines = [f"  {item}" for item in items[:limit]]

@@ -4,6 +4,7 @@ On a terminal progress is one line that moves; elsewhere it is a plain line now 
 """
 
 import collections
+import csv
 import json
 import pathlib
 import time
@@ -87,11 +88,14 @@ class Progress:
 class MetricWriter:
     """Metrics by step to `metrics.jsonl` and TensorBoard, from `first_step` on; a context.
 
-    What an earlier run wrote past `first_step` is dropped: a resumed run writes it again.
+    What an earlier run wrote past `first_step` is dropped: a resumed run writes it again. Of
+    several processes one is `active`, the others write nothing.
     """
 
-    def __init__(self, workdir: pathlib.Path, first_step: int) -> None:
-        self.path = workdir / "metrics.jsonl"
+    def __init__(self, workdir: pathlib.Path, first_step: int, active: bool = True) -> None:
+        self.path, self.active = workdir / "metrics.jsonl", active
+        if not active:
+            return
         if self.path.is_file():
             lines = self.path.read_text().splitlines(keepends=True)
             kept = [x for x in lines if x.endswith("\n") and json.loads(x)["step"] <= first_step]
@@ -102,14 +106,35 @@ class MetricWriter:
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Values are numbers, or None for one that is not defined."""
+        if not self.active:
+            return
         self.file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
         for name, value in values.items():
             if value is not None:
                 self.board.add_scalar(name, value, step)
 
+    def read(self) -> list[dict[str, Any]]:
+        """All figures so far, a dict for each step."""
+        rows: dict[int, dict[str, Any]] = {}
+        for line in self.path.read_text().splitlines():
+            values = json.loads(line)
+            rows.setdefault(values["step"], {}).update(values)
+        return list(rows.values())
+
+    def write_csv(self) -> None:
+        """All figures so far as `metrics.csv`, a row for each step."""
+        rows = self.read()
+        columns = dict.fromkeys(name for row in rows for name in row)
+        path = self.path.with_suffix(".csv")
+        with replacing(path) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(columns))
+            writer.writeheader()
+            writer.writerows(rows)
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        self.file.close()
-        self.board.close()
+        if self.active:
+            self.file.close()
+            self.board.close()

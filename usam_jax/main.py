@@ -18,21 +18,58 @@ WORKDIR = flags.DEFINE_string(
 MODE = flags.DEFINE_enum(
     "mode", "train", ["train", "eval"], "Train and then evaluate, or evaluate the best checkpoint."
 )
+SEEDS = flags.DEFINE_list(
+    "seeds", None, "Several runs, one after the other: 0,1,2; their mean and deviation in the end."
+)
+PROFILE = flags.DEFINE_list("profile", None, "Profile the steps from A to B: A,B.")
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0, for several processes outside Slurm."
+)
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+
+
+def numbers(name: str, values: list[str] | None) -> list[int]:
+    """The numbers of a flag. Raises UsageError for anything else."""
+    try:
+        return [int(x) for x in values or ()]
+    except ValueError as error:
+        raise UsageError(f"--{name}: found {values}, expected whole numbers") from error
 
 
 def main(config: ConfigDict, arguments: list[str]) -> None:
     """What the flags ask for."""
     if arguments:
         raise UsageError(f"unknown arguments {arguments}; flags begin with --")
-    from usam_jax import evaluate, train  # after the flags: a wrong one should not wait for JAX
+    seeds, profile = numbers("seeds", SEEDS.value), numbers("profile", PROFILE.value) or [0, 0]
+    if len(profile) != 2 or profile[0] > profile[1] or min(profile) < 0:
+        raise UsageError(f"--profile: found {profile}, expected the first and the last step")
+    # After the flags: a wrong one should not wait for JAX.
+    from usam_jax import evaluate, report, runtime, train
     from usam_jax.data.sources import name_classes
 
+    if config.train.deterministic:
+        runtime.repeat_exactly()
+    runtime.keep_compiled_programs()
+    runtime.join_hosts(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     name_classes(config)
     name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = pathlib.Path(WORKDIR.value or f"runs/{name}")
-    if MODE.value == "train":
-        train.train(config, workdir)
-    evaluate.evaluate_workdir(config, workdir)
+
+    def run(folder: pathlib.Path) -> dict:
+        if MODE.value == "train":
+            train.train(config, folder, (profile[0], profile[1]))
+        return evaluate.evaluate_workdir(config, folder)
+
+    if not seeds:
+        run(workdir)
+        return
+    summaries = []
+    for seed in seeds:
+        config.seed = seed
+        summaries.append(run(workdir / f"seed_{seed}"))
+    if runtime.is_first():
+        report.print_seeds(seeds, summaries, workdir)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from usam_jax.data.packed import Packed
 from usam_jax.data.prompts import BACKGROUND, FOREGROUND, make_add_prompts
-from usam_jax.files import replacing
+from usam_jax.files import replacing, write_json
 
 matplotlib.use("Agg")
 
@@ -48,6 +48,33 @@ def print_table(summary: dict[str, Any], folder: pathlib.Path) -> None:
     chosen = f"best on {summary['checkpoint_chosen_on']}"
     console.print(f"checkpoint: step {summary['checkpoint_step']}, {chosen}")
     console.print(f"summary and pictures: {folder}")
+
+
+def print_seeds(seeds: list[int], summaries: list[dict[str, Any]], workdir: pathlib.Path) -> None:
+    """Mean and deviation of Dice and IoU over runs with several seeds, also as `seeds.json`."""
+    figures: dict[str, Any] = {"seeds": seeds}
+    table = Table(title=f"{len(seeds)} seeds: {seeds}", title_justify="left")
+    for name in ("class", "Dice (%)", "IoU (%)"):
+        table.add_column(name, justify="left" if name == "class" else "right")
+    for name in summaries[0]["dice"]:
+        cells = []
+        for kind in ("dice", "iou"):
+            values = [x[kind][name] for x in summaries if x[kind][name] is not None]
+            spread: dict[str, Any] = {"values": values}
+            if values:
+                spread |= {
+                    "mean": float(np.mean(values)),
+                    "sd": float(np.std(values, ddof=min(1, len(values) - 1))),
+                }
+            figures.setdefault(kind, {})[name] = spread
+            cells.append(
+                f"{percent(spread['mean'])} +- {percent(spread['sd'])}" if values else "absent"
+            )
+        table.add_row(name, *cells)
+    write_json(workdir / "seeds.json", figures)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console.print(table)
+    console.print(f"prompts: {summaries[0]['prompts']}")
 
 
 def outline(axes: Any, label: np.ndarray, colours: list[Any]) -> None:
@@ -119,3 +146,40 @@ def save_pictures(
     figure.legend(handles=patches, loc="outside lower center", ncols=min(len(names), 6))
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=110)
+
+
+def save_progress(path: pathlib.Path, steps: list[dict[str, Any]], select_on: str) -> None:
+    """Loss and Dice, learning rates and gradient norms over the steps of a run (metrics.jsonl)."""
+    figure = Figure(figsize=(9, 9), layout="constrained")
+    top, middle, bottom = figure.subplots(3, 1, sharex=True)
+    plot_named(top, steps, "train/", alpha=0.8)
+    top.set_ylabel("training loss")
+    right = top.twinx()
+    plot_named(right, steps, f"{select_on}/dice/", marker="o", ms=3, ls="--")
+    right.set_ylabel(f"{select_on} Dice")
+    right.set_ylim(0, 1)
+    for axes, place in ((top, "upper left"), (right, "upper right")):
+        if axes.lines:
+            axes.legend(loc=place)
+    for axes, prefix, label in (
+        (middle, "lr/", "learning rate"),
+        (bottom, "grad_norm/", "gradient"),
+    ):
+        plot_named(axes, steps, prefix)
+        axes.set_yscale("log")
+        axes.set_ylabel(label)
+        if axes.lines:
+            axes.legend(loc="upper right")
+    bottom.set_xlabel("step")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+
+
+def plot_named(axes: Any, steps: list[dict[str, Any]], prefix: str, **style: Any) -> None:
+    """A line for each figure whose name begins with `prefix`."""
+    names = dict.fromkeys(
+        name for row in steps for name in row if name.startswith(prefix) and "skipped" not in name
+    )
+    for name in names:
+        points = [(row["step"], row[name]) for row in steps if row.get(name) is not None]
+        axes.plot(*zip(*points, strict=True), label=name.removeprefix(prefix), lw=1, **style)

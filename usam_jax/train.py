@@ -1,210 +1,220 @@
-"""Training: the step, and the loop that orders data, step, evaluation and checkpoints."""
+"""Training: the loop that orders data, step, evaluation and checkpoints."""
 
 import contextlib
-import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import optax
-from flax import struct
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from usam_jax import checkpoint, checks, evaluate, logs, losses, metrics, optim, report, weights
+from usam_jax import (
+    checkpoint,
+    checks,
+    evaluate,
+    logs,
+    meter,
+    metrics,
+    optim,
+    report,
+    run_record,
+    runtime,
+    weights,
+)
 from usam_jax.checkpoint import Checkpoints
 from usam_jax.data import pipeline, splits
+from usam_jax.data.packed import Packed
 from usam_jax.data.prepare import prepare
-from usam_jax.errors import UserError
+from usam_jax.data.splits import Part
+from usam_jax.errors import Stopped, UserError
 from usam_jax.files import write_json
-from usam_jax.models import USam, init_variables, make_model
-from usam_jax.sharding import make_mesh, over_batch, put_batch, replicated
-
-TrainStep = Callable[["TrainState", dict[str, Any]], tuple["TrainState", dict[str, Any]]]
-
-
-@struct.dataclass
-class TrainState:
-    """Everything that a step changes, and the constants that go with it."""
-
-    step: Any  # int32[]: the steps done
-    params: Any
-    batch_stats: Any
-    constants: Any
-    opt_state: Any
-
-    @property
-    def variables(self) -> dict[str, Any]:
-        """What `model.apply` takes."""
-        named = {
-            "params": self.params,
-            "batch_stats": self.batch_stats,
-            "constants": self.constants,
-        }
-        return {name: tree for name, tree in named.items() if tree}
+from usam_jax.models import USam, init_variables, make_model, variable_shapes
+from usam_jax.sharding import make_mesh, put_batch
+from usam_jax.step import TrainState, TrainStep, create_state, make_train_step, placed_state
 
 
-def create_state(
-    model: USam, tx: optax.GradientTransformation, variables: dict[str, Any], mesh: Mesh
-) -> TrainState:
-    """The state before the first step, on every device of the mesh."""
+class Training(NamedTuple):
+    """The parts of a run: its model, the step, the state as abstract arrays, and its beginning."""
 
-    def create(variables: dict[str, Any]) -> TrainState:
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=variables["params"],
-            batch_stats=variables.get("batch_stats", {}),
-            constants=variables["constants"],
-            opt_state=tx.init(variables["params"]),
-        )
-
-    return jax.jit(create, out_shardings=replicated(mesh))(variables)
+    model: USam
+    train_step: TrainStep
+    target: TrainState
+    start_fn: Callable[[], TrainState]
 
 
-def make_train_step(
-    model: USam,
-    tx: optax.GradientTransformation,
-    rates_fn: Callable[[Any], dict[str, Any]],
-    mesh: Mesh,
-) -> TrainStep:
-    """Jitted (state, batch) -> state, metrics; the batch is split over the mesh's devices.
-
-    BatchNorm and Dice see the whole batch. The state given is used up.
-    """
-
-    def train_step(state: TrainState, batch: dict[str, Any]) -> tuple[TrainState, dict[str, Any]]:
-        images, prompts = evaluate.batch_images(batch), evaluate.batch_prompts(batch)
-        labels = batch["label"].astype(jnp.int32)
-
-        def loss_fn(params: Any) -> tuple[Any, Any]:
-            variables = {**state.variables, "params": params}
-            logits, changed = model.apply(
-                variables, images, prompts, train=True, mutable=["batch_stats"]
-            )
-            loss, parts = losses.segmentation_loss(logits, labels)
-            return loss, (parts, changed.get("batch_stats", {}))
-
-        (loss, (parts, stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        values = {"train/loss": loss, **{f"train/{name}": part for name, part in parts.items()}}
-        values |= rates_fn(state.step)
-        return dataclasses.replace(
-            state,
-            step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
-            batch_stats=stats,
-            opt_state=opt_state,
-        ), values
-
-    everywhere = replicated(mesh)
-    return jax.jit(
-        train_step,
-        in_shardings=(everywhere, over_batch(mesh)),
-        out_shardings=(everywhere, everywhere),
-        donate_argnums=0,
-    )
-
-
-def make_training(
-    config: ConfigDict, steps_per_epoch: int, mesh: Mesh, resumed: bool = False
-) -> tuple[USam, TrainState, TrainStep]:
-    """The model of a config, its state before the first step, and the step.
-
-    A run that is `resumed` gets its state from a checkpoint and needs no initial weights.
-    """
+def make_training(config: ConfigDict, steps_per_epoch: int, mesh: Mesh) -> Training:
+    """What a config trains with, nothing computed yet."""
     model = make_model(config.model)
-    variables = init_variables(model, jax.random.key(config.seed))
-    if not resumed:
-        variables = weights.load_initial(config, variables)
+    shapes = variable_shapes(model)
     warmup = math.ceil(steps_per_epoch / 2) if config.optimizer.warmup else 0
     factor_fn = optim.polynomial_decay(config.train.num_epochs * steps_per_epoch, warmup)
-    rates = optim.learning_rates(config.optimizer, variables["params"])
-    tx = optim.make_optimizer(config.optimizer, factor_fn, variables["params"])
+    rates = optim.learning_rates(config.optimizer, shapes["params"])
+    tx = optim.make_optimizer(config.optimizer, factor_fn, shapes["params"])
 
     def rates_fn(step: Any) -> dict[str, Any]:
         return {f"lr/{part}": rate * factor_fn(step) for part, rate in rates.items()}
 
-    state = create_state(model, tx, variables, mesh)
-    return model, state, make_train_step(model, tx, rates_fn, mesh)
+    def start_fn() -> TrainState:
+        variables = init_variables(model, jax.random.key(config.seed))
+        loaded = weights.load_initial(config, variables)
+        # From the host, for a device of one process cannot hand arrays to another's.
+        return create_state(tx, jax.device_get(loaded), target, config.train)
+
+    target = placed_state(tx, shapes, mesh, config.train)
+    train_step = make_train_step(model, tx, rates_fn, mesh, config.train, target)
+    return Training(model, train_step, target, start_fn)
 
 
-def check_finite(values: dict[str, Any], step: int, checkpoints: Checkpoints) -> None:
-    """Raises UserError, naming the last good checkpoint, where the loss is not finite."""
-    if math.isfinite(float(values["train/loss"])):
+def check_finite(
+    values: dict[str, Any],
+    before: int,
+    state: TrainState,
+    packed: Packed,
+    part: Part,
+    config: ConfigDict,
+    checkpoints: Checkpoints,
+) -> None:
+    """Raises UserError, naming step, slices and last good checkpoint, where a step was skipped.
+
+    `before` were skipped in earlier starts. With `train.skip_nonfinite` they are only counted.
+    """
+    if values["train/skipped"] == before or config.train.skip_nonfinite:
         return
+    step = int(state.last_skipped)
+    positions, _ = pipeline.row_batches(len(part), config)
+    slices = packed.slices(part.split)
+    names = [slices[row]["name"] for row in part.rows[positions[step - 1]]]
     checkpoints.wait()
     raise UserError(
-        f"the loss is {float(values['train/loss'])} at step {step}. The last good checkpoint is "
-        f"that of step {checkpoints.latest_step} in {checkpoints.folder}. Try lower "
-        "config.optimizer.learning_rates, or config.model.dtype=float32, in another --workdir."
+        f"the loss or a gradient was not finite at step {step}, on the slices {', '.join(names)}. "
+        f"That step changed nothing; the last checkpoint is that of step "
+        f"{checkpoints.latest_step} in {checkpoints.folder}. Look at those slices. To go on "
+        "without such steps: config.train.skip_nonfinite=True. In another --workdir: lower "
+        "config.optimizer.learning_rates, or config.model.dtype=float32."
     )
 
 
-def note_values(values: dict[str, float]) -> str:
+def publish(
+    step: int, writer: logs.MetricWriter, record: run_record.RunRecord, config: ConfigDict
+) -> None:
+    """Brings `metrics.csv`, `progress.png` and `run.json` up to a step."""
+    if writer.active:
+        writer.write_csv()
+        picture = writer.path.with_name("progress.png")
+        report.save_progress(picture, writer.read(), config.eval.select_on)
+        record.write(step)
+
+
+def next_batch(iterator: Iterator[pipeline.Batch]) -> pipeline.Batch:
+    """Raises UserError where a data worker was killed; its own errors come as they are."""
+    try:
+        return next(iterator)
+    except RuntimeError as error:
+        if "Worker process" not in str(error):
+            raise
+        raise UserError(
+            f"a process that prepares data was killed ({error}), perhaps for want of memory. The "
+            "same command goes on from the last checkpoint; try a lower config.data.num_workers."
+        ) from error
+
+
+def note_values(values: dict[str, Any]) -> str:
     """What the progress line says of a step: the loss and each part's learning rate."""
+    loss = "not finite" if values["train/loss"] is None else f"{values['train/loss']:.4f}"
     rates = "  ".join(f"{x.removeprefix('lr/')} {values[x]:.1e}" for x in values if "lr/" in x)
-    return f"loss {values['train/loss']:.4f}  lr: {rates}"
+    return f"loss {loss}  lr: {rates}"
 
 
-def train(config: ConfigDict, workdir: pathlib.Path) -> None:
+def train(config: ConfigDict, workdir: pathlib.Path, profile: tuple[int, int] = (0, 0)) -> None:
     """Trains to the last epoch, going on from the workdir's last checkpoint if there is one.
 
-    Raises UsageError, DataError and WeightsError for what the user can mend, and UserError where
-    the loss is not finite.
+    The steps of `profile`, first and last, are written as a trace for TensorBoard. Raises
+    UsageError, DataError and WeightsError for what the user can mend, UserError where the loss is
+    not finite, and Stopped after a signal.
     """
-    mesh = make_mesh()
+    mesh, is_first = make_mesh(), runtime.is_first()
     checks.check_config(config, mesh)
     checkpoint.check_config(workdir, config)
     packed = prepare(config.data)
     parts = splits.split_parts(packed, config.data, config.eval.select_on)
     splits.choose(parts, config)  # fails now rather than after the training
-    iterator, steps_per_epoch = pipeline.train_batches(
-        packed, parts["train"].rows, config, jax.process_index(), jax.process_count()
-    )
+    trained, chosen = parts["train"], parts[config.eval.select_on]
+    _, steps_per_epoch = pipeline.row_batches(len(trained), config)
     num_steps = config.train.num_epochs * steps_per_epoch
-    with contextlib.closing(iterator), Checkpoints(workdir) as checkpoints:
-        first = checkpoints.latest_step or 0
-        model, state, train_step = make_training(config, steps_per_epoch, mesh, first > 0)
-        if first:
-            splits.check_record(workdir, packed)
-            target = checkpoint.abstract_arrays(state, replicated(mesh))
-            state = checkpoints.restore(first, target, iterator)
-            logs.say(f"going on from step {first} of {num_steps} in {workdir}")
+    training = make_training(config, steps_per_epoch, mesh)
+    with Checkpoints(workdir) as checkpoints:
+        state = checkpoints.restore_latest(training.target)
+        if state is None:
+            state = training.start_fn()
+            if is_first:
+                write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
+                splits.write_record(workdir, packed, parts)
         else:
-            write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
-            splits.write_record(workdir, packed, parts)
-        select_on = config.eval.select_on
+            splits.check_record(workdir, packed)
+        first, skipped = int(state.step), int(state.num_skipped)
+        if first:
+            logs.say(f"going on from step {first} of {num_steps} in {workdir}")
         logs.say(
-            f"{len(parts['train'])} slices to train on, {len(parts[select_on])} of {select_on} to "
+            f"{len(trained)} slices to train on, {len(chosen)} of {config.eval.select_on} to "
             f"choose the best epoch on; {steps_per_epoch} steps an epoch; {mesh.size} x "
             f"{jax.devices()[0].device_kind}"
         )
-        eval_step = evaluate.make_eval_step(model, mesh)
+        iterator, _ = pipeline.train_batches(
+            packed, trained.rows, config, first, jax.process_index(), jax.process_count()
+        )
+        eval_step = evaluate.make_eval_step(training.model, mesh)
+        record = run_record.RunRecord(workdir, config, packed, first)
         with (
-            logs.MetricWriter(workdir, first) as writer,
+            contextlib.closing(iterator),
+            logs.MetricWriter(workdir, first, active=is_first) as writer,
             logs.Progress("training", num_steps, "steps", first) as bar,
+            runtime.Profile(profile, workdir) as tracer,
+            runtime.StopSignal() as stop,
         ):
+            speed = meter.Meter(config.train.batch_size)
             for step in range(first + 1, num_steps + 1):
-                state, values = train_step(state, put_batch(next(iterator), mesh))
-                note = ""
-                if step % config.train.log_every_steps == 0 or step == num_steps:
-                    check_finite(values, step, checkpoints)
-                    values = {name: float(value) for name, value in values.items()}
-                    writer.write(step, values)
-                    note = note_values(values)
-                bar.advance(note=note, per_step=config.train.batch_size)
+                tracer.before(step)
+                with speed.waiting():
+                    batch = next_batch(iterator)
+                batch = put_batch(batch, mesh)
+                with jax.transfer_guard("disallow"):
+                    state, values = training.train_step(state, batch)
+                speed.count()
                 epoch, rest = divmod(step, steps_per_epoch)
-                if rest or (epoch % config.eval.every_epochs and step != num_steps):
-                    continue
-                check_finite(values, step, checkpoints)
-                done = evaluate.run_evaluation(
-                    eval_step, state.variables, packed, parts[select_on], config, mesh
-                )
-                scores = metrics.pooled_scores(done.counts, config.data.classes)
-                writer.write(step, scores.named(select_on))
-                logs.say(f"epoch {epoch}: {select_on} Dice {report.percent(scores.mean_dice)} %")
-                checkpoints.save(step, state, iterator, scores.mean_dice or 0.0)
+                ends = not rest and (epoch % config.eval.every_epochs == 0 or step == num_steps)
+                note = ""
+                if step % config.train.log_every_steps == 0 or ends:
+                    found = jax.device_get(values)
+                    check_finite(found, skipped, state, packed, trained, config, checkpoints)
+                    figures = {
+                        name: float(x) if np.isfinite(x) else None for name, x in found.items()
+                    }
+                    writer.write(step, figures | speed.read())
+                    note = note_values(figures)
+                bar.advance(note=note, per_step=config.train.batch_size)
+                if ends:
+                    done = evaluate.run_evaluation(
+                        eval_step, state.variables(), packed, chosen, config, mesh
+                    )
+                    scores = metrics.pooled_scores(done.counts, config.data.classes)
+                    writer.write(step, scores.named(config.eval.select_on))
+                    dice = report.percent(scores.mean_dice)
+                    logs.say(f"epoch {epoch}: {config.eval.select_on} Dice {dice} %")
+                    checkpoints.save(step, state, scores.mean_dice or 0.0)
+                    publish(step, writer, record, config)
+                    speed.restart()
+                elif step % config.train.checkpoint_every_steps == 0:
+                    checkpoints.save(step, state)
+                if received := stop.after(step):
+                    if checkpoints.latest_step != step:
+                        checkpoints.save(step, state)
+                    checkpoints.wait()
+                    publish(step, writer, record, config)
+                    raise Stopped(
+                        f"{received}: stopped after step {step} of {num_steps}, which is saved; the "
+                        "same command goes on from there"
+                    )

@@ -71,7 +71,8 @@ def prepare(config: ConfigDict, folder: pathlib.Path | None = None) -> Packed:
         packed = open_packed(pathlib.Path(config.root))
         require_settings(packed, settings)
         if os.access(packed.folder / MANIFEST, os.W_OK):  # a shared one may be read-only
-            splits.record_held_out(packed.folder / MANIFEST, packed.manifest, config)
+            with locked(packed.folder):
+                splits.record_held_out(packed.folder / MANIFEST, packed.manifest, config)
         return packed
     cases = list_cases(config)
     require_usable(cases)

@@ -1,0 +1,44 @@
+"""The process around a run."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from usam_jax import main, report
+from usam_jax.errors import UsageError
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, "x/usam_jax/jax"), ({"own": "y"}, "y")])
+def test_compiled_programs_are_kept_in_the_users_cache_or_where_the_user_says(given, expected):
+    environment = {x: y for x, y in os.environ.items() if x != "JAX_COMPILATION_CACHE_DIR"}
+    environment |= {"XDG_CACHE_HOME": "x", "PYTHONPATH": str(ROOT)}
+    environment |= {"JAX_COMPILATION_CACHE_DIR": given["own"]} if given else {}
+    code = (
+        "import jax; from usam_jax import runtime; runtime.keep_compiled_programs(); "
+        "print(jax.config.values['jax_compilation_cache_dir'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == expected
+
+
+def test_several_seeds_are_told_as_mean_and_deviation(tmp_path, capsys):
+    dice = [
+        {"rectum": 0.8, "tumour": None, "mean": 0.8},
+        {"rectum": 0.9, "tumour": None, "mean": 0.9},
+    ]
+    summaries = [{"dice": x, "iou": x, "prompts": "none (automatic)"} for x in dice]
+    report.print_seeds([0, 1], summaries, tmp_path)
+    printed = capsys.readouterr().out
+    assert "85.00 +- 7.07" in printed and "absent" in printed
+    assert (tmp_path / "seeds.json").is_file()
+
+
+def test_a_flag_that_should_be_numbers_is_named():
+    assert main.numbers("seeds", ["0", "12"]) == [0, 12]
+    with pytest.raises(UsageError, match=r"--seeds: found \['a'\], expected whole numbers"):
+        main.numbers("seeds", ["a"])
