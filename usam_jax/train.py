@@ -158,6 +158,8 @@ def train(config: ConfigDict, workdir: pathlib.Path, profile: tuple[int, int] = 
         first, skipped = int(state.step), int(state.num_skipped)
         if first:
             logs.say(f"going on from step {first} of {num_steps} in {workdir}")
+        if skipped:
+            logs.say(f"{skipped} steps so far were not finite and changed nothing")
         logs.say(
             f"{len(trained)} slices to train on, {len(chosen)} of {config.eval.select_on} to "
             f"choose the best epoch on; {steps_per_epoch} steps an epoch; {mesh.size} x "
