@@ -10,7 +10,7 @@ demo: .venv/run.stamp  ## train and evaluate a small U-SAM on generated CT phant
 test: .venv/dev.stamp  ## all tests that need no torch
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not parity and not faults"
 
-faults: .venv/dev.stamp  ## the faults of docs/reliability.md, done for real: some ten minutes
+faults: .venv/dev.stamp  ## several processes, kills and broken files (docs/reliability.md): some ten minutes
 	$(BIN)/python -m pytest -m faults
 
 parity: .venv/parity.stamp  ## the tests that compare with PyTorch
