@@ -150,7 +150,7 @@ def save_pictures(
 
 def save_progress(path: pathlib.Path, steps: list[dict[str, Any]], select_on: str) -> None:
     """Loss and Dice, learning rates and gradient norms over the steps of a run (metrics.jsonl)."""
-    figure = Figure(figsize=(9, 9), layout="constrained")
+    figure = Figure(figsize=(10, 9), layout="constrained")
     top, middle, bottom = figure.subplots(3, 1, sharex=True)
     plot_named(top, steps, "train/", alpha=0.8)
     top.set_ylabel("training loss")
@@ -158,9 +158,8 @@ def save_progress(path: pathlib.Path, steps: list[dict[str, Any]], select_on: st
     plot_named(right, steps, f"{select_on}/dice/", marker="o", ms=3, ls="--")
     right.set_ylabel(f"{select_on} Dice")
     right.set_ylim(0, 1)
-    for axes, place in ((top, "upper left"), (right, "upper right")):
-        if axes.lines:
-            axes.legend(loc=place)
+    for axes, height in ((top, 1.0), (right, 0.4)):
+        draw_legend(axes, height)
     for axes, prefix, label in (
         (middle, "lr/", "learning rate"),
         (bottom, "grad_norm/", "gradient"),
@@ -168,11 +167,16 @@ def save_progress(path: pathlib.Path, steps: list[dict[str, Any]], select_on: st
         plot_named(axes, steps, prefix)
         axes.set_yscale("log")
         axes.set_ylabel(label)
-        if axes.lines:
-            axes.legend(loc="upper right")
+        draw_legend(axes, 1.0)
     bottom.set_xlabel("step")
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=110)
+
+
+def draw_legend(axes: Any, height: float) -> None:
+    """The names of the lines, if there are some, beside the axes."""
+    if axes.lines:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.08, height), fontsize=8)
 
 
 def plot_named(axes: Any, steps: list[dict[str, Any]], prefix: str, **style: Any) -> None:
