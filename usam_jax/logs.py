@@ -121,9 +121,8 @@ class MetricWriter:
             rows.setdefault(values["step"], {}).update(values)
         return list(rows.values())
 
-    def write_csv(self) -> None:
-        """All figures so far as `metrics.csv`, a row for each step."""
-        rows = self.read()
+    def write_csv(self, rows: list[dict[str, Any]]) -> None:
+        """Figures that were read as `metrics.csv`, a row for each step."""
         columns = dict.fromkeys(name for row in rows for name in row)
         path = self.path.with_suffix(".csv")
         with replacing(path) as temporary, temporary.open("w", newline="") as file:

@@ -103,9 +103,10 @@ def publish(
 ) -> None:
     """Brings `metrics.csv`, `progress.png` and `run.json` up to a step."""
     if writer.active:
-        writer.write_csv()
+        rows = writer.read()
+        writer.write_csv(rows)
         picture = writer.path.with_name("progress.png")
-        report.save_progress(picture, writer.read(), config.eval.select_on)
+        report.save_progress(picture, rows, config.eval.select_on)
         record.write(step)
 
 

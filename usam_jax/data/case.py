@@ -51,6 +51,15 @@ def unusable_case(name: str, error: DataError) -> Case:
     return Case(name, None, 0, [str(error)], load_fn)
 
 
+def find_fault(case: Case) -> DataError | None:
+    """Why a case cannot be used; None for one that can."""
+    try:
+        case.load_fn()
+    except DataError as error:
+        return error
+    return None
+
+
 def file_stamp(*paths: pathlib.Path) -> list[Any]:
     """Name, size and time of files. Raises DataError where one cannot be looked at."""
     stamp: list[Any] = []

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from usam_jax import logs
-from usam_jax.data.case import Case, Cases
+from usam_jax.data.case import Case, Cases, find_fault
 from usam_jax.data.pack import in_order
 from usam_jax.data.sources import list_cases, shared_patients
 from usam_jax.data.volumes import doubt_header
@@ -106,8 +106,8 @@ def compare_checksums(cases: Cases) -> None:
     problems = []
     found = [case for listed in cases.values() for case in listed]
     with logs.Progress("checksums", len(found), "cases") as bar:
-        for _, result in in_order(lambda case: inspect(case.name, case), found):
-            problems += [x.problem for x in result.findings if x.severity == ERROR]
+        for _, fault in in_order(find_fault, found):
+            problems += [fault.problem] if fault else []
             bar.advance()
     if problems:
         raise DataError(f"{len(problems)} packed cases are damaged:\n{list_some(problems)}")

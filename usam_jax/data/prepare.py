@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from usam_jax import logs
 from usam_jax.data import splits
-from usam_jax.data.case import Case, Cases
+from usam_jax.data.case import Cases, find_fault
 from usam_jax.data.pack import CHECK, count_slices, pack
 from usam_jax.data.packed import MANIFEST, VERSION, Packed, open_packed
 from usam_jax.data.sources import list_cases, shared_patients
@@ -78,9 +78,10 @@ def prepare(config: ConfigDict, folder: pathlib.Path | None = None) -> Packed:
     require_usable(cases)
     fingerprint = make_fingerprint(cases, settings)
     folder = folder or pathlib.Path(config.packed_dir) / packed_name(config, settings)
-    manifest = read_json(folder / MANIFEST)
-    if manifest.get("fingerprint") == fingerprint and not os.access(folder / MANIFEST, os.W_OK):
-        return Packed(folder, manifest)
+    if (folder / MANIFEST).is_file() and not os.access(folder / MANIFEST, os.W_OK):
+        manifest = read_json(folder / MANIFEST)
+        if manifest.get("fingerprint") == fingerprint:
+            return Packed(folder, manifest)
     try:
         require_own(folder)
         with locked(folder):
@@ -125,21 +126,14 @@ def require_settings(packed: Packed, settings: dict[str, Any]) -> None:
 
 def require_usable(cases: Cases) -> None:
     """Raises DataError for cases that cannot be read and patients that are in two splits."""
-    problems = [describe_unusable(x) for found in cases.values() for x in found if not x.num_slices]
+    unusable = [x for found in cases.values() for x in found if not x.num_slices]
+    problems = [str(find_fault(x)) for x in unusable]
     problems += [
         f"patient {patient} is in several splits: {', '.join(names)}"
         for patient, names in shared_patients(cases).items()
     ]
     if problems:
         raise DataError(f"{len(problems)} faults of the data set:\n{list_some(problems)}\n{CHECK}")
-
-
-def describe_unusable(case: Case) -> str:
-    try:
-        case.load_fn()
-    except DataError as error:
-        return str(error)
-    raise AssertionError(f"{case.name} has no slices")
 
 
 def require_own(folder: pathlib.Path) -> None:
