@@ -58,4 +58,5 @@ def describe_case(case: Case, images: np.ndarray, labels: np.ndarray) -> dict[st
         "foreground": [int(label.any()) for label in labels],
         "crc32": checksums(images, labels),
         "geometry": dataclasses.asdict(case.geometry) if case.geometry else None,
+        "label_file": str(case.files[1].resolve()) if case.geometry and case.files else None,
     }

@@ -12,7 +12,7 @@ from usam_jax.data.case import Case, Cases, Slices
 from usam_jax.errors import DataError, UserError
 from usam_jax.files import read_json
 
-VERSION = 3
+VERSION = 4
 MANIFEST = "manifest.json"
 PREPARE = "python -m tools.prepare SOURCE DEST"
 

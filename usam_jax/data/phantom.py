@@ -9,15 +9,18 @@ from scipy import ndimage
 from usam_jax.data.phantom_bowel import draw_loop, draw_rectum
 from usam_jax.data.phantom_scene import (
     EXTENT_MM,
+    Pose,
     Scene,
     at_levels,
     ball,
+    draw_pose,
     make_field,
     make_scene,
     paint,
     pick,
     wander,
 )
+from usam_jax.data.volumes import Geometry
 
 VERSION = 2  # changes whenever the same arguments give other bytes than before
 SLICE_MM = (2.0, 3.0, 4.0, 5.0)
@@ -43,16 +46,37 @@ def make_patient(seed: int, patient: int, size: int = 128, num_slices: int | Non
     the thickness of this patient's scan makes, 2 to 5 mm. The anatomy depends on `seed` and
     `patient` alone; the scanner's blur and noise depend on the pixels as well.
     """
-    rng = np.random.default_rng([seed, patient])
-    own_slices = round(EXTENT_MM / float(rng.choice(SLICE_MM)))
-    scene = make_scene(rng, size, num_slices or own_slices)
-    slice_mm = EXTENT_MM / len(scene.image)
+    rng, pose, num_slices = _begin(seed, patient, num_slices)
+    scene = make_scene(rng, pose, size, num_slices)
+    slice_mm = EXTENT_MM / num_slices
     _draw_body(scene, rng)
     _draw_organs(scene, rng)
     _draw_bones(scene, rng)
     labels = draw_rectum(scene, rng, _sacrum_y(scene))
     image = _scan(scene.image, rng, scene.pixel_mm, slice_mm)
     return Phantom(image, labels, (slice_mm, scene.pixel_mm, scene.pixel_mm))
+
+
+def patient_geometry(seed: int, patient: int, size: int, num_slices: int | None) -> Geometry:
+    """How the slices of a patient lie, nothing painted yet."""
+    _, pose, num_slices = _begin(seed, patient, num_slices)
+    slice_mm, pixel_mm = EXTENT_MM / num_slices, pose.field_mm / size
+    affine = np.diag([-pixel_mm, -pixel_mm, slice_mm, 1.0]).tolist()
+    return Geometry(
+        file_shape=(size, size, num_slices),
+        file_axes="LPS",
+        affine=tuple(tuple(row) for row in affine),
+        shape=(num_slices, size, size),
+        spacing_mm=(slice_mm, pixel_mm, pixel_mm),
+    )
+
+
+def _begin(
+    seed: int, patient: int, num_slices: int | None
+) -> tuple[np.random.Generator, Pose, int]:
+    rng = np.random.default_rng([seed, patient])
+    own_slices = round(EXTENT_MM / float(rng.choice(SLICE_MM)))
+    return rng, draw_pose(rng), num_slices or own_slices
 
 
 def _draw_body(scene: Scene, rng: np.random.Generator) -> None:

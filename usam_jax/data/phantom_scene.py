@@ -51,19 +51,35 @@ class Scene(NamedTuple):
     tissue: Tissue
 
 
-def make_scene(rng: np.random.Generator, size: int, num_slices: int) -> Scene:
-    """Air around a patient whose build, size, pose and field of view are drawn."""
+class Pose(NamedTuple):
+    """A patient's build and size, how they lie on the table, and what the scanner covers."""
+
+    build: Build
+    scale: float
+    angle: float  # radians
+    shift_mm: tuple[float, float]  # (x, y)
+    low_mm: float  # of the lowest slice
+    field_mm: float  # the side of a slice
+
+
+def draw_pose(rng: np.random.Generator) -> Pose:
     fat = rng.uniform(7, 24)
     build = Build(rng.uniform(146, 156) + fat, rng.uniform(86, 94) + fat, fat)
     scale, angle, shift_x, shift_y = pick(rng, (0.85, 1.12), (-0.14, 0.14), (-8, 8), (-14, 14))
     low = pick(rng, (-6, 6))[0]
     # Radiographers fit the field of view to the patient.
     field_mm = min(max(2 * build.wide * scale * rng.uniform(1.04, 1.25), 330.0), 420.0)
+    return Pose(build, scale, angle, (shift_x, shift_y), low, field_mm)
+
+
+def make_scene(rng: np.random.Generator, pose: Pose, size: int, num_slices: int) -> Scene:
+    """Air around a patient of that pose."""
+    scale, field_mm = pose.scale, pose.field_mm
     tissue = Tissue(*pick(rng, (-122, -105), (28, 48), (26, 52), (110, 190)))
     line = (((np.arange(size) + 0.5) / size - 0.5) * field_mm).astype(np.float32)
-    u, v = (line - shift_x) / scale, (line[:, None] - shift_y) / scale
-    cos, sin = float(np.cos(angle)), float(np.sin(angle))
-    z = ((np.arange(num_slices) + 0.5) * (EXTENT_MM / num_slices) + low) / scale
+    u, v = (line - pose.shift_mm[0]) / scale, (line[:, None] - pose.shift_mm[1]) / scale
+    cos, sin = float(np.cos(pose.angle)), float(np.sin(pose.angle))
+    z = ((np.arange(num_slices) + 0.5) * (EXTENT_MM / num_slices) + pose.low_mm) / scale
     return Scene(
         image=np.full((num_slices, size, size), -1000, np.float32),
         x=(cos * u + sin * v)[None],
@@ -73,7 +89,7 @@ def make_scene(rng: np.random.Generator, size: int, num_slices: int) -> Scene:
         pixel_mm=field_mm / size,
         warp=make_field(rng, (8, 24, 24), size, num_slices),
         texture=make_field(rng, (24, 72, 72), size, num_slices),
-        build=build,
+        build=pose.build,
         tissue=tissue,
     )
 

@@ -165,7 +165,8 @@ def phantom_case(config: ConfigDict, number: int) -> Case:
     window = [config.window_level, config.window_width]
     load_fn = functools.partial(load_phantom, *arguments, *window)
     stamp = [phantom.VERSION, *arguments]
-    return Case(name, name, config.slices_per_patient, stamp, load_fn)
+    geometry = phantom.patient_geometry(*arguments)
+    return Case(name, name, config.slices_per_patient, stamp, load_fn, geometry)
 
 
 def load_phantom(
