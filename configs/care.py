@@ -84,4 +84,9 @@ def get_config() -> ConfigDict:
     evaluation.every_epochs = 1  # evaluations and checkpoints while training
     evaluation.select_on = "val"  # the best epoch is chosen on: val (held out of train), or test
     evaluation.split = "test"  # what the final table shows: test, val or train
+    # Other prompts that the final evaluation decodes from the same encoding.
+    evaluation.prompts = ("none", "points1", "points3", "points5", "box")  # also pointsN_box
+    evaluation.noise = (2.5, 5.0, 10.0, 20.0)  # pixels by which it moves config.prompts as well
+    evaluation.tolerance = (2.0,)  # of NSD, mm (pixels where unknown): for all classes, or each
+    evaluation.empty_policy = "worst"  # of missed classes and false alarms: worst score, or skip
     return config

@@ -12,9 +12,9 @@ from hypothesis.extra import numpy as hnp
 
 from usam_jax.data import pipeline, prompts
 from usam_jax.data.augment import Augment, elastic_field, make_augment
+from usam_jax.data.eval_prompts import main_mode
 from usam_jax.data.prepare import prepare
 from usam_jax.errors import UsageError
-from usam_jax.evaluate import describe_prompts
 
 LABELS = hnp.arrays(np.uint8, (16, 16), elements=st.integers(0, 3))
 SEEDS = st.integers(0, 2**32 - 1)
@@ -236,17 +236,18 @@ def test_mixed_draws_each_kind_of_prompt_and_is_evaluated_with_points(packed):
     data, config = packed
     config.update_from_flattened_dict({**EVERYTHING, "train.batch_size": 12})
     batches = take(pipeline.train_batches(data, np.arange(12), config)[0], 20)
-    counts = np.bincount(np.concatenate([x["prompts_given"] for x in batches]) @ [1, 2])
+    given = np.concatenate([x["prompts_given"] for x in batches])
+    assert given.shape == (240, 9)
+    assert (given[:, :1] == given[:, :-1]).all()  # all points or none
+    counts = np.bincount(given[:, [0, -1]] @ [1, 2])
     assert counts.min() > 60 - 4 * 6.7  # of 240 draws; a deviation is 6.7
     assert {x["points_xy"].shape for x in batches} == {(12, 2 * 3 + 2, 2)}
     assert {x["boxes_xyxy"].shape for x in batches} == {(12, 4)}
-    evaluated = next(pipeline.eval_batches(data, "train", np.arange(12), config)[0])
+    mixed = main_mode(config)
     config.prompts.kind = "points"
-    expected = next(pipeline.eval_batches(data, "train", np.arange(12), config)[0])
-    assert_same_batches([evaluated], [expected])
-    assert describe_prompts(config.prompts) == (
-        "3 points per class and 2 of the background from the ground truth"
-    )
+    label = data.labels("train")[3]
+    assert_same_batches([mixed(label, 3, 8)], [main_mode(config)(label, 3, 8)])
+    assert mixed.describe() == "3 points per class and 2 of the background from the ground truth"
 
 
 def test_what_a_worker_process_is_sent_does_not_grow_with_the_images(packed):

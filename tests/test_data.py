@@ -21,6 +21,7 @@ from conftest import (
 
 from usam_jax.data import care as care_reader
 from usam_jax.data import pack, packed, pipeline, prepare, splits
+from usam_jax.data.eval_prompts import main_mode
 from usam_jax.errors import DataError, UsageError
 
 
@@ -347,11 +348,16 @@ def test_processes_share_each_batch_of_a_single_one(care):
         assert sorted(np.concatenate(shares)) == sorted(batch["index"])
 
 
+def eval_batches(packed, num_rows, config, *processes):
+    rows, modes = np.arange(num_rows), [main_mode(config)]
+    return pipeline.eval_batches(packed, "train", rows, config, modes, *processes)
+
+
 def test_evaluation_batches_have_one_shape_and_mark_what_does_not_count(care):
     _, config = care
     config.eval.batch_size = 5
     packed = prepare.prepare(config.data)
-    iterator, num_batches = pipeline.eval_batches(packed, "train", np.arange(12), config)
+    iterator, num_batches = eval_batches(packed, 12, config)
     batches = list(iterator)
     assert len(batches) == num_batches == 3
     assert {x["image"].shape for x in batches} == {(5, 224, 224)}
@@ -363,10 +369,7 @@ def test_processes_share_each_evaluation_batch_in_order(care):
     _, config = care
     config.eval.batch_size = 4
     packed = prepare.prepare(config.data)
-    shares = [
-        list(pipeline.eval_batches(packed, "train", np.arange(10), config, process, 2)[0])
-        for process in range(2)
-    ]
+    shares = [list(eval_batches(packed, 10, config, process, 2)[0]) for process in range(2)]
     rows = [int(i) for pair in zip(*shares, strict=True) for part in pair for i in part["index"]]
     assert rows[:10] == list(range(10)) and len(rows) == 12
 
@@ -375,10 +378,11 @@ def test_points_can_be_handed_over_as_the_published_code_does(care):
     _, config = care
     config.eval.batch_size = 12
     packed = prepare.prepare(config.data)
-    (batch,), _ = pipeline.eval_batches(packed, "train", np.arange(12), config)
+    (batch,), _ = eval_batches(packed, 12, config)
     config.prompts.order = "rowcol"
-    (swapped,), _ = pipeline.eval_batches(packed, "train", np.arange(12), config)
-    np.testing.assert_array_equal(swapped["points_xy"], batch["points_xy"][..., ::-1])
+    (swapped,), _ = eval_batches(packed, 12, config)
+    found, expected = swapped["prompts"]["points3_rowcol"], batch["prompts"]["points3"]
+    np.testing.assert_array_equal(found["points_xy"], expected["points_xy"][..., ::-1])
 
 
 def test_a_batch_larger_than_the_training_part_is_refused(care):
@@ -395,7 +399,7 @@ def test_random_limits_are_drawn_in_training_and_fixed_in_evaluation(care):
     packed = prepare.prepare(config.data)
     assert not np.array_equal(packed.images("train"), fixed)
     config.eval.batch_size = 12
-    iterator, _ = pipeline.eval_batches(packed, "train", np.arange(12), config)
+    iterator, _ = eval_batches(packed, 12, config)
     np.testing.assert_array_equal(next(iterator)["image"], fixed)
     config.data.augment = False
     config.train.batch_size = 12

@@ -83,8 +83,10 @@ def test_a_run_ends_with_a_table_a_summary_and_pictures(unbroken):
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["num_slices"] == 6
     assert summary["prompts"] == "3 points per class from the ground truth"
-    assert set(summary["dice"]) == {"normal rectum", "tumour", "mean"}
+    assert set(summary["pooled"]["dice"]) == {"normal rectum", "tumour", "mean"}
     assert (folder / "predictions.png").stat().st_size > 10_000
+    assert "3 points per class from the ground truth" in (folder / "report.html").read_text()
+    assert "paper: U-SAM-B/P, 3 points per class" in done.stdout
     rows = read_metrics(workdir)
     trained = [row for row in rows if "train/loss" in row]
     assert [row["step"] for row in trained] == list(range(1, 9))
@@ -132,10 +134,11 @@ def test_evaluation_of_a_run_gives_its_figures_again_and_other_prompts_theirs(
     done = run(command("--mode=eval", f"--workdir={workdir}", **small(care_root, tmp_path)))
     assert done.returncode == 0, done.stderr
     after = json.loads((workdir / "eval" / "test_points3" / "summary.json").read_text())
-    assert after["pixels"] == before["pixels"]
+    assert after["pooled"] == before["pooled"]
     fields = small(care_root, tmp_path, **{"prompts.kind": "none", "eval.split": "val"})
     done = run(command("--mode=eval", f"--workdir={workdir}", **fields))
     assert done.returncode == 0, done.stderr
+    assert "note: the model was trained with other prompts: 3 points per class" in done.stdout
     summary = json.loads((workdir / "eval" / "val_none" / "summary.json").read_text())
     assert summary["prompts"] == "none (automatic)"
     assert summary["num_slices"] == 4

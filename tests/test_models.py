@@ -203,20 +203,22 @@ def test_a_mixed_batch_gives_each_image_what_a_batch_of_its_kind_gives():
     images, points, labels, boxes = make_inputs()
     variables = make_variables(model)
     apply = jax.jit(model.apply)
-    given = {
+    prompts_of = {
         (False, False): None,
         (True, False): Prompts(points, labels),
         (False, True): Prompts(None, None, boxes),
         (True, True): Prompts(points, labels, boxes),
     }
-    alone = {kind: apply(variables, images, prompts) for kind, prompts in given.items()}
+    alone = {kind: apply(variables, images, prompts) for kind, prompts in prompts_of.items()}
+    count = points.shape[1]
     for kinds in (((False, False), (True, False)), ((False, True), (True, True))):
-        mixed = apply(variables, images, Prompts(points, labels, boxes, jnp.array(kinds)))
+        given = jnp.array([[some] * count + [box] for some, box in kinds])
+        mixed = apply(variables, images, Prompts(points, labels, boxes, given))
         for i, kind in enumerate(kinds):
             # The same sums over more terms, some of them 0, may be rounded in another order.
             np.testing.assert_allclose(mixed[i], alone[kind][i], rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match="given"):
-        apply(variables, images, Prompts(points, labels, None, jnp.array(kinds)))
+        apply(variables, images, Prompts(points, labels, None, given))
 
 
 def test_fresh_parameters_are_distributed_as_torch_draws_them():

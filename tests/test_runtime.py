@@ -7,7 +7,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from usam_jax import main, report
+from usam_jax import main, tables
 from usam_jax.errors import UsageError
 
 
@@ -31,8 +31,8 @@ def test_several_seeds_are_told_as_mean_and_deviation(tmp_path, capsys):
         {"rectum": 0.8, "tumour": None, "mean": 0.8},
         {"rectum": 0.9, "tumour": None, "mean": 0.9},
     ]
-    summaries = [{"dice": x, "iou": x, "prompts": "none (automatic)"} for x in dice]
-    report.print_seeds([0, 1], summaries, tmp_path)
+    summaries = [{"pooled": {"dice": x, "iou": x}, "prompts": "none (automatic)"} for x in dice]
+    tables.print_seeds([0, 1], summaries, tmp_path)
     printed = capsys.readouterr().out
     assert "85.00 +- 7.07" in printed and "absent" in printed
     assert (tmp_path / "seeds.json").is_file()

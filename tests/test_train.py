@@ -16,9 +16,8 @@ import pytest
 from conftest import ROOT, phantom_config
 from rich.console import Console
 
-from usam_jax import checkpoint, checks, evaluate, logs, losses, metrics, optim, train
+from usam_jax import checkpoint, checks, logs, losses, metrics, optim, train
 from usam_jax.data import pipeline, prepare, splits
-from usam_jax.data.splits import Part
 from usam_jax.errors import DataError, UsageError, UserError, WeightsError
 from usam_jax.files import write_json
 from usam_jax.sharding import check_batch_size, make_mesh, put_batch
@@ -236,43 +235,6 @@ def test_pooled_scores_equal_a_count_over_all_slices_and_leave_padding_out():
         assert scores.iou[name] == (p & y).sum() / (p | y).sum()
     assert scores.dice["c"] is None  # neither there nor predicted: no figure, and not in the mean
     assert scores.mean_dice == (scores.dice["a"] + scores.dice["b"]) / 2
-
-
-@pytest.mark.parametrize("num_devices", [1, 8])
-def test_evaluation_counts_every_slice_once_with_one_compilation(
-    packed_phantoms, one_device_run, num_devices
-):
-    config, packed = packed_phantoms
-    _, _, state, _ = one_device_run
-    mesh = make_mesh(num_devices)
-    model = train.make_model(config.model)
-    variables = jax.tree.map(np.asarray, state.variables())
-    eval_step = evaluate.make_eval_step(model, mesh)
-    rows = np.arange(3, 16)  # 13 slices: no multiple of the batch of 8
-    done = evaluate.run_evaluation(
-        eval_step, variables, packed, Part("train", rows), config, mesh, frozenset({4, 15})
-    )
-    assert done.counts.shape == (13, 3, 3)
-    assert eval_step._cache_size() == 1
-    labels = packed.labels("train")[rows]
-    for c in range(3):
-        np.testing.assert_array_equal(done.counts[:, c, [0, 2]].sum(1), (labels == c).sum((1, 2)))
-    assert set(done.predictions) == {4, 15}
-    truth = packed.labels("train")[15]
-    for c in range(3):
-        expected = ((done.predictions[15] == c) & (truth == c)).sum()
-        assert done.counts[12, c, 0] == expected
-
-
-def test_pictures_show_the_slices_with_the_most_classes(packed_phantoms):
-    _, packed = packed_phantoms
-    for rows in (np.arange(24), np.arange(2)):
-        part = Part("train", rows)
-        kept = evaluate.choose_pictures(packed, part)
-        counts = {row: np.unique(packed.labels("train")[row]).size for row in rows}
-        assert len(kept) == min(len(rows), evaluate.NUM_PICTURES)
-        others = [counts[row] for row in rows if row not in kept]
-        assert min(counts[row] for row in kept) >= max(others, default=0)
 
 
 def test_a_batch_must_split_over_the_devices():

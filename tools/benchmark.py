@@ -2,6 +2,7 @@
 
     python -m tools.benchmark data
     python -m tools.benchmark startup
+    python -m tools.benchmark evaluation
 
 `data`: training slices of 224x224 a second of one core's time, from packed arrays with the
 published augmentation and 3 points per class, beside a loader that works as the published one
@@ -10,6 +11,8 @@ benchmarks/results.csv.
 
 `startup`: seconds to the first training step of the full model, with and without a cache of
 compiled programs, and the memory of the process.
+
+`evaluation`: CPU seconds of the full model, of scoring cases and of the report.
 """
 
 import argparse
@@ -32,6 +35,7 @@ from rich.table import Table
 from scipy import ndimage
 
 from configs import care
+from tools.benchmark_evaluation import measure_evaluation
 from usam_jax.data import augment, pipeline, splits
 from usam_jax.data.prepare import packing_settings, prepare
 from usam_jax.data.sources import load_phantom
@@ -257,6 +261,7 @@ def measure_startup() -> list[Figure]:
 MEASURES: dict[str, Callable[[], list[Figure]]] = {
     "data": measure_data,
     "startup": measure_startup,
+    "evaluation": lambda: measure_evaluation(write_slices),
 }
 
 

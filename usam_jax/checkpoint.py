@@ -29,7 +29,7 @@ from usam_jax.sharding import all_processes
 # What may change when a run goes on: it has no part in what the steps so far have computed.
 FREE = frozenset(
     f"config.{field}"
-    for field in (
+    for field in [
         "data.num_workers",
         "data.packed_dir",
         "train.checkpoint_every_steps",
@@ -38,8 +38,12 @@ FREE = frozenset(
         "train.skip_nonfinite",
         "eval.batch_size",
         "eval.split",
+        "eval.prompts",
+        "eval.noise",
+        "eval.tolerance",
+        "eval.empty_policy",
         "model.remat",
-    )
+    ]
 )
 SCORE = "dice_mean"  # on the part that chooses the best epoch
 KEEP_LAST = 2

@@ -3,6 +3,8 @@
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from usam_jax.case_metrics import POLICIES
+from usam_jax.data.eval_prompts import noisy_modes, other_modes
 from usam_jax.data.prompts import make_add_prompts
 from usam_jax.data.splits import check_splitting
 from usam_jax.errors import UsageError
@@ -23,6 +25,8 @@ def check_config(config: ConfigDict, mesh: Mesh) -> None:
 
     make_model(config.model)
     make_add_prompts(config)
+    other_modes(config)
+    noisy_modes(config)
     check_batch_size(config.train.batch_size, mesh, "config.train.batch_size")
     check_batch_size(config.eval.batch_size, mesh, "config.eval.batch_size")
     num_classes = len(config.data.classes)
@@ -50,5 +54,13 @@ def check_config(config: ConfigDict, mesh: Mesh) -> None:
     expect(0 <= config.train.ema_decay < 1, "train.ema_decay", "a number from 0 to below 1")
     expect(config.eval.select_on in PARTS[1:], "eval.select_on", "val or test")
     expect(config.eval.split in PARTS, "eval.split", "train, val or test")
+    expect(
+        len(config.eval.tolerance) in (1, num_classes - 1) and min(config.eval.tolerance) > 0,
+        "eval.tolerance",
+        f"one number above 0, or {num_classes - 1}, one for each foreground class",
+    )
+    expect(
+        config.eval.empty_policy in POLICIES, "eval.empty_policy", f"one of {', '.join(POLICIES)}"
+    )
     check_splitting(config.data)
     expect(config.data.num_workers >= 0, "data.num_workers", "0 or more")

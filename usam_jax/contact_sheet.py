@@ -14,8 +14,8 @@ from usam_jax.data.case import Case, Cases
 from usam_jax.data.pack import in_order
 from usam_jax.data.pack_case import pack_case
 from usam_jax.errors import DataError
+from usam_jax.figures import class_colours, outline
 from usam_jax.files import replacing
-from usam_jax.report import class_colours, outline
 
 COLUMNS, ROWS = 6, 4
 SIDES = {"R": (0.02, 0.5), "L": (0.98, 0.5), "A": (0.5, 0.97), "P": (0.5, 0.03)}

@@ -1,174 +1,184 @@
-"""Evaluation: padded batches of one shape, pixel counts on the device, figures on the host."""
+"""Evaluation of a run: its best checkpoint -> predictions -> scores of cases -> tables and pictures."""
 
-import dataclasses
 import pathlib
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from usam_jax import checkpoint, checks, logs, metrics, report
-from usam_jax.data import pipeline, splits
+from usam_jax import checkpoint, checks, metrics, paper, runtime
+from usam_jax.case_metrics import Scoring
+from usam_jax.data import splits
+from usam_jax.data.eval_prompts import Mode, main_mode, noisy_modes, other_modes, trained_with
 from usam_jax.data.packed import Packed
 from usam_jax.data.prepare import prepare
-from usam_jax.data.prompts import eval_kind
 from usam_jax.data.splits import Part
-from usam_jax.files import write_json
-from usam_jax.models import Prompts, USam, make_model
-from usam_jax.sharding import make_mesh, over_batch, put_batch, replicated
-
-NUM_PICTURES = 6
-
-EvalStep = Callable[[Any, dict[str, Any]], tuple[Any, Any]]
-
-
-def batch_images(batch: dict[str, Any]) -> jax.Array:
-    """uint8 slices to the model's grey values in [0, 1]."""
-    return batch["image"].astype(jnp.float32) / 255
+from usam_jax.errors import WeightsError
+from usam_jax.figures import Shown
+from usam_jax.forward import Forward, make_forward, stream
+from usam_jax.models import make_model
+from usam_jax.pictures import choose_rows, draw_report, make_shown
+from usam_jax.scoring import CaseResult, CaseScorer
+from usam_jax.sharding import make_mesh, replicated
+from usam_jax.summary import summarise, write_results
+from usam_jax.tables import print_results
 
 
-def batch_prompts(batch: dict[str, Any]) -> Prompts | None:
-    """The prompts of a batch; None where it has none."""
-    fields = ("points_xy", "point_labels", "boxes_xyxy", "prompts_given")
-    found = {name.removeprefix("prompts_"): batch[name] for name in fields if name in batch}
-    return Prompts(**found) if found else None
+class Model(NamedTuple):
+    """What predicts: the model's halves, its variables, and the devices they lie on."""
+
+    forward: Forward
+    variables: Any
+    mesh: Mesh
 
 
-def make_eval_step(model: USam, mesh: Mesh) -> EvalStep:
-    """Jitted (variables, batch) -> pixel counts int32[b k 3], predicted classes uint8[b h w]."""
+class Predicted(NamedTuple):
+    """By mode the pixel counts int32[n k 3] of the n slices, and the scores of the cases.
 
-    def eval_step(variables: Any, batch: dict[str, Any]) -> tuple[Any, Any]:
-        logits: Any = model.apply(variables, batch_images(batch), batch_prompts(batch))
-        predicted = logits.argmax(-1).astype(jnp.int32)
-        labels = batch["label"].astype(jnp.int32)
-        counts = metrics.count_pixels(predicted, labels, batch["valid"], logits.shape[-1])
-        return counts, predicted.astype(jnp.uint8)
+    `on_source` says if cases were scored on the voxels of their label volumes.
+    """
 
-    everywhere = replicated(mesh)
-    shardings = (None, over_batch(mesh))  # the variables as they lie
-    return jax.jit(eval_step, in_shardings=shardings, out_shardings=(everywhere, everywhere))
+    counts: dict[str, np.ndarray]
+    results: dict[str, list[CaseResult]]
+    on_source: bool
 
 
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """Counts int32[n k 3] of the n slices in order, and the predictions that pictures show."""
-
-    counts: np.ndarray
-    predictions: dict[int, np.ndarray]
-
-
-def run_evaluation(
-    eval_step: EvalStep,
-    variables: Any,
-    packed: Packed,
-    part: Part,
-    config: ConfigDict,
-    mesh: Mesh,
-    keep: frozenset[int] = frozenset(),
-) -> Evaluation:
-    """Evaluates a part of the data; `keep` are the rows whose prediction is kept."""
-    split, rows = part.split, part.rows
-    process, processes = jax.process_index(), jax.process_count()
-    batches, num_batches = pipeline.eval_batches(packed, split, rows, config, process, processes)
-    size = config.eval.batch_size
-    counts: list[Any] = []
-    predictions: dict[int, np.ndarray] = {}
-    with logs.Progress(f"evaluating {split}", num_batches, "batches") as bar:
-        for number, batch in enumerate(batches):
-            batch_counts, predicted = eval_step(variables, put_batch(batch, mesh))
-            counts.append(batch_counts)
-            shown = {
-                int(row): i for i, row in enumerate(rows[number * size :][:size]) if row in keep
-            }
-            if shown:
-                on_host = np.asarray(predicted)
-                predictions |= {row: on_host[i] for row, i in shown.items()}
-            if number:  # waiting for the batch before keeps the device busy and the bar honest
-                jax.block_until_ready(counts[number - 1])
-            bar.advance(per_step=size)
-    return Evaluation(np.concatenate(counts)[: len(rows)], predictions)
+def make_scoring(config: ConfigDict) -> Scoring:
+    """How `config.eval` has cases scored."""
+    count = len(config.data.classes) - 1
+    tolerances = tuple(float(x) for x in config.eval.tolerance)
+    tolerances = tolerances * count if len(tolerances) == 1 else tolerances
+    return Scoring(tuple(config.data.classes), tolerances, config.eval.empty_policy)
 
 
-def choose_pictures(packed: Packed, part: Part) -> frozenset[int]:
-    """Rows for the pictures: spread evenly over the slices with the most classes in them."""
-    labels, step = packed.labels(part.split), max(1, len(part) // 200)
-    classes = {int(row): np.unique(labels[row]).size for row in part.rows[::step]}
-    ranked = sorted(classes, key=lambda row: -classes[row])
-    fullest = [row for row in ranked if classes[row] == classes[ranked[0]]]
-    pool = fullest if len(fullest) >= NUM_PICTURES else ranked[:NUM_PICTURES]
-    picked = np.linspace(0, len(pool) - 1, min(NUM_PICTURES, len(pool))).astype(int)
-    return frozenset(pool[i] for i in picked)
+def predict_part(
+    model: Model, packed: Packed, part: Part, config: ConfigDict, scored: list[Mode]
+) -> Predicted:
+    """Runs a part of whole cases through the model once, for the modes to score and noisy ones."""
+    modes = scored + noisy_modes(config)
+    counts: dict[str, list[np.ndarray]] = {mode.name: [] for mode in modes}
+    outcomes = stream(
+        *model[:2], packed, part, modes, config, model.mesh, f"evaluating {part.split}"
+    )
+    with CaseScorer(packed, part.split, make_scoring(config)) as scorer:
+        for rows, found in outcomes:
+            for name, of_mode in counts.items():
+                of_mode.append(np.asarray(found[name].counts)[: len(rows)])
+            predicted = {mode.name: np.asarray(found[mode.name].predicted) for mode in scored}
+            for i, row in enumerate(rows):
+                scorer.add(int(row), {name: x[i] for name, x in predicted.items()})
+        results = scorer.finish()
+    return Predicted(
+        {name: np.concatenate(x) for name, x in counts.items()}, results, scorer.on_source
+    )
 
 
-def describe_prompts(prompts: ConfigDict) -> str:
-    """Where the prompts came from, in words, for every result."""
-    points = f"{prompts.points_per_class} points per class"
-    if prompts.order == "rowcol":
-        points += " as (row, column)"
-    if prompts.negative_points:
-        points += f" and {prompts.negative_points} of the background"
-    words = {
-        "none": "none (automatic)",
-        "points": f"{points} from the ground truth",
-        "box": "box from the ground truth",
-        "points_box": f"{points} and box from the ground truth",
+def pooled_figures(counts: np.ndarray, classes: tuple[str, ...]) -> dict[str, Any]:
+    """Dice and IoU of each class and their mean, from sums over all slices, as published."""
+    scores = metrics.pooled_scores(counts, classes)
+    return {
+        "dice": {**scores.dice, "mean": scores.mean_dice},
+        "iou": {**scores.iou, "mean": scores.mean_iou},
+        "pixels": scores.pixels,
     }
-    return words[eval_kind(prompts.kind)]
 
 
-def name_prompts(prompts: ConfigDict) -> str:
-    """The prompts as a folder's name: `points3`, `points3_rowcol`, `points3_box`, `box`, `none`."""
-    name = eval_kind(prompts.kind)
-    if "points" in name:
-        negative = f"_negative{prompts.negative_points}" if prompts.negative_points else ""
-        name = name.replace("points", f"points{prompts.points_per_class}{negative}")
-        name += "_rowcol" if prompts.order == "rowcol" else ""
-    return name
+def check_classes(workdir: pathlib.Path, config: ConfigDict) -> None:
+    """Raises WeightsError where a run was trained with classes of other names or in other order."""
+    trained = tuple(checkpoint.read_config(workdir)["data"]["classes"])
+    if trained != tuple(config.data.classes):
+        raise WeightsError(
+            f"{workdir} was trained with the classes {trained}, the data have "
+            f"{tuple(config.data.classes)}; evaluate it on data with its own classes"
+        )
 
 
 def evaluate_workdir(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Evaluates the best checkpoint of a run on `config.eval.split`; returns the summary.
 
-    Writes `eval/SPLIT_PROMPTS/summary.json` and `predictions.png` in `workdir`.
+    Writes `eval/SPLIT_PROMPTS/` in `workdir`: `summary.json`, `per_case.csv`, `report.html` and its
+    pictures for `config.prompts`, the first two for each of `config.eval.prompts`.
     Raises UsageError for a wrong config, WeightsError where there is no checkpoint or one of
     another model, and DataError where the run was trained on slices of a part that is not `train`.
     """
     mesh = make_mesh()
     checks.check_config(config, mesh)
     step = checkpoint.check_run(workdir, config.model)
-    model = make_model(config.model)
+    check_classes(workdir, config)
     packed = prepare(config.data)
     part = splits.choose(splits.split_parts(packed, config.data, config.eval.select_on), config)
     splits.check_unseen(workdir, packed, part, config.eval.split)
-    variables = checkpoint.load_variables(workdir, model, step, replicated(mesh))
-    keep = choose_pictures(packed, part)
-    done = run_evaluation(make_eval_step(model, mesh), variables, packed, part, config, mesh, keep)
-    scores = metrics.pooled_scores(done.counts, config.data.classes)
-    folder = workdir / "eval" / f"{config.eval.split}_{name_prompts(config.prompts)}"
-    chosen_on = checkpoint.read_config(workdir)["eval"]["select_on"]
-    summary = {
-        "schema_version": 1,
+    part = splits.whole_cases(packed, part)
+    network = make_model(config.model)
+    variables = checkpoint.load_variables(workdir, network, step, replicated(mesh))
+    model = Model(make_forward(network, mesh), variables, mesh)
+    main, others = main_mode(config), other_modes(config)
+    done = predict_part(model, packed, part, config, [main, *others])
+    saved = checkpoint.read_config(workdir)
+    common = {
         "workdir": str(workdir),
         "checkpoint_step": step,
-        "checkpoint_chosen_on": chosen_on,
+        "checkpoint_chosen_on": saved["eval"]["select_on"],
+        "trained_with": trained_with(saved),
         "data": str(packed.folder),
         "data_fingerprint": packed.manifest["fingerprint"],
         "split": config.eval.split,
         "num_slices": len(part),
-        "prompts": describe_prompts(config.prompts),
-        "dice": {**scores.dice, "mean": scores.mean_dice},
-        "iou": {**scores.iou, "mean": scores.mean_iou},
-        "pixels": scores.pixels,
+        "resolution": "source" if done.on_source else "packed",
     }
-    if jax.process_index() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "summary.json", summary)
-        report.save_pictures(
-            folder / "predictions.png", packed, part.split, done.predictions, config
+    classes = tuple(config.data.classes)
+    pooled = {name: pooled_figures(counts, classes) for name, counts in done.counts.items()}
+    moved = [main, *noisy_modes(config)] if main.name != "none" else []
+    summary = {
+        "prompts": main.describe(),
+        "pooled": pooled[main.name],
+        "other_prompts": {
+            x.name: {"prompts": x.describe(), **without_pixels(pooled[x.name])} for x in others
+        },
+        "noise": [{"pixels": x.noise, **without_pixels(pooled[x.name])} for x in moved],
+        "paper": paper.rows_for(packed.manifest["settings"]["kind"], classes),
+    }
+    shown = predict_shown(model, packed, part, config, main, done)
+    if runtime.is_first():
+        scoring, folder = make_scoring(config), workdir / "eval"
+        in_mm = all(x["geometry"] for x in packed.cases(part.split))
+        statistics = {
+            name: summarise(results, scoring, in_mm) for name, results in done.results.items()
+        }
+        for other in others:
+            figures = {"prompts": other.describe(), "pooled": pooled[other.name]}
+            write_results(
+                folder / f"{config.eval.split}_{other.name}",
+                common | figures | statistics[other.name],
+            )
+        summary = common | summary | statistics[main.name]
+        folder /= f"{config.eval.split}_{main.name}"
+        write_results(folder, summary)
+        draw_report(folder, summary, done.results[main.name], shown, scoring)
+        print_results(summary, folder)
+    return common | summary
+
+
+def without_pixels(figures: dict[str, Any]) -> dict[str, Any]:
+    return {name: figures[name] for name in ("dice", "iou")}
+
+
+def predict_shown(
+    model: Model, packed: Packed, part: Part, config: ConfigDict, mode: Mode, done: Predicted
+) -> list[Shown]:
+    """The slices that the pictures show, predicted once more rather than all kept."""
+    counts = dict(zip(part.rows.tolist(), done.counts[mode.name], strict=True))
+    results = done.results[mode.name]
+    known = {x["name"]: x for x in packed.cases(part.split)}
+    cases = [known[x.name] for x in results]
+    chosen = choose_rows(results, cases, counts, make_scoring(config))
+    few = Part(part.split, np.array(sorted(chosen)))
+    outcomes = stream(*model[:2], packed, few, [mode], config, model.mesh, "pictures")
+    return [
+        make_shown(row, predicted, chosen, results, packed, part.split, mode)
+        for rows, found in outcomes
+        for row, predicted in zip(
+            rows.tolist(), np.asarray(found[mode.name].predicted)[: len(rows)], strict=True
         )
-        report.print_table(summary, folder)
-    return summary
+    ]

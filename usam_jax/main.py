@@ -45,7 +45,7 @@ def main(config: ConfigDict, arguments: list[str]) -> None:
     if len(profile) != 2 or profile[0] > profile[1] or min(profile) < 0:
         raise UsageError(f"--profile: found {profile}, expected the first and the last step")
     # After the flags: a wrong one should not wait for JAX.
-    from usam_jax import evaluate, report, runtime, train
+    from usam_jax import evaluate, runtime, tables, train
     from usam_jax.data.sources import name_classes
 
     if config.train.deterministic:
@@ -69,7 +69,7 @@ def main(config: ConfigDict, arguments: list[str]) -> None:
         config.seed = seed
         summaries.append(run(workdir / f"seed_{seed}"))
     if runtime.is_first():
-        report.print_seeds(seeds, summaries, workdir)
+        tables.print_seeds(seeds, summaries, workdir)
 
 
 if __name__ == "__main__":

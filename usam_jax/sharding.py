@@ -1,6 +1,5 @@
 """Where arrays live: a `data` mesh over the devices, batches split over it, the state on each."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -57,10 +56,9 @@ def all_processes(flag: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.array(flag))))
 
 
-def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
-    """This process's share of a batch, as arrays over all devices."""
+def put_batch(batch: Any, mesh: Mesh) -> Any:
+    """This process's share of a batch (nested dicts too), as arrays over all devices."""
     sharding = over_batch(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, array)
-        for name, array in batch.items()
-    }
+    return jax.tree.map(
+        lambda array: jax.make_array_from_process_local_data(sharding, array), batch
+    )

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from usam_jax import losses
-from usam_jax.evaluate import batch_images, batch_prompts
+from usam_jax.forward import batch_images, batch_prompts
 from usam_jax.models import USam
 from usam_jax.optim import FROZEN
 from usam_jax.sharding import over_batch, place_state, replicated
@@ -105,7 +105,7 @@ def make_train_step(
     def group_loss(params: Any, variables: Any, batch: dict[str, Any]) -> tuple[Any, Any]:
         logits, changed = model.apply(
             {**variables, "params": params},
-            batch_images(batch),
+            batch_images(batch["image"]),
             batch_prompts(batch),
             train=True,
             mutable=["batch_stats"],

@@ -15,26 +15,28 @@ from ml_collections import ConfigDict
 from usam_jax import (
     checkpoint,
     checks,
-    evaluate,
     logs,
     meter,
     metrics,
     optim,
-    report,
+    progress,
     run_record,
     runtime,
     weights,
 )
 from usam_jax.checkpoint import Checkpoints
 from usam_jax.data import pipeline, splits
+from usam_jax.data.eval_prompts import main_mode
 from usam_jax.data.packed import Packed
 from usam_jax.data.prepare import prepare
 from usam_jax.data.splits import Part
 from usam_jax.errors import Stopped, UserError
 from usam_jax.files import write_json
+from usam_jax.forward import count_part, make_forward
 from usam_jax.models import USam, init_variables, make_model, variable_shapes
 from usam_jax.sharding import make_mesh, put_batch
 from usam_jax.step import TrainState, TrainStep, create_state, make_train_step, placed_state
+from usam_jax.tables import percent
 
 
 class Training(NamedTuple):
@@ -106,7 +108,7 @@ def publish(
         rows = writer.read()
         writer.write_csv(rows)
         picture = writer.path.with_name("progress.png")
-        report.save_progress(picture, rows, config.eval.select_on)
+        progress.save_progress(picture, rows, config.eval.select_on)
         record.write(step)
 
 
@@ -169,7 +171,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, profile: tuple[int, int] = 
         iterator, _ = pipeline.train_batches(
             packed, trained.rows, config, first, jax.process_index(), jax.process_count()
         )
-        eval_step = evaluate.make_eval_step(training.model, mesh)
+        halves = make_forward(training.model, mesh)
         record = run_record.RunRecord(workdir, config, packed, first)
         with (
             contextlib.closing(iterator),
@@ -200,12 +202,12 @@ def train(config: ConfigDict, workdir: pathlib.Path, profile: tuple[int, int] = 
                     note = note_values(figures)
                 bar.advance(note=note, per_step=config.train.batch_size)
                 if ends:
-                    done = evaluate.run_evaluation(
-                        eval_step, state.variables(), packed, chosen, config, mesh
+                    counts = count_part(
+                        halves, state.variables(), packed, chosen, main_mode(config), config, mesh
                     )
-                    scores = metrics.pooled_scores(done.counts, config.data.classes)
+                    scores = metrics.pooled_scores(counts, config.data.classes)
                     writer.write(step, scores.named(config.eval.select_on))
-                    dice = report.percent(scores.mean_dice)
+                    dice = percent(scores.mean_dice)
                     logs.say(f"epoch {epoch}: {config.eval.select_on} Dice {dice} %")
                     checkpoints.save(step, state, scores.mean_dice or 0.0)
                     publish(step, writer, record, config)

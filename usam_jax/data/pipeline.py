@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from usam_jax.data.augment import Augment, make_augment
+from usam_jax.data.eval_prompts import Mode
 from usam_jax.data.pack_case import make_clahe
 from usam_jax.data.packed import Packed, map_array, pack_anew
 from usam_jax.data.prompts import AddPrompts, make_add_prompts
@@ -20,7 +21,7 @@ READ_OPTIONS = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)  # in ba
 
 # What a batch holds: image and label uint8[b h w], index int32[b], and by the prompt setting
 # points_xy float32[b p 2], point_labels int32[b p], boxes_xyxy float32[b 4], prompts_given
-# bool[b 2]; in evaluation valid bool[b].
+# bool[b p+1]. In evaluation valid bool[b], and prompts holds those of each mode under its name.
 Batch = dict[str, Any]
 
 
@@ -57,7 +58,12 @@ def open_slices(packed: Packed, split: str) -> Slices:
 
 
 def stack(elements: list[Batch]) -> Batch:
-    return {name: np.stack([x[name] for x in elements]) for name in elements[0]}
+    """Arrays of single slices, also in nested dicts, to those of a batch."""
+    batch: Batch = {}
+    for name, first in elements[0].items():
+        found = [x[name] for x in elements]
+        batch[name] = stack(found) if isinstance(first, dict) else np.stack(found)
+    return batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,16 +90,17 @@ class TrainBatches:
 
 @dataclasses.dataclass(frozen=True)
 class EvalBatches:
-    """Slices as they are, with fixed prompts; from `num_valid` on they are marked invalid."""
+    """Slices as they are, with the prompts of each mode; from `num_valid` on marked invalid."""
 
     slices: Slices
     rows: np.ndarray
     num_valid: int
     clahe_limit: float
-    add_prompts: AddPrompts
+    modes: list[Mode]
 
     def __call__(self, positions: np.ndarray) -> Batch:
         clahe = make_clahe(self.clahe_limit)
+        num_points = max(mode.num_points for mode in self.modes)
         elements = []
         for position in positions:
             row = int(self.rows[position])
@@ -103,8 +110,9 @@ class EvalBatches:
                 "label": label,
                 "index": np.int32(row),
                 "valid": position < self.num_valid,
+                "prompts": {mode.name: mode(label, row, num_points) for mode in self.modes},
             }
-            elements.append(self.add_prompts(element, None))
+            elements.append(element)
         return stack(elements)
 
 
@@ -162,13 +170,14 @@ def eval_batches(
     split: str,
     rows: np.ndarray,
     config: ConfigDict,
+    modes: list[Mode],
     process: int = 0,
     num_processes: int = 1,
 ) -> tuple[Iterator[Batch], int]:
     """This process's share of every batch of some rows in order, and the number of batches.
 
     `split` is that of the packed arrays. All batches have the same shape: the last is filled up
-    with repeated slices that `valid` marks as not counting.
+    with repeated slices that `valid` marks as not counting. The prompts of all modes have one shape.
     """
     batch = config.eval.batch_size
     padded = np.resize(rows, math.ceil(len(rows) / batch) * batch)
@@ -177,7 +186,7 @@ def eval_batches(
         padded,
         len(rows),
         config.data.clahe_limit if config.data.random_clahe else 0.0,
-        make_add_prompts(config),
+        modes,
     )
     dataset = (
         grain.MapDataset.range(len(padded))

@@ -34,10 +34,9 @@ class AddPrompts:
         """
         label = element["label"]
         kind = self.kind if rng is not None else eval_kind(self.kind)
-        if kind == "mixed" and rng is not None:
-            # None, points, box and both are equally frequent.
-            element["prompts_given"] = rng.random(2) < 0.5
-            kind = "points_box"
+        mixed = kind == "mixed"
+        given = rng.random(2) < 0.5 if mixed and rng is not None else np.ones(2, bool)
+        kind = "points_box" if mixed else kind
         if "points" in kind:
             inside = make_points(label, self.num_classes, self.points_per_class, rng)
             outside = make_background_points(label, self.negative_points, rng)
@@ -49,6 +48,8 @@ class AddPrompts:
             if self.box_jitter and rng is not None:
                 box = jitter_box(box, self.box_jitter, label.shape, rng)
             element["boxes_xyxy"] = box
+        if mixed:  # no prompt, points, box and both are equally frequent
+            element["prompts_given"] = np.repeat(given, [len(element["point_labels"]), 1])
         return element
 
 

@@ -78,6 +78,13 @@ def choose(parts: dict[str, Part], config: ConfigDict) -> Part:
     return parts[name]
 
 
+def whole_cases(packed: Packed, part: Part) -> Part:
+    """All slices of the cases of a part, those too that are not trained on."""
+    case_of = np.array([x["case"] for x in packed.slices(part.split)])
+    kept = np.isin(case_of, case_of[part.rows])
+    return Part(part.split, np.flatnonzero(kept))
+
+
 def name_slices(packed: Packed, part: Part) -> list[str]:
     """`SPLIT/NAME` of each slice of a part."""
     slices = packed.slices(part.split)

@@ -184,7 +184,7 @@ def load_volume(
 def require_same_grid(image: pathlib.Path, label: pathlib.Path) -> None:
     """Raises DataError where a label's voxels are not those of its image."""
     a, b = read_geometry(image), read_geometry(label)
-    mend = "resample it (nibabel.processing.resample_from_to(label, image, order=0))"
+    mend = "resample it onto the other (nibabel.processing.resample_from_to with order=0)"
     if a.file_shape != b.file_shape:
         raise DataError(
             f"{label}: has the shape {b.file_shape}, but {image} has {a.file_shape}", mend

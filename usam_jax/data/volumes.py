@@ -152,7 +152,7 @@ def read_labels(path: pathlib.Path, num_classes: int) -> np.ndarray:
         raise DataError(
             f"{path}: holds the labels {odd[:5]}, expected whole numbers from 0 to "
             f"{num_classes - 1}",
-            "mend the labels, or name all classes in config.data.classes",
+            "mend the labels, or name all classes",
         )
     return values.astype(np.uint8)
 
@@ -163,6 +163,15 @@ def window_hu(image: np.ndarray, level: float, width: float) -> np.ndarray:
     return np.clip(grey, 0.0, 1.0)
 
 
+def fitted_shape(
+    shape: tuple[int, ...], size: int, pixel_mm: tuple[float, float]
+) -> tuple[int, int, float]:
+    """Rows and columns that a slice [h w] takes up in [size size], and their pixels' side in mm."""
+    height, width = shape[0] * pixel_mm[0], shape[1] * pixel_mm[1]
+    scale = size / max(height, width)
+    return max(1, round(height * scale)), max(1, round(width * scale)), 1 / scale
+
+
 def fit_square(
     image: np.ndarray, size: int, pixel_mm: tuple[float, float], labels: bool
 ) -> np.ndarray:
@@ -171,9 +180,7 @@ def fit_square(
     `pixel_mm` is (y, x). Labels by the nearest pixel; images by area where pixels grow, else
     linearly. What the slice does not cover is 0: air, background.
     """
-    height, width = image.shape[0] * pixel_mm[0], image.shape[1] * pixel_mm[1]
-    scale = size / max(height, width)
-    h, w = max(1, round(height * scale)), max(1, round(width * scale))
+    h, w, _ = fitted_shape(image.shape, size, pixel_mm)
     if (h, w) != image.shape:
         shrinks = h * w < image.size
         how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
@@ -181,3 +188,17 @@ def fit_square(
         image = cv2.resize(image, (w, h), interpolation=how)
     top, left = (size - h) // 2, (size - w) // 2
     return np.pad(image, ((top, size - h - top), (left, size - w - left)))
+
+
+def unfit_square(
+    labels: np.ndarray, shape: tuple[int, int], pixel_mm: tuple[float, float]
+) -> np.ndarray:
+    """Labels [size size] of a slice that `fit_square` made, back on its own pixels: [h w].
+
+    By the nearest pixel.
+    """
+    size = labels.shape[0]
+    h, w, _ = fitted_shape(shape, size, pixel_mm)
+    top, left = (size - h) // 2, (size - w) // 2
+    inside = np.ascontiguousarray(labels[top : top + h, left : left + w])
+    return cv2.resize(inside, shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)

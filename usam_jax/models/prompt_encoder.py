@@ -14,14 +14,15 @@ class Prompts:
     """What the user points at, in pixels (x, y) of the model's input; either part may be None.
 
     A point's label is 1 (foreground), 0 (background) or -1 (padding, which is no point).
-    A box is (x0, y0, x1, y1). `given` tells for each image whether its points and its box are
-    there, so that a batch can mix them: each gets the logits that it gets in a batch of its kind.
+    A box is (x0, y0, x1, y1). `given` tells for each image which of its points and, last, whether
+    its box are there (q = p + 1), so that arrays of one shape hold any prompts: an image gets the
+    logits that it gets from arrays that hold nothing else.
     """
 
     points_xy: Float[Array, "b p 2"] | None = None
     point_labels: Int[Array, "b p"] | None = None
     boxes_xyxy: Float[Array, "b 4"] | None = None
-    given: Bool[Array, "b 2"] | None = None  # needs both parts; None: what is not None is there
+    given: Bool[Array, "b q"] | None = None  # needs both parts; None: what is not None is there
 
     def token_mask(self) -> Bool[Array, "b n"] | None:
         """Which of the encoder's tokens are there; None where all are."""
@@ -29,9 +30,9 @@ class Prompts:
             return None
         if self.points_xy is None or self.boxes_xyxy is None:
             raise ValueError("prompts.given was set without both points_xy and boxes_xyxy")
-        points, box = self.given[:, :1], self.given[:, 1:]
-        count = self.points_xy.shape[1]
-        return jnp.concatenate([points.repeat(count, 1), points & ~box, box.repeat(2, 1)], axis=1)
+        points, box = self.given[:, :-1], self.given[:, -1:]
+        end = points.any(1, keepdims=True) & ~box
+        return jnp.concatenate([points, end, box, box], axis=1)
 
 
 class PositionEmbedding(nn.Module):

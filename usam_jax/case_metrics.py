@@ -1,0 +1,164 @@
+"""Figures of one case and class, in 3-D: overlap, surface distances, volume and lesions found.
+
+Nothing but NumPy and SciPy, so that threads can score cases while the device predicts others.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+from scipy.spatial import KDTree
+
+OK, MISSED, FALSE_ALARM, ABSENT = "ok", "missed", "false_alarm", "absent"
+POLICIES = {
+    "worst": "a class that is missed or a false alarm scores 0 in Dice, IoU and NSD, and the "
+    "diagonal of the volume as its distance; a class that neither has counts as absent",
+    "skip": "a class that is missed, a false alarm or that neither has counts in no mean",
+}
+LESION_WORDS = ("tumour", "tumor", "cancer", "lesion", "metastas", "nodule", "polyp")
+LESION_OVERLAP = 0.1  # of a lesion's voxels, for it to count as found
+MM3_PER_ML = 1000.0
+
+# Dice, IoU, HD95, NSD, TP, FP, FN, TN, n_pred, n_ref, volume, reference_volume, status and, of
+# classes that are lesions, lesions, lesions_found, lesions_false. None where there is no figure.
+ClassScore = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scoring:
+    """How cases are scored; all that decides the figures besides the voxels.
+
+    `tolerances` are NSD's, of each foreground class, in mm, or in pixels where no spacing is
+    known. `policy` is one of POLICIES. Classes whose name has one of LESION_WORDS are lesions:
+    their connected parts are counted.
+    """
+
+    classes: tuple[str, ...]
+    tolerances: tuple[float, ...]
+    policy: str = "worst"
+
+    @property
+    def lesions(self) -> tuple[str, ...]:
+        return tuple(x for x in self.classes if any(word in x.lower() for word in LESION_WORDS))
+
+
+def score_case(
+    truth: np.ndarray,
+    predicted: np.ndarray,
+    spacing: tuple[float, float, float] | None,
+    scoring: Scoring,
+) -> list[ClassScore]:
+    """Scores of each foreground class, from labels uint8[n h w] of one shape.
+
+    `spacing` is (z, y, x) in mm; without it distances are in pixels and volumes are numbers of
+    pixels. HD95 is the larger of the two directed 95th percentiles of the distances between
+    surface voxels, NSD the share of both surfaces that is within the tolerance of the other.
+    A volume of one slice is measured as a plane.
+    """
+    num_classes = len(scoring.classes)
+    confusion = count_pairs(truth, predicted, num_classes)
+    boxes = find_boxes(truth, predicted, num_classes)
+    mm = np.array(spacing or (1.0, 1.0, 1.0))
+    worst = float(np.linalg.norm(mm * (np.array(truth.shape) - (np.array(truth.shape) == 1))))
+    unit = float(mm.prod()) / MM3_PER_ML if spacing else 1.0
+    scores = []
+    for c in range(1, num_classes):
+        tp = int(confusion[c, c])
+        n_ref, n_pred = int(confusion[c].sum()), int(confusion[:, c].sum())
+        status = (ABSENT, FALSE_ALARM, MISSED, OK)[2 * (n_ref > 0) + (n_pred > 0)]
+        score: ClassScore = {"Dice": None, "IoU": None, "HD95": None, "NSD": None}
+        if status == OK:
+            a, b = truth[boxes[c]] == c, predicted[boxes[c]] == c
+            score["Dice"] = 2 * tp / (n_ref + n_pred)
+            score["IoU"] = tp / (n_ref + n_pred - tp)
+            score |= compare_surfaces(a, b, mm, scoring.tolerances[c - 1])
+        elif status != ABSENT and scoring.policy == "worst":
+            score = {"Dice": 0.0, "IoU": 0.0, "HD95": worst, "NSD": 0.0}
+        score |= {
+            "TP": tp,
+            "FP": n_pred - tp,
+            "FN": n_ref - tp,
+            "TN": truth.size - n_ref - n_pred + tp,
+            "n_pred": n_pred,
+            "n_ref": n_ref,
+            "volume": n_pred * unit,
+            "reference_volume": n_ref * unit,
+            "status": status,
+        }
+        if scoring.classes[c] in scoring.lesions:
+            score |= count_lesions(truth[boxes[c]] == c, predicted[boxes[c]] == c)
+        scores.append(score)
+    return scores
+
+
+def count_pairs(truth: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
+    """How many voxels have each pair (truth, prediction): int64[k k]; slice by slice, for memory."""
+    counts = np.zeros(num_classes**2, np.int64)
+    for a, b in zip(truth, predicted, strict=True):
+        pairs = a.ravel() * np.uint16(num_classes) + b.ravel()
+        counts += np.bincount(pairs, minlength=num_classes**2)
+    return counts.reshape(num_classes, num_classes)
+
+
+def find_boxes(
+    truth: np.ndarray, predicted: np.ndarray, num_classes: int
+) -> list[tuple[slice, ...]]:
+    """For each class the smallest box that holds it in both; an empty one where none has it."""
+    boxes = [ndimage.find_objects(x, num_classes - 1) for x in (truth, predicted)]
+    joined: list[tuple[slice, ...]] = [(slice(0, 0),) * truth.ndim]
+    for pair in zip(*boxes, strict=True):
+        found = [box for box in pair if box]
+        axes = zip(*found, strict=True)
+        joined.append(
+            tuple(slice(min(x.start for x in a), max(x.stop for x in a)) for a in axes) or joined[0]
+        )
+    return joined
+
+
+def surface(mask: np.ndarray) -> np.ndarray:
+    """Where (int64[m d]) the voxels of a mask are that have a face neighbour outside it.
+
+    Beyond the array is outside.
+    """
+    inside = np.pad(mask, 1)
+    core = mask.copy()
+    middle = (slice(1, -1),) * mask.ndim
+    for axis in range(mask.ndim):
+        for shifted in (slice(None, -2), slice(2, None)):
+            core &= inside[(*middle[:axis], shifted, *middle[axis + 1 :])]
+    return np.argwhere(mask & ~core)
+
+
+def compare_surfaces(
+    a: np.ndarray, b: np.ndarray, spacing: np.ndarray, tolerance: float
+) -> dict[str, float]:
+    """HD95 and NSD between the surfaces of two masks, neither of them empty."""
+    if a.shape[0] == 1 and spacing.size == a.ndim:  # a plane's pixels are not all on its surface
+        a, b, spacing = a[0], b[0], spacing[1:]
+    from_a, from_b = surface(a) * spacing, surface(b) * spacing
+    to_b, _ = KDTree(from_b).query(from_a)
+    to_a, _ = KDTree(from_a).query(from_b)
+    within = np.count_nonzero(to_b <= tolerance) + np.count_nonzero(to_a <= tolerance)
+    return {
+        "HD95": float(max(np.percentile(to_b, 95), np.percentile(to_a, 95))),
+        "NSD": float(within / (to_a.size + to_b.size)),
+    }
+
+
+def count_lesions(truth: np.ndarray, predicted: np.ndarray) -> dict[str, int]:
+    """Connected parts (corners connect) of the truth, those found, and predicted ones that touch none.
+
+    A lesion counts as found where at least LESION_OVERLAP of its voxels are predicted.
+    """
+    corners = np.ones((3,) * truth.ndim)
+    lesions, count = ndimage.label(truth, corners)
+    parts, num_parts = ndimage.label(predicted, corners)
+    sizes = np.bincount(lesions.ravel(), minlength=count + 1)[1:]
+    covered = np.bincount(lesions[predicted], minlength=count + 1)[1:]
+    touching = np.unique(parts[truth & predicted]).size
+    return {
+        "lesions": count,
+        "lesions_found": int(np.count_nonzero(covered >= LESION_OVERLAP * sizes)),
+        "lesions_false": num_parts - touching,
+    }
