@@ -1,0 +1,166 @@
+"""Trains and evaluates the paper's ablations: its Table 4 and its Figures 5 and 6.
+
+    python -m tools.ablation --config=configs/phantom.py --workdir=runs/ablation --seeds=0,1,2
+
+Table 4: S (SAM with a class-wise decoder), S+U (the U around it), and that with 1, 3 and 5 points per
+class. Figures 5 and 6: 0 to 4 skips, with 3 points per class. Each is trained with every seed and
+evaluated with the prompts it was trained with. Stopped, the same command goes on where it was.
+WORKDIR gets a run's folder for each, ablation.json, ablation.md, dice.png and iou.png.
+"""
+
+import pathlib
+import sys
+import time
+from typing import Any
+
+import jax
+import matplotlib
+import numpy as np
+from absl import flags
+from matplotlib.figure import Figure
+from ml_collections import ConfigDict
+
+from usam_jax import cli, evaluate, logs, runtime, train
+from usam_jax.data.sources import name_classes
+from usam_jax.errors import UsageError
+from usam_jax.files import read_json, replacing, write_json
+
+matplotlib.use("Agg")
+
+WORKDIR = flags.DEFINE_string("workdir", "runs/ablation", "Where the runs are kept.")
+SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "The seeds that each variant is trained with.")
+
+Fields = dict[str, Any]
+
+
+def with_points(count: int) -> Fields:
+    return {"prompts.kind": "points", "prompts.points_per_class": count}
+
+
+# The paper's names, in its order; each sets fields of the config.
+TABLE: dict[str, Fields] = {
+    "S": {"model.arch": "sam", "prompts.kind": "none"},
+    "S+U": {"prompts.kind": "none"},
+    "S+U+1 point": with_points(1),
+    "S+U+3 points": with_points(3),
+    "S+U+5 points": with_points(5),
+}
+SKIPS: dict[str, Fields] = {
+    **{f"{n} skips": {"model.num_skips": n, **with_points(3)} for n in range(4)},
+    "4 skips": TABLE["S+U+3 points"],
+}
+FOLDERS = {name: name.replace(" ", "_") for name in (TABLE | SKIPS)} | {"4 skips": "S+U+3_points"}
+
+# Of each variant and seed: Dice and IoU by class, with their mean, and the seconds they took.
+Results = dict[str, dict[str, dict[str, Any]]]
+
+
+def make_config(config: ConfigDict, fields: Fields, seed: int) -> ConfigDict:
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict(fields)
+    config.seed = seed
+    config.eval.prompts = config.eval.noise = ()
+    return config
+
+
+def run_all(config: ConfigDict, workdir: pathlib.Path, seeds: list[int]) -> Results:
+    """Trains and evaluates what is not done yet, one seed of all variants after the other."""
+    path = workdir / "ablation.json"
+    results: Results = read_json(path)
+    variants = {FOLDERS[name]: fields for name, fields in (TABLE | SKIPS).items()}
+    todo = [
+        (seed, name)
+        for seed in seeds
+        for name in variants
+        if str(seed) not in results.get(name, {})
+    ]
+    begun = time.monotonic()
+    for number, (seed, name) in enumerate(todo):
+        left = ""
+        if number:
+            seconds = (time.monotonic() - begun) / number * (len(todo) - number)
+            left = f"; about {logs.format_time(seconds)} left"
+        logs.say(f"run {number + 1} of {len(todo)}: {name}, seed {seed}{left}")
+        start = time.monotonic()
+        summary = run_one(
+            make_config(config, variants[name], seed), workdir / name / f"seed_{seed}"
+        )
+        results.setdefault(name, {})[str(seed)] = {
+            **{kind: summary["pooled"][kind] for kind in ("dice", "iou")},
+            "seconds": round(time.monotonic() - start, 1),
+        }
+        write_json(path, results)
+        jax.clear_caches()  # the next has another model
+    return results
+
+
+def run_one(config: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
+    train.train(config, folder)
+    return evaluate.evaluate_workdir(config, folder)
+
+
+def spread(results: Results, variant: str, kind: str, name: str) -> tuple[float, float]:
+    """Mean and standard deviation over the seeds, in per cent; a class never seen counts as 0."""
+    found = results[FOLDERS[variant]].values()
+    values = [100 * (x[kind][name] or 0.0) for x in found]
+    return float(np.mean(values)), float(np.std(values, ddof=min(1, len(values) - 1)))
+
+
+def write_table(path: pathlib.Path, results: Results) -> str:
+    """Table 4's columns, and the skips below, as Markdown."""
+    names = list(next(iter(results["S"].values()))["dice"])
+    header = [f"{name} {kind}" for name in names for kind in ("Dice", "IoU")]
+    lines = [f"| | {' | '.join(header)} |", "|---" * (len(header) + 1) + "|"]
+    for variant in [*TABLE, *SKIPS]:
+        cells = []
+        for name in names:
+            for kind in ("dice", "iou"):
+                mean, deviation = spread(results, variant, kind, name)
+                cells.append(f"{mean:.2f} ± {deviation:.2f}")
+        lines.append(f"| {variant} | {' | '.join(cells)} |")
+    text = "\n".join(lines) + "\n"
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+    return text
+
+
+def draw_skips(path: pathlib.Path, results: Results, kind: str, label: str) -> None:
+    """The paper's Figure 5 (Dice) or 6 (IoU): a group of bars for each class over 0 to 4 skips."""
+    names = list(next(iter(results["S"].values()))[kind])
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    width, colours = 0.8 / len(names), matplotlib.colormaps["tab10"]
+    lowest = 100.0
+    for i, name in enumerate(names):
+        points = [spread(results, variant, kind, name) for variant in SKIPS]
+        means, deviations = zip(*points, strict=True)
+        lowest = min(lowest, *(m - d for m, d in points))
+        places = np.arange(len(SKIPS)) + (i - (len(names) - 1) / 2) * width
+        axes.bar(places, means, width, yerr=deviations, capsize=2, label=name, color=colours(i))
+    axes.set_xticks(range(len(SKIPS)), list(SKIPS))
+    axes.set_ylim(max(0.0, lowest - 5), None)
+    axes.set_ylabel(f"{label} (%)")
+    axes.legend(loc="upper left", ncols=len(names), fontsize=8)
+    axes.margins(y=0.15)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+
+
+def main(config: ConfigDict, arguments: list[str]) -> None:
+    """What the command line asks for."""
+    if arguments or not all(x.isdecimal() for x in SEEDS.value):
+        raise UsageError(f"found {arguments} and --seeds={SEEDS.value}\n{__doc__}")
+    runtime.keep_compiled_programs()
+    name_classes(config)
+    workdir = pathlib.Path(WORKDIR.value)
+    workdir.mkdir(parents=True, exist_ok=True)
+    results = run_all(config, workdir, [int(x) for x in SEEDS.value])
+    print(write_table(workdir / "ablation.md", results))
+    for kind, label in (("dice", "Dice"), ("iou", "IoU")):
+        draw_skips(workdir / f"{kind}.png", results, kind, label)
+    seconds = sum(x["seconds"] for found in results.values() for x in found.values())
+    logs.say(f"{workdir}: ablation.md, dice.png, iou.png; {logs.format_time(seconds)} in all")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, sys.argv))
