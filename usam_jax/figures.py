@@ -82,7 +82,7 @@ def outline(axes: Any, label: np.ndarray, colours: list[Any]) -> None:
 
 def draw_prompts(axes: Any, prompts: dict[str, np.ndarray]) -> None:
     """The prompts that are given."""
-    *points_given, box_given = prompts["prompts_given"]
+    points_given, box_given = prompts["prompts_given"][:-1], prompts["prompts_given"][-1]
     for kind, (_, colour) in POINTS.items():
         points = prompts["points_xy"][points_given & (prompts["point_labels"] == kind)]
         axes.plot(points[:, 0], points[:, 1], "o", ms=3, mfc=colour, mec="black", mew=0.5)
