@@ -20,6 +20,7 @@ from usam_jax.files import replacing
 # Each set is told apart by colour-blind eyes.
 TWO_CLASSES = ("#00b4ff", "#ff5a36")
 TWO_KINDS = ("#0072b2", "#e69f00")
+METRICS = {"Dice": TWO_KINDS[0], "NSD": TWO_KINDS[1], "HD95": "#999999"}
 FALSE_POSITIVE, FALSE_NEGATIVE, WRONG_CLASS = 1, 2, 3
 ERRORS = {"false positive": "#e83fb8", "false negative": "#00b487", "wrong class": "#f0e442"}
 POINTS = {FOREGROUND: ("foreground point", "yellow"), BACKGROUND: ("background point", "red")}
@@ -104,7 +105,7 @@ def save_slices(
 ) -> None:
     """A row for each slice: the image and, closer, truth with prompts, prediction and errors."""
     colours = class_colours(len(classes))
-    figure = Figure(figsize=(12, 3 * len(shown) + 1), layout="constrained")
+    figure = Figure(figsize=(12, 3 * len(shown) + 0.9 + 0.05 * len(classes)), layout="constrained")
     figure.suptitle(title, parse_math=False)
     grid = figure.subplots(len(shown), 4, squeeze=False)
     for axes, one in zip(grid, shown, strict=True):
@@ -171,16 +172,16 @@ def save_boxes(path: pathlib.Path, summary: dict[str, Any]) -> None:
     draw_boxes(top, shares, names, dots)
     top.set_ylabel("per cent")
     top.set_ylim(-3, 103)
-    patches = [Patch(color=c, label=x) for c, x in zip(TWO_KINDS, shares, strict=False)]
+    patches = [Patch(color=METRICS[x], label=x) for x in shares]
     top.legend(handles=patches, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
     draw_boxes(bottom, {"HD95": case_values(summary, "HD95")}, names, dots)
     # A missed class counts as far as the volume is long, and would flatten all other boxes.
     bottom.set_yscale("symlog", linthresh=10)
-    highest = bottom.get_ylim()[1]
-    bottom.set_yticks([x for x in DISTANCE_TICKS if x <= max(10, highest)])
+    highest = max(10.0, 1.2 * bottom.get_ylim()[1])
+    bottom.set_yticks([x for x in DISTANCE_TICKS if x <= highest])
     bottom.yaxis.set_major_formatter(ScalarFormatter())
     bottom.yaxis.set_minor_locator(NullLocator())
-    bottom.set_ylim(-0.5, max(10.5, highest))
+    bottom.set_ylim(-0.5, highest)
     bottom.set_ylabel(f"HD95 ({unit}), logarithmic above 10")
     save(figure, path)
 
@@ -200,7 +201,8 @@ def draw_boxes(
     rng = np.random.default_rng(0)
     width = 0.7 / len(by_metric)
     middle = (len(by_metric) - 1) / 2
-    for i, (values, colour) in enumerate(zip(by_metric.values(), TWO_KINDS, strict=False)):
+    for i, (metric, values) in enumerate(by_metric.items()):
+        colour = METRICS[metric]
         places = np.arange(len(names)) + (i - middle) * width
         axes.boxplot(
             values,
@@ -243,6 +245,7 @@ def save_sizes(path: pathlib.Path, summary: dict[str, Any], name: str) -> None:
             axes.plot(x, y, marker, ls="", c=colour, mec="black", mew=0.4, alpha=0.8, label=label)
     if axes.lines:
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
         axes.grid(alpha=0.3)
     else:

@@ -30,7 +30,7 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
 h1 { font-size: 1.6rem; line-height: 1.25; }
 h2 { font-size: 1.25rem; margin: 2rem 0 .5rem; border-bottom: 1px solid #bbb; }
 h1, p, .words td, th[scope="row"] { overflow-wrap: anywhere; }
-.box { border-left: .4rem solid #0072b2; background: #eaf3fa; padding: .6rem 1rem; }
+.box { border: 0 solid #0072b2; border-left-width: .4rem; background: #eaf3fa; padding: .6rem 1rem; }
 .warning { border-color: #d55e00; background: #fdf0e6; }
 .box p { margin: .2rem 0; }
 .scroll { overflow-x: auto; margin: .8rem 0; }
@@ -40,7 +40,9 @@ th, td { padding: .2rem .6rem; border-bottom: 1px solid #ddd; text-align: right;
   vertical-align: top; min-width: 3.2rem; }
 thead th { border-bottom: 2px solid #777; vertical-align: bottom; }
 tr > :first-child, .words td, .cases :nth-child(-n+3) { text-align: left; }
-tr > :first-child { min-width: 7rem; }
+tr > :first-child { min-width: 10rem; }
+td { white-space: nowrap; }
+.words td { white-space: normal; }
 tr.group > th { background: #f0f0f0; }
 img { max-width: 100%; height: auto; display: block; margin: .8rem 0; }
 @media print {
@@ -48,7 +50,7 @@ img { max-width: 100%; height: auto; display: block; margin: .8rem 0; }
   table { font-size: 8pt; }
   th, td { padding: .1rem .35rem; min-width: 0; }
   .scroll { overflow: visible; }
-  .box { border: 1px solid #777; border-left-width: .4rem; }
+  .box { border-style: solid; border-width: 1px 1px 1px .4rem; }
   h2, caption, tr.group { break-after: avoid; }
   tr, img { break-inside: avoid; }
 }
@@ -124,8 +126,8 @@ def known(value: Any) -> str:
     return NONE if value is None else str(value)
 
 
-def decimal(value: float | None, scale: float = 1.0) -> str:
-    return NONE if value is None else f"{scale * value:.1f}"
+def decimal(value: float | None, scale: float = 1.0, digits: int = 1) -> str:
+    return NONE if value is None else f"{scale * value:.{digits}f}"
 
 
 def percent(value: float | None) -> str:
@@ -161,7 +163,7 @@ def pooled_part(summary: Figures) -> str:
         ]
         for other in summary["other_prompts"].values():
             rows.append(["this run, prompts: " + other["prompts"], *pooled(other, kind, names)])
-        for row in summary["paper"]:
+        for row in (x for x in summary["paper"] if x[kind]):
             stated = (row[kind].get(name) for name in names)
             cells = [NONE if x is None else f"{x:.2f}" for x in stated]
             rows.append([f"paper: {row['name']}", *cells])
@@ -218,25 +220,26 @@ def metric_table(summary: Figures, level: str) -> str:
     """For each metric the statistics of each class and of the cases' means."""
     rows: list[list[Any]] = []
     for metric in (*METRICS, *VOLUMES):
-        title, scale = titled(metric, summary)
+        title, scale, digits = titled(metric, summary)
         rows.append([title])
         for name, found in summary["cases"].items():
             if metric in found:
                 x = found[metric]
-                ends = x["ci95"] and " to ".join(decimal(end, scale) for end in x["ci95"])
-                figures = [decimal(x[key], scale) for key in ("mean", "sd", "median")]
+                ends = x["ci95"] and " to ".join(decimal(end, scale, digits) for end in x["ci95"])
+                figures = [decimal(x[key], scale, digits) for key in ("mean", "sd", "median")]
                 rows.append([name, x["n"], *figures, known(ends)])
     head = ["", "n", "mean", "standard deviation", "median", level]
     return table(head, rows, "Statistics over the cases")
 
 
-def titled(metric: str, summary: Figures) -> tuple[str, float]:
-    """A metric's name with its unit, and what its values are multiplied with to be in it."""
+def titled(metric: str, summary: Figures) -> tuple[str, float, int]:
+    """A metric's name with its unit, what its values are multiplied with, and their decimals."""
     if metric in VOLUMES:
-        return f"{metric.replace('_', ' ')} ({summary['volume_unit']})", 1
+        unit = summary["volume_unit"]
+        return f"{metric.replace('_', ' ')} ({unit})", 1, 2 if unit == "ml" else 0
     if metric == "HD95":
-        return f"HD95 ({summary['distance_unit']})", 1
-    return f"{metric} (%)", 100
+        return f"HD95 ({summary['distance_unit']})", 1, 1
+    return f"{metric} (%)", 100, 1
 
 
 def pictures_part(title: str, text: str, pictures: list[pathlib.Path]) -> str:
@@ -256,11 +259,11 @@ def case_list(summary: Figures) -> str:
         return dice is None, dice or 0.0
 
     shown = ("Dice", "HD95", "NSD", *VOLUMES)
-    titles = [titled(metric, summary) for metric in shown]
+    titles = {metric: titled(metric, summary) for metric in shown}
     rows = []
     for case in sorted(summary["metric_per_case"], key=rank)[:MAX_CASES]:
         for number, score in case["metrics"].items():
-            figures = [decimal(score[x], titles[i][1]) for i, x in enumerate(shown)]
+            figures = [decimal(score[x], *titles[x][1:]) for x in shown]
             status = score["status"].replace("_", " ")
             rows.append([case["case"], summary["classes"][int(number)], status, *figures])
     words = f"The worst mean Dice comes first. All figures of all cases are in {PER_CASE}."
@@ -269,5 +272,5 @@ def case_list(summary: Figures) -> str:
             f"The {MAX_CASES} cases of the worst mean Dice, of {summary['num_cases']}. "
             f"The other cases, and all figures, are in {PER_CASE}."
         )
-    head = ["case", "class", "status", *(title for title, _ in titles)]
+    head = ["case", "class", "status", *(title for title, *_ in titles.values())]
     return "\n".join([heading("Cases"), paragraph(words), table(head, rows, kind="cases")])
