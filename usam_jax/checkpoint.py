@@ -9,6 +9,7 @@ import json
 import operator
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Iterator
 from typing import Any, Self
@@ -27,23 +28,9 @@ from usam_jax.models import USam, make_model, variable_shapes
 from usam_jax.sharding import all_processes
 
 # What may change when a run goes on: it has no part in what the steps so far have computed.
-FREE = frozenset(
-    f"config.{field}"
-    for field in [
-        "data.num_workers",
-        "data.packed_dir",
-        "train.checkpoint_every_steps",
-        "train.log_every_steps",
-        "train.shard_state",
-        "train.skip_nonfinite",
-        "eval.batch_size",
-        "eval.split",
-        "eval.prompts",
-        "eval.noise",
-        "eval.tolerance",
-        "eval.empty_policy",
-        "model.remat",
-    ]
+FREE = re.compile(
+    r"config\.(eval\.(?!select_on|every_epochs)|model\.remat|data\.(num_workers|packed_dir)"
+    r"|train\.(checkpoint_every_steps|log_every_steps|shard_state|skip_nonfinite))"
 )
 SCORE = "dice_mean"  # on the part that chooses the best epoch
 KEEP_LAST = 2
@@ -238,7 +225,7 @@ def check_config(workdir: pathlib.Path, config: ConfigDict) -> None:
     if not os.access(workdir, os.W_OK):
         raise UsageError(f"--workdir={workdir}: may not be written to; give another one")
     saved = read_config(workdir)
-    changed = [x for x in differences(config, saved) if saved and x.split(":")[0] not in FREE]
+    changed = [x for x in differences(config, saved) if saved and not FREE.match(x)]
     if changed:
         raise UsageError(
             f"{workdir} holds a run with another config:\n{list_some(changed)}\n"
