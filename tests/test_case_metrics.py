@@ -9,6 +9,7 @@ from hypothesis.extra import numpy as hnp
 
 from usam_jax import case_metrics, summary
 from usam_jax.case_metrics import Scoring, score_case
+from usam_jax.case_table import print_cases
 from usam_jax.scoring import CaseResult
 
 SPACING = (3.0, 0.8, 1.2)  # mm: anisotropic, as CT is
@@ -108,6 +109,20 @@ def test_a_single_slice_is_measured_as_a_plane():
     assert found["volume"] == (disc & ~hole).sum()  # pixels where no spacing is known
 
 
+def test_a_class_in_one_slice_of_a_volume_has_a_surface_above_and_below():
+    y, x = np.mgrid[:64, :64]
+    disc, hole = (((y - 30) ** 2 + (x - 30) ** 2 <= r**2) for r in (15, 5))
+    truth = np.zeros((10, 64, 64), bool)
+    truth[4] = disc
+    predicted = truth.copy()
+    predicted[4] &= ~hole
+    one = score(truth, predicted, (5.0, 1.0, 1.0))
+    predicted[5, 30, 45] = True  # one voxel more must not change how the rest is measured
+    two = score(truth, predicted, (5.0, 1.0, 1.0))
+    assert one["HD95"] == pytest.approx(two["HD95"], abs=0.2)
+    assert one["NSD"] == pytest.approx(two["NSD"], abs=0.01)
+
+
 def test_what_is_missed_or_a_false_alarm_scores_worst_and_what_is_absent_not_at_all():
     some, none = np.zeros((4, 8, 8), bool), np.zeros((4, 8, 8), bool)
     some[1:3, 2:5, 2:5] = True
@@ -181,6 +196,30 @@ def test_the_interval_is_over_patients_and_not_over_their_cases():
     )
     assert grouped > 4 * alone
     assert summary.bootstrap(values, np.zeros(500, int)) is None
+
+
+def test_the_interval_of_a_summary_is_over_the_patients_that_have_a_figure():
+    scoring = Scoring(("background", "liver"), (2.0,))
+    dice = [0.1, 0.2, 0.9, 0.8, None, 0.5]
+
+    def interval(patients):
+        made = summary.summarise(results(dice, patients), scoring, in_mm=True)
+        return made["cases"]["liver"]["Dice"]["ci95"]
+
+    low, high = interval(["a", "a", "b", "b", "c", "b"])
+    assert low == pytest.approx(0.15) and high == pytest.approx(2.2 / 3)  # draws of a or b alone
+    assert interval(["a", "a", "a", "a", "c", "a"]) is None  # c has no figure
+    assert interval(None)[0] > low
+
+
+def test_the_table_of_cases_tells_what_was_missed_and_what_was_a_false_alarm(capsys):
+    made = results([0.5, 0.0, 0.0, 0.0, None])
+    statuses = ("ok", "missed", "missed", "false_alarm", "absent")
+    for case, status in zip(made, statuses, strict=True):
+        case.scores[0]["status"] = status
+    print_cases(summary.summarise(made, Scoring(("background", "liver"), (2.0,)), in_mm=True))
+    (row,) = [x for x in capsys.readouterr().out.splitlines() if "liver" in x]
+    assert [x.strip() for x in row.split("│")[1:6]] == ["liver", "3", "2", "1", "1"]
 
 
 def test_counting_pairs_survives_many_classes():

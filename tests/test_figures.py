@@ -50,6 +50,7 @@ def make_summary(classes: tuple[str, ...], **changes) -> dict:
         "prompts": ORACLE,
         "trained_with": ORACLE,
         "pooled": both,
+        "automatic": False,
         "other_prompts": {"none": {"prompts": "none (automatic)", **both}},
         "noise": [{"pixels": 0.0, "dice": pooled}, {"pixels": 4.0, "dice": pooled}],
         "paper": [{"name": "U-SAM", "dice": dict.fromkeys(classes[1:], 66.25), "iou": {}}],
@@ -155,7 +156,7 @@ def test_names_from_data_are_escaped(tmp_path):
 
 @pytest.mark.parametrize(("prompts", "warns"), [(ORACLE, True), ("none (automatic)", False)])
 def test_the_report_warns_of_prompts_from_the_ground_truth(tmp_path, prompts, warns):
-    page = write(tmp_path / "x.html", make_summary(CARE, prompts=prompts))
+    page = write(tmp_path / "x.html", make_summary(CARE, prompts=prompts, automatic=not warns))
     assert ("they are not automatic results" in page) == warns
     assert ("these are automatic results" in page) != warns
 

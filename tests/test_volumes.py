@@ -328,3 +328,18 @@ def test_real_volumes_are_checked_and_packed_for_word(tmp_path, word_config):
     # The liver is on the patient's right, at the left of the picture; the spleen on the other side.
     columns = [np.nonzero(packed.labels("val") == c)[2].mean() for c in (1, 2)]
     assert columns[0] < 112 < columns[1]
+
+
+@pytest.mark.parametrize(("shape", "pixel_mm"), [((50, 80), (1.3, 0.7)), ((90, 40), (0.8, 1.1))])
+def test_labels_come_back_from_the_square_to_where_they_were(shape, pixel_mm):
+    labels = np.zeros(shape, np.uint8)
+    h, w = shape
+    labels[h // 8 : h // 3, w // 2 : w - w // 6] = 1
+    labels[h - h // 5 : h - 3, 4 : w // 4] = 2
+    fitted = volumes.fit_square(labels, 128, pixel_mm, labels=True)
+    back = volumes.unfit_square(fitted, shape, pixel_mm)
+    assert back.shape == shape
+    for c in (1, 2):
+        there, here = (np.argwhere(x == c) for x in (labels, back))
+        np.testing.assert_allclose(there.mean(0), here.mean(0), atol=0.3)
+        assert len(here) == pytest.approx(len(there), rel=0.05)

@@ -8,6 +8,8 @@ evaluated with the prompts it was trained with. Stopped, the same command goes o
 WORKDIR gets a run's folder for each, ablation.json, ablation.md, dice.png and iou.png.
 """
 
+import json
+import math
 import pathlib
 import sys
 import time
@@ -20,10 +22,10 @@ from absl import flags
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from usam_jax import cli, evaluate, logs, runtime, train
+from usam_jax import checkpoint, cli, evaluate, logs, runtime, train
 from usam_jax.data.sources import name_classes
-from usam_jax.errors import UsageError
-from usam_jax.files import read_json, replacing, write_json
+from usam_jax.errors import UsageError, list_some
+from usam_jax.files import read_json, replacing, require_folder, write_json
 
 matplotlib.use("Agg")
 
@@ -49,6 +51,7 @@ SKIPS: dict[str, Fields] = {
     **{f"{n} skips": {"model.num_skips": n, **with_points(3)} for n in range(4)},
     "4 skips": TABLE["S+U+3 points"],
 }
+KINDS = {"Dice": "dice", "IoU": "iou"}
 FOLDERS = {name: name.replace(" ", "_") for name in (TABLE | SKIPS)} | {"4 skips": "S+U+3_points"}
 
 # Of each variant and seed: Dice and IoU by class, with their mean, and the seconds they took.
@@ -64,9 +67,21 @@ def make_config(config: ConfigDict, fields: Fields, seed: int) -> ConfigDict:
 
 
 def run_all(config: ConfigDict, workdir: pathlib.Path, seeds: list[int]) -> Results:
-    """Trains and evaluates what is not done yet, one seed of all variants after the other."""
+    """Trains and evaluates what is not done yet, one seed of all variants after the other.
+
+    Raises UsageError where the workdir holds a sweep over another config.
+    """
     path = workdir / "ablation.json"
-    results: Results = read_json(path)
+    given = json.loads(config.to_json_best_effort())
+    saved = read_json(path) or {"config": given, "results": {}}
+    if changed := [
+        x for x in checkpoint.differences(given, saved["config"]) if "config.seed" not in x
+    ]:
+        raise UsageError(
+            f"{workdir} holds a sweep over another config:\n{list_some(changed)}\n"
+            "Give another --workdir, or the same values to go on with that sweep."
+        )
+    results: Results = saved["results"]
     variants = {FOLDERS[name]: fields for name, fields in (TABLE | SKIPS).items()}
     todo = [
         (seed, name)
@@ -86,12 +101,12 @@ def run_all(config: ConfigDict, workdir: pathlib.Path, seeds: list[int]) -> Resu
             make_config(config, variants[name], seed), workdir / name / f"seed_{seed}"
         )
         results.setdefault(name, {})[str(seed)] = {
-            **{kind: summary["pooled"][kind] for kind in ("dice", "iou")},
+            **{kind: summary["pooled"][kind] for kind in KINDS.values()},
             "seconds": round(time.monotonic() - start, 1),
         }
-        write_json(path, results)
+        write_json(path, saved)
         jax.clear_caches()  # the next has another model
-    return results
+    return {name: {str(x): results[name][str(x)] for x in seeds} for name in variants}
 
 
 def run_one(config: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
@@ -100,23 +115,29 @@ def run_one(config: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
 
 
 def spread(results: Results, variant: str, kind: str, name: str) -> tuple[float, float]:
-    """Mean and standard deviation over the seeds, in per cent; a class never seen counts as 0."""
-    found = results[FOLDERS[variant]].values()
-    values = [100 * (x[kind][name] or 0.0) for x in found]
+    """Mean and standard deviation over the seeds, in per cent.
+
+    The deviation of one seed is 0. NaN for a class that neither truth nor prediction has.
+    """
+    found = [x[kind][name] for x in results[FOLDERS[variant]].values()]
+    values = [100 * x for x in found if x is not None] or [math.nan]
     return float(np.mean(values)), float(np.std(values, ddof=min(1, len(values) - 1)))
 
 
 def write_table(path: pathlib.Path, results: Results) -> str:
-    """Table 4's columns, and the skips below, as Markdown."""
-    names = list(next(iter(results["S"].values()))["dice"])
-    header = [f"{name} {kind}" for name in names for kind in ("Dice", "IoU")]
+    """Table 4's columns, and the skips below, as Markdown; last the mean Dice of each seed."""
+    first = results["S"]
+    header = [f"{name} {kind}" for name in next(iter(first.values()))["dice"] for kind in KINDS]
+    header += [f"seed {seed}" for seed in first]
     lines = [f"| | {' | '.join(header)} |", "|---" * (len(header) + 1) + "|"]
     for variant in [*TABLE, *SKIPS]:
         cells = []
-        for name in names:
-            for kind in ("dice", "iou"):
+        for name in next(iter(first.values()))["dice"]:
+            for kind in KINDS.values():
                 mean, deviation = spread(results, variant, kind, name)
                 cells.append(f"{mean:.2f} ± {deviation:.2f}")
+        dice = [x["dice"]["mean"] for x in results[FOLDERS[variant]].values()]
+        cells += ["absent" if x is None else f"{100 * x:.2f}" for x in dice]
         lines.append(f"| {variant} | {' | '.join(cells)} |")
     text = "\n".join(lines) + "\n"
     with replacing(path) as temporary:
@@ -153,10 +174,10 @@ def main(config: ConfigDict, arguments: list[str]) -> None:
     runtime.keep_compiled_programs()
     name_classes(config)
     workdir = pathlib.Path(WORKDIR.value)
-    workdir.mkdir(parents=True, exist_ok=True)
+    require_folder(workdir)
     results = run_all(config, workdir, [int(x) for x in SEEDS.value])
     print(write_table(workdir / "ablation.md", results))
-    for kind, label in (("dice", "Dice"), ("iou", "IoU")):
+    for label, kind in KINDS.items():
         draw_skips(workdir / f"{kind}.png", results, kind, label)
     seconds = sum(x["seconds"] for found in results.values() for x in found.values())
     logs.say(f"{workdir}: ablation.md, dice.png, iou.png; {logs.format_time(seconds)} in all")

@@ -111,6 +111,7 @@ def write_report(
         "num_slices": len(labels),
         "resolution": "packed",
         "prompts": mode.describe(),
+        "automatic": False,
         "pooled": figures,
         "other_prompts": {},
         "noise": [{"pixels": x, **evaluate.without_pixels(figures)} for x in (0.0, 5.0, 10.0)],

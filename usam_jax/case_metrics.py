@@ -66,10 +66,12 @@ def score_case(
     for c in range(1, num_classes):
         tp = int(confusion[c, c])
         n_ref, n_pred = int(confusion[c].sum()), int(confusion[:, c].sum())
-        status = (ABSENT, FALSE_ALARM, MISSED, OK)[2 * (n_ref > 0) + (n_pred > 0)]
+        status = name_status(n_ref, n_pred)
         score: ClassScore = {"Dice": None, "IoU": None, "HD95": None, "NSD": None}
         if status == OK:
             a, b = truth[boxes[c]] == c, predicted[boxes[c]] == c
+            if truth.shape[0] == 1:  # of a plane not all pixels are on the surface
+                a, b, mm = a[0], b[0], mm[-2:]
             score["Dice"] = 2 * tp / (n_ref + n_pred)
             score["IoU"] = tp / (n_ref + n_pred - tp)
             score |= compare_surfaces(a, b, mm, scoring.tolerances[c - 1])
@@ -90,6 +92,11 @@ def score_case(
             score |= count_lesions(truth[boxes[c]] == c, predicted[boxes[c]] == c)
         scores.append(score)
     return scores
+
+
+def name_status(n_ref: int, n_pred: int) -> str:
+    """What became of a class with so many voxels in truth and prediction."""
+    return (ABSENT, FALSE_ALARM, MISSED, OK)[2 * (n_ref > 0) + (n_pred > 0)]
 
 
 def count_pairs(truth: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
@@ -133,9 +140,10 @@ def surface(mask: np.ndarray) -> np.ndarray:
 def compare_surfaces(
     a: np.ndarray, b: np.ndarray, spacing: np.ndarray, tolerance: float
 ) -> dict[str, float]:
-    """HD95 and NSD between the surfaces of two masks, neither of them empty."""
-    if a.shape[0] == 1 and spacing.size == a.ndim:  # a plane's pixels are not all on its surface
-        a, b, spacing = a[0], b[0], spacing[1:]
+    """HD95 and NSD between the surfaces of two masks, neither of them empty.
+
+    `spacing` float[d] is that of their axes.
+    """
     from_a, from_b = surface(a) * spacing, surface(b) * spacing
     to_b, _ = KDTree(from_b).query(from_a)
     to_a, _ = KDTree(from_a).query(from_b)
@@ -147,7 +155,7 @@ def compare_surfaces(
 
 
 def count_lesions(truth: np.ndarray, predicted: np.ndarray) -> dict[str, int]:
-    """Connected parts (corners connect) of the truth, those found, and predicted ones that touch none.
+    """Connected parts (corners connect) of the truth, those found, and predicted ones that overlap none.
 
     A lesion counts as found where at least LESION_OVERLAP of its voxels are predicted.
     """
@@ -156,9 +164,9 @@ def count_lesions(truth: np.ndarray, predicted: np.ndarray) -> dict[str, int]:
     parts, num_parts = ndimage.label(predicted, corners)
     sizes = np.bincount(lesions.ravel(), minlength=count + 1)[1:]
     covered = np.bincount(lesions[predicted], minlength=count + 1)[1:]
-    touching = np.unique(parts[truth & predicted]).size
+    overlapping = np.unique(parts[truth & predicted]).size
     return {
         "lesions": count,
         "lesions_found": int(np.count_nonzero(covered >= LESION_OVERLAP * sizes)),
-        "lesions_false": num_parts - touching,
+        "lesions_false": num_parts - overlapping,
     }

@@ -7,7 +7,6 @@
 import contextlib
 import json
 import operator
-import os
 import pathlib
 import re
 import shutil
@@ -23,7 +22,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from usam_jax import logs
 from usam_jax.errors import UsageError, WeightsError, list_some
-from usam_jax.files import read_json
+from usam_jax.files import read_json, require_folder
 from usam_jax.models import USam, make_model, variable_shapes
 from usam_jax.sharding import all_processes
 
@@ -218,12 +217,7 @@ def check_config(workdir: pathlib.Path, config: ConfigDict) -> None:
     Raises UsageError where it cannot be written, or, listing every field that differs, where it
     holds a run with another config.
     """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--workdir={workdir}: cannot be made ({error})") from error
-    if not os.access(workdir, os.W_OK):
-        raise UsageError(f"--workdir={workdir}: may not be written to; give another one")
+    require_folder(workdir)
     saved = read_config(workdir)
     changed = [x for x in differences(config, saved) if saved and not FREE.match(x)]
     if changed:

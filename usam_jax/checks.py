@@ -1,5 +1,8 @@
 """What can be wrong with a config, found before any time is spent."""
 
+import math
+from typing import Any
+
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -12,6 +15,10 @@ from usam_jax.models import make_model
 from usam_jax.sharding import check_batch_size
 
 PARTS = ("train", "val", "test")
+
+
+def is_positive(x: Any) -> bool:
+    return isinstance(x, int | float) and 0 < x < math.inf
 
 
 def check_config(config: ConfigDict, mesh: Mesh) -> None:
@@ -54,8 +61,10 @@ def check_config(config: ConfigDict, mesh: Mesh) -> None:
     expect(0 <= config.train.ema_decay < 1, "train.ema_decay", "a number from 0 to below 1")
     expect(config.eval.select_on in PARTS[1:], "eval.select_on", "val or test")
     expect(config.eval.split in PARTS, "eval.split", "train, val or test")
+    expect("mean" not in config.data.classes, "data.classes", "no class named mean")
     expect(
-        len(config.eval.tolerance) in (1, num_classes - 1) and min(config.eval.tolerance) > 0,
+        len(config.eval.tolerance) in (1, num_classes - 1)
+        and all(is_positive(x) for x in config.eval.tolerance),
         "eval.tolerance",
         f"one number above 0, or {num_classes - 1}, one for each foreground class",
     )

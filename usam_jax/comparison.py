@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from usam_jax.case_metrics import ABSENT, FALSE_ALARM, MISSED, OK, ClassScore
+from usam_jax.case_metrics import ClassScore, name_status
 from usam_jax.data.case import natural_order
 from usam_jax.data.volume_sets import ENDINGS
 from usam_jax.errors import DataError, UsageError, list_some
@@ -119,7 +119,7 @@ def nnunet_side(summary: dict[str, Any], folder: pathlib.Path) -> Side:
 
 def nnunet_score(metrics: dict[str, Any]) -> ClassScore:
     """With None for NaN, which nnU-Net writes for a class that is absent, and with a status."""
-    status = (ABSENT, FALSE_ALARM, MISSED, OK)[2 * (metrics["n_ref"] > 0) + (metrics["n_pred"] > 0)]
+    status = name_status(metrics["n_ref"], metrics["n_pred"])
     figures = {x: metrics[x] for x in ("Dice", "IoU")}
     return {x: None if math.isnan(y) else y for x, y in figures.items()} | {"status": status}
 

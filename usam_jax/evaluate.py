@@ -16,6 +16,7 @@ from usam_jax.data.prepare import prepare
 from usam_jax.data.splits import Part
 from usam_jax.errors import WeightsError
 from usam_jax.figures import Shown
+from usam_jax.files import require_folder
 from usam_jax.forward import Forward, make_forward, stream
 from usam_jax.models import make_model
 from usam_jax.pictures import choose_rows, draw_report, make_shown
@@ -106,6 +107,8 @@ def evaluate_workdir(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any
     checks.check_config(config, mesh)
     step = checkpoint.check_run(workdir, config.model)
     check_classes(workdir, config)
+    if runtime.is_first():
+        require_folder(workdir / "eval")
     packed = prepare(config.data)
     part = splits.choose(splits.split_parts(packed, config.data, config.eval.select_on), config)
     splits.check_unseen(workdir, packed, part, config.eval.split)
@@ -132,12 +135,13 @@ def evaluate_workdir(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any
     moved = [main, *noisy_modes(config)] if main.name != "none" else []
     summary = {
         "prompts": main.describe(),
+        "automatic": main.name == "none",
         "pooled": pooled[main.name],
         "other_prompts": {
             x.name: {"prompts": x.describe(), **without_pixels(pooled[x.name])} for x in others
         },
         "noise": [{"pixels": x.noise, **without_pixels(pooled[x.name])} for x in moved],
-        "paper": paper.rows_for(packed.manifest["settings"]["kind"], classes),
+        "paper": paper.rows_for(packed.manifest["settings"]["kind"], classes, config.eval.split),
     }
     shown = predict_shown(model, packed, part, config, main, done)
     if runtime.is_first():
@@ -147,7 +151,11 @@ def evaluate_workdir(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any
             name: summarise(results, scoring, in_mm) for name, results in done.results.items()
         }
         for other in others:
-            figures = {"prompts": other.describe(), "pooled": pooled[other.name]}
+            figures = {
+                "prompts": other.describe(),
+                "automatic": other.name == "none",
+                "pooled": pooled[other.name],
+            }
             write_results(
                 folder / f"{config.eval.split}_{other.name}",
                 common | figures | statistics[other.name],

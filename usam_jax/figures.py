@@ -278,7 +278,9 @@ def save_noise(
         dice = [np.nan if x["dice"][name] is None else 100 * x["dice"][name] for x in noise]
         axes.plot(pixels, dice, "o-", c=colour, lw=thickness, ms=4, label=name)
     if automatic is not None:
-        axes.axhline(100 * automatic, c="black", ls="--", lw=1.2, label="mean without prompts")
+        axes.axhline(
+            100 * automatic, c="black", ls="--", lw=1.2, label="mean of this model without prompts"
+        )
     axes.set_title("Prompts come from the ground truth", fontsize=11)
     axes.set_xlabel("prompts moved by (pixels)")
     axes.set_ylabel("pooled Dice (%)")

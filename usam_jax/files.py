@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from usam_jax.errors import UserError
+from usam_jax.errors import UsageError, UserError
 
 
 @contextlib.contextmanager
@@ -36,3 +36,13 @@ def write_json(path: pathlib.Path, content: Any) -> None:
     """Raises ValueError for NaN, which JSON has not."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def require_folder(folder: pathlib.Path) -> None:
+    """Makes a folder where there is none. Raises UsageError where it cannot be, or not be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be made ({error}); give another folder") from error
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"{folder}: may not be written to; give another folder")

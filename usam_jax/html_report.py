@@ -70,7 +70,7 @@ def write_report(path: pathlib.Path, summary: Figures, sections: list[Section]) 
     parts = [
         f"<h1>{escape(title)}</h1>",
         paragraph(counts),
-        prompts_box(summary["prompts"]),
+        prompts_box(summary["prompts"], summary["automatic"]),
         pooled_part(summary),
         cases_part(summary),
         *(pictures_part(*section) for section in sections),
@@ -134,13 +134,9 @@ def percent(value: float | None) -> str:
     return "absent" if value is None else f"{100 * value:.2f}"
 
 
-def is_automatic(prompts: str) -> bool:
-    return prompts.startswith("none")
-
-
-def prompts_box(prompts: str) -> str:
+def prompts_box(prompts: str, automatic: bool) -> str:
     """Where the prompts came from, with a warning unless there were none."""
-    if is_automatic(prompts):
+    if automatic:
         words = "The model got no prompts: these are automatic results."
         return f'<div class="box">{paragraph(words)}</div>'
     warning = (

@@ -42,12 +42,15 @@ WORD = (
 TABLES = {"care": CARE, "word": WORD, "word_npy": WORD}
 
 
-def rows_for(kind: str, classes: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The paper's rows on a kind of data set, by our names of its classes; none where it has none."""
+def rows_for(kind: str, classes: tuple[str, ...], split: str) -> list[dict[str, Any]]:
+    """The paper's rows on a kind of data set, by our names of its classes; none where it has none.
+
+    They are of the test sets.
+    """
     return [
         {"name": row.name, "dice": by_class(row.dice, names), "iou": by_class(row.iou, names)}
         for names in [(*classes[1:], "mean")]
-        for row in TABLES.get(kind, ())
+        for row in (TABLES.get(kind, ()) if split == "test" else ())
         if len(row.dice) == len(names)
     ]
 

@@ -17,6 +17,7 @@ from usam_jax.scoring import CaseResult
 from usam_jax.summary import mean
 
 MAX_CASES = 40  # that have a picture of their own
+LARGEST_ERROR = "largest error"
 STRIP = 2  # worst, median and best cases each
 
 # Row of a slice to its case's number and why it is shown.
@@ -79,11 +80,11 @@ def choose_rows(
         rows = range(case["row"], case["row"] + case["num_slices"])
         errors = {row: counts[row][1:, 1:].sum() for row in rows}
         areas = {row: counts[row][classes][:, [0, 2]].sum() for row in rows}
-        chosen[max(errors, key=lambda row: errors[row])] = (number, "largest error")
+        chosen[max(errors, key=lambda row: errors[row])] = (number, LARGEST_ERROR)
         most = max(areas, key=lambda row: areas[row])
         if areas[most]:
             both = most in chosen
-            chosen[most] = (number, f"largest error and {what}" if both else what)
+            chosen[most] = (number, f"{LARGEST_ERROR} and {what}" if both else what)
     return chosen
 
 
@@ -125,10 +126,13 @@ def draw_report(
         by_case.setdefault(picture.case, []).append(picture)
     strip = folder / "predictions.png"
     picked = {results[i].name: word for i, word in pick_strip(rank_cases(results)).items()}
+    worst = {
+        name: next(x for x in by_case[name] if x.why.startswith(LARGEST_ERROR)) for name in picked
+    }
     figures.save_slices(
         strip,
         [
-            dataclasses.replace(by_case[name][0], why=f"{word} case: {by_case[name][0].why}")
+            dataclasses.replace(worst[name], why=f"{word} case: {worst[name].why}")
             for name, word in picked.items()
         ],
         scoring.classes,
@@ -150,7 +154,10 @@ def draw_report(
     if len(summary["noise"]) > 1:
         automatic = summary["other_prompts"].get("none", {}).get("dice", {}).get("mean")
         figures.save_noise(noise, summary["noise"], scoring.classes, automatic)
-        text = "The same prompts, moved: how far people may miss before Dice falls."
+        text = (
+            "The same prompts, moved. They still tell which slices have nothing to find, and that "
+            "alone may be what the model uses."
+        )
         sections.append(("Imprecise prompts", text, [noise]))
     text = "The slice with the largest error and that with most of the lesion."
     if len(paths) < len(results):

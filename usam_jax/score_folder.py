@@ -99,7 +99,7 @@ def score_folder(
 ) -> dict[str, Any]:
     """The summary of all cases, each scored in 3-D on the voxels of its files.
 
-    A volume counts as a patient. Raises DataError with all faults of all files.
+    Whose the volumes are is not known. Raises DataError with all faults of all files.
     """
     predicted, truths = find_volumes(predictions), find_volumes(references)
     faults = find_unpaired(predicted, truths)
@@ -113,7 +113,7 @@ def score_folder(
             return wrong
         spacing = read_geometry(files[1]).spacing_mm
         scores = score_case(labels[1], labels[0], spacing, scoring)
-        return CaseResult(name, name, str(files[1]), str(files[0]), scores)
+        return CaseResult(name, None, str(files[1]), str(files[0]), scores)
 
     with logs.Progress("scoring", len(names), "cases") as bar:
         for _, result in in_order(score, names):

@@ -2,8 +2,10 @@
 
 import collections
 import dataclasses
+import functools
 import os
 import pathlib
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Self
 
@@ -43,7 +45,10 @@ def has_sources(packed: Packed, split: str) -> bool:
     for case in cases:
         path = pathlib.Path(case["label_file"])
         if file_stamp(path) != case["stamp"][-3:]:
-            raise DataError(f"{path}: has changed since it was packed", "start training again")
+            raise DataError(
+                f"{path}: has another size or time than when it was packed",
+                "pack its data set anew (python -m tools.prepare SOURCE DEST), or restore the file",
+            )
     return True
 
 
@@ -64,7 +69,8 @@ class CaseScorer:
         self.slices: dict[str, list[np.ndarray]] = {}
         self.running: collections.deque[Future[dict[str, CaseResult]]] = collections.deque()
         self.results: dict[str, list[CaseResult]] = {}
-        self.pool = ThreadPoolExecutor(min(MAX_WORKERS, os.cpu_count() or 1))
+        self.num_workers = min(MAX_WORKERS, os.cpu_count() or 1)
+        self.pool = ThreadPoolExecutor(self.num_workers)
 
     def add(self, row: int, predictions: dict[str, np.ndarray]) -> None:
         """The next slice: by mode its classes uint8[h w]. Cases come whole and in order."""
@@ -75,13 +81,14 @@ class CaseScorer:
             found = {mode: np.stack(slices) for mode, slices in self.slices.items()}
             self.slices = {}
             self.running.append(self.pool.submit(self.score, case, found))
-            if len(self.running) > 2 * MAX_WORKERS:
+            if len(self.running) > 2 * self.num_workers:
                 self.collect()
 
     def score(self, case: dict[str, Any], found: dict[str, np.ndarray]) -> dict[str, CaseResult]:
         geometry, size = case["geometry"], self.labels.shape[-1]
         rows = slice(case["row"], case["row"] + case["num_slices"])
         truth, spacing, source = np.asarray(self.labels[rows]), None, None
+        restore: Callable[[np.ndarray], np.ndarray] = np.asarray
         if geometry:
             depth, *pixel_mm = geometry["spacing_mm"]
             shape, pixel_mm = tuple(geometry["shape"][1:]), tuple(pixel_mm)
@@ -90,20 +97,13 @@ class CaseScorer:
             if self.on_source:
                 spacing, source = (depth, *pixel_mm), case["label_file"]
                 truth = read_labels(pathlib.Path(source), len(self.scoring.classes))
-                found = {
-                    mode: np.stack([unfit_square(x, shape, pixel_mm) for x in slices])
-                    for mode, slices in found.items()
-                }
-        return {
-            mode: CaseResult(
-                case["name"],
-                case["patient"],
-                source,
-                None,
-                score_case(truth, predicted, spacing, self.scoring),
-            )
-            for mode, predicted in found.items()
-        }
+                restore = functools.partial(unfit_square, shape=shape, pixel_mm=pixel_mm)
+        results = {}
+        for mode, slices in found.items():
+            predicted = np.stack([restore(x) for x in slices])
+            scores = score_case(truth, predicted, spacing, self.scoring)
+            results[mode] = CaseResult(case["name"], case["patient"], source, None, scores)
+        return results
 
     def collect(self) -> None:
         for mode, result in self.running.popleft().result().items():

@@ -5,6 +5,7 @@ their number) and more; a figure that is not defined is null.
 """
 
 import csv
+import functools
 import pathlib
 from typing import Any
 
@@ -90,8 +91,8 @@ def mean(values: list[float | None]) -> float | None:
 
 def describe(values: list[float | None], patients: np.ndarray) -> dict[str, Any]:
     """Number, mean, standard deviation, median and the mean's interval, over what is defined."""
-    kept = np.array([x is not None for x in values], bool)
-    defined = np.array([x for x in values if x is not None], float)
+    found = np.array([np.nan if x is None else x for x in values], float)
+    defined = found[np.isfinite(found)]
     if not defined.size:
         return {"n": 0, "mean": None, "sd": None, "median": None, "ci95": None}
     return {
@@ -99,20 +100,32 @@ def describe(values: list[float | None], patients: np.ndarray) -> dict[str, Any]
         "mean": float(defined.mean()),
         "sd": float(defined.std(ddof=1)) if defined.size > 1 else None,
         "median": float(np.median(defined)),
-        "ci95": bootstrap(defined, patients[kept]),
+        "ci95": bootstrap(found, patients),
     }
 
 
 def bootstrap(values: np.ndarray, groups: np.ndarray) -> list[float] | None:
-    """95 % interval of the mean, from resampled groups; None where there is only one group."""
-    numbers = np.unique(groups, return_inverse=True)[1]
-    sums, sizes = np.bincount(numbers, values), np.bincount(numbers)
-    if len(sums) < 2:
+    """95 % interval of the mean of values that may be NaN, from resampled groups int[n].
+
+    None where fewer than two groups have a value.
+    """
+    defined = np.isfinite(values)
+    if np.unique(groups[defined]).size < 2:
         return None
-    draws = np.random.default_rng(SEED).multinomial(
-        len(sums), np.full(len(sums), 1 / len(sums)), RESAMPLES
-    )
-    return np.percentile((draws @ sums) / (draws @ sizes), [2.5, 97.5]).tolist()
+    count = int(groups.max()) + 1
+    sums = np.bincount(groups[defined], values[defined], count)
+    sizes = np.bincount(groups[defined], minlength=count)
+    draws = resample(count)
+    with np.errstate(invalid="ignore"):  # draws that have no value
+        means = (draws @ sums) / (draws @ sizes.astype(float))
+    return np.nanpercentile(means, [2.5, 97.5]).tolist()
+
+
+@functools.cache
+def resample(count: int) -> np.ndarray:
+    """How often each of `count` groups is drawn in each resample: float64[RESAMPLES count]."""
+    drawn = np.random.default_rng(SEED).multinomial(count, np.full(count, 1 / count), RESAMPLES)
+    return drawn.astype(float)
 
 
 def count_statuses(scores: list[dict[str, Any]]) -> dict[str, int]:

@@ -102,7 +102,7 @@ def other_modes(config: ConfigDict) -> list[Mode]:
     main = main_mode(config)
     modes: dict[str, Mode] = {}
     for name in config.eval.prompts:
-        found = NAMES.fullmatch(name)
+        found = NAMES.fullmatch(str(name))
         if not found:
             raise UsageError(f"config.eval.prompts: found {name!r}, expected {EXPECTED}")
         kind, count = name, 1
@@ -121,7 +121,7 @@ def other_modes(config: ConfigDict) -> list[Mode]:
 def noisy_modes(config: ConfigDict) -> list[Mode]:
     """What `config.eval.noise` asks for: the main prompts, moved. None where there is no prompt."""
     main = main_mode(config)
-    if any(x <= 0 for x in config.eval.noise):
+    if not all(isinstance(x, int | float) and x > 0 for x in config.eval.noise):
         raise UsageError(f"config.eval.noise: found {config.eval.noise}, expected pixels above 0")
     if main.name == "none":
         return []
