@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
 
     config.model = model = ConfigDict()
     model.arch = "usam"  # usam, or sam: the paper's baseline S
-    model.size = "vit_b"  # vit_b, vit_l, vit_h; tiny for tests and the demo
+    model.size = "vit_b"  # vit_b, vit_l, vit_h; small (the demo) and tiny (tests) have no weights
     model.num_classes = 3  # background counts
     model.image_size = 224  # pixels; a multiple of 16
     model.num_skips = 4  # 0 to 4, deepest first

@@ -13,7 +13,7 @@ from configs import care
 def get_config() -> ConfigDict:
     config = care.get_config()
     config.init_from = ""
-    config.model.size = "tiny"
+    config.model.size = "small"
     config.model.image_size = 112
     config.data.kind = "phantom"
     config.data.root = ""
@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     config.data.train_on_empty = True  # the test set has such slices
     config.optimizer.learning_rates.backbone = 1e-3
     config.optimizer.learning_rates.image_encoder = 1e-3
-    config.train.num_epochs = 6
+    config.train.num_epochs = 3
     config.train.batch_size = 8
-    config.eval.every_epochs = 3
+    config.eval.every_epochs = 1
     return config

@@ -37,7 +37,9 @@ SIZES = {
     "vit_b": Size(768, 12, 12, (2, 5, 8, 11)),
     "vit_l": Size(1024, 24, 16, (5, 11, 17, 23)),
     "vit_h": Size(1280, 32, 16, (7, 15, 23, 31)),
-    "tiny": Size(96, 4, 4, (1, 3), window=7, dim=64),  # for tests and the demo; no weights exist
+    # For the demo and for tests; no weights exist.
+    "small": Size(96, 4, 4, (1, 3), window=7, dim=128),
+    "tiny": Size(96, 4, 4, (1, 3), window=7, dim=64),
 }
 
 
