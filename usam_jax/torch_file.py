@@ -103,7 +103,7 @@ def _open_zip(archive: zipfile.ZipFile, file_bytes: int) -> tuple[Any, _ReadStor
             )
         return data
 
-    pickled = read_entry(f"{root}data.pkl", _MAX_PICKLE_BYTES)
+    pickled = read_entry(f"{root}data.pkl", min(file_bytes, _MAX_PICKLE_BYTES))
     return unpickle(io.BytesIO(pickled), {}), read_storage
 
 
@@ -155,6 +155,10 @@ def _read_tensors(found: Any, read: _ReadStorage, file_bytes: int) -> dict[str, 
     total = sum(tensor.nbytes for tensor in tensors.values())
     if total > _MAX_EXPANSION * file_bytes:
         raise WeightsError(f"claims {total} bytes of tensors in a file of {file_bytes} bytes.")
+    # Entries of a zip file can lie in one another, and each would be read.
+    stored = sum(storage.nbytes for storage in {x.storage for x in tensors.values()})
+    if stored > file_bytes:
+        raise WeightsError(f"claims {stored} bytes of storages in a file of {file_bytes} bytes.")
     arrays = {}
     # Storage by storage, so that each is read once and one is held at a time.
     by_storage = sorted(tensors.items(), key=lambda item: item[1].storage.key)
