@@ -128,6 +128,12 @@ def to_slices(affine: np.ndarray) -> np.ndarray:
     return ornt_transform(io_orientation(affine), axcodes2ornt(AXES))
 
 
+def from_slices(values: np.ndarray, affine: Affine) -> np.ndarray:
+    """Slices [n h w] back on the voxel axes of a file with this affine."""
+    back = ornt_transform(axcodes2ornt(AXES), io_orientation(np.array(affine)))
+    return np.ascontiguousarray(apply_orientation(values.transpose(2, 1, 0), back))
+
+
 def read_slices(path: pathlib.Path) -> np.ndarray:
     """The voxels as [n h w], of the file's own type where it has no scale, else float32.
 
