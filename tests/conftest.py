@@ -62,6 +62,29 @@ def phantom_config(**changes) -> ConfigDict:
     return config
 
 
+def save_run(workdir: pathlib.Path, config: ConfigDict, variables, packed=None) -> None:
+    """A workdir as a run leaves it whose best checkpoint holds `variables`."""
+    import json
+
+    import jax
+
+    from usam_jax import checkpoint, optim, step
+    from usam_jax.data import splits
+    from usam_jax.files import write_json
+    from usam_jax.sharding import make_mesh
+
+    tx = optim.make_optimizer(config.optimizer, optim.polynomial_decay(9), variables["params"])
+    shapes = jax.eval_shape(lambda: variables)
+    target = step.placed_state(tx, shapes, make_mesh(1), config.train)
+    state = step.create_state(tx, jax.device_get(variables), target, config.train)
+    write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
+    if packed:
+        parts = splits.split_parts(packed, config.data, "val")
+        splits.write_record(workdir, packed, parts)
+    with checkpoint.Checkpoints(workdir) as saved:
+        saved.save(1, state, 0.5)
+
+
 def write_care(root: pathlib.Path, num_train: int, num_test: int) -> None:
     """A data set in CARE's layout, of phantoms: NAME.npz with float64 image and label."""
     from usam_jax.data import sources

@@ -9,14 +9,13 @@ import jax.numpy as jnp
 import nibabel
 import numpy as np
 import pytest
-from conftest import phantom_config
+from conftest import phantom_config, save_run
 
-from usam_jax import case_table, checkpoint, evaluate, forward, metrics, optim, step, tables
+from usam_jax import case_table, evaluate, forward, metrics, tables
 from usam_jax.case_metrics import score_case
 from usam_jax.data import eval_prompts, prepare, splits, volumes
 from usam_jax.data.splits import Part
 from usam_jax.errors import DataError, UsageError, WeightsError
-from usam_jax.files import write_json
 from usam_jax.models import Prompts, init_variables, make_model
 from usam_jax.pictures import choose_rows, pick_strip, rank_cases
 from usam_jax.scoring import CaseScorer
@@ -205,16 +204,7 @@ def run(phantoms, tmp_path):
     """A workdir as a run leaves it, with the model as it was made."""
     config, packed, _, variables = phantoms
     config = config.copy_and_resolve_references()
-    mesh = make_mesh(1)
-    tx = optim.make_optimizer(config.optimizer, optim.polynomial_decay(9), variables["params"])
-    shapes = jax.eval_shape(lambda: variables)
-    target = step.placed_state(tx, shapes, mesh, config.train)
-    state = step.create_state(tx, jax.device_get(variables), target, config.train)
-    write_json(tmp_path / "config.json", json.loads(config.to_json_best_effort()))
-    parts = splits.split_parts(packed, config.data, "val")
-    splits.write_record(tmp_path, packed, parts)
-    with checkpoint.Checkpoints(tmp_path) as saved:
-        saved.save(1, state, 0.5)
+    save_run(tmp_path, config, variables, packed)
     return config, tmp_path
 
 

@@ -3,6 +3,7 @@
     python -m tools.benchmark data
     python -m tools.benchmark startup
     python -m tools.benchmark evaluation
+    python -m tools.benchmark prediction
 
 `data`: training slices of 224x224 a second of one core's time, from packed arrays with the
 published augmentation and 3 points per class, beside a loader that works as the published one
@@ -13,6 +14,8 @@ benchmarks/results.csv.
 compiled programs, and the memory of the process.
 
 `evaluation`: CPU seconds of the full model, of scoring cases and of the report.
+
+`prediction`: how long a click takes, and the share of the model in predicting a volume.
 """
 
 import argparse
@@ -36,6 +39,7 @@ from scipy import ndimage
 
 from configs import care
 from tools.benchmark_evaluation import measure_evaluation
+from tools.benchmark_prediction import measure_prediction
 from usam_jax.data import augment, pipeline, splits
 from usam_jax.data.prepare import packing_settings, prepare
 from usam_jax.data.sources import load_phantom
@@ -261,6 +265,7 @@ def measure_startup() -> list[Figure]:
 MEASURES: dict[str, Callable[[], list[Figure]]] = {
     "data": measure_data,
     "startup": measure_startup,
+    "prediction": measure_prediction,
     "evaluation": lambda: measure_evaluation(write_slices),
 }
 

@@ -33,6 +33,12 @@ class DataError(UserError):
         self.problem, self.mend = problem, mend
 
 
+class SomeFailed(UserError):
+    """Some of several things could not be done; the others are written (exit code 4)."""
+
+    exit_code = 4
+
+
 class WeightsError(UserError):
     """A checkpoint or weight file that cannot be used, or not be written (exit code 5)."""
 

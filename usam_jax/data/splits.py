@@ -94,7 +94,11 @@ def name_slices(packed: Packed, part: Part) -> list[str]:
 def write_record(workdir: pathlib.Path, packed: Packed, parts: dict[str, Part]) -> None:
     """Writes `data.json`: which data a run trains on and chooses by, slice by slice."""
     named = {name: name_slices(packed, part) for name, part in parts.items()}
-    write_json(workdir / "data.json", {"fingerprint": packed.manifest["fingerprint"], **named})
+    about = {
+        "kind": packed.manifest["settings"]["kind"],
+        "fingerprint": packed.manifest["fingerprint"],
+    }
+    write_json(workdir / "data.json", about | named)
 
 
 def check_record(workdir: pathlib.Path, packed: Packed) -> None:

@@ -1,0 +1,123 @@
+"""Clicks on one slice, as an annotation tool needs them: encoded once, decoded per click."""
+
+import pathlib
+import threading
+from typing import Any, Self
+
+import numpy as np
+
+from usam_jax.errors import DataError, UsageError
+from usam_jax.predict.network import Clicks, Network, load_network
+
+MIN_SIZE = 32  # pixels
+GREY_RANGE = (-1.0, 2.0)  # grey values lie in [0, 1], or a little outside it; HU do not
+
+
+class Predictor:
+    """A trained model for interactive use. Threads may share it: each has an image of its own.
+
+    predictor = Predictor.load(workdir); predictor.set_image(image);
+    labels, probabilities = predictor.predict(points_xy, point_labels, box)
+    """
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self.classes = network.classes
+        self.local = threading.local()
+
+    @classmethod
+    def load(cls, workdir: str | pathlib.Path) -> Self:
+        """The best checkpoint of a run. Raises WeightsError where there is none."""
+        return cls(load_network(pathlib.Path(workdir)))
+
+    def set_image(self, image: Any) -> None:
+        """Encodes a slice [h w] of square pixels: grey in [0, 1], or uint8.
+
+        Raises DataError for another shape, NaN or values that look like HU.
+        """
+        grey = np.asarray(image)
+        grey = grey.astype(np.float32) / (255 if grey.dtype == np.uint8 else 1)
+        check_slice(grey)
+        low, high = float(grey.min()), float(grey.max())
+        if not GREY_RANGE[0] <= low <= high <= GREY_RANGE[1]:
+            raise DataError(
+                f"the image has values from {low:g} to {high:g}, expected grey in [0, 1]",
+                "give values in HU to set_slice",
+            )
+        self.encode(self.network.preparation.from_grey(grey), grey.shape, (1.0, 1.0))
+
+    def set_slice(self, hu: Any, pixel_mm: tuple[float, float] = (1.0, 1.0)) -> None:
+        """Encodes an axial CT slice [h w] in HU, front at the top, with its pixels' (height, width)."""
+        values = np.asarray(hu, np.float32)
+        check_slice(values)
+        self.encode(self.network.preparation.from_hu(values, pixel_mm), values.shape, pixel_mm)
+
+    def encode(self, image: np.ndarray, shape: Any, pixel_mm: tuple[float, float]) -> None:
+        self.local.image = self.network.encode(image[None]), tuple(shape), pixel_mm
+
+    def predict(
+        self, points_xy: Any = None, point_labels: Any = None, box: Any = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Labels uint8[h w] and probabilities float32[h w k] on the image's own pixels.
+
+        `points_xy` [n 2] and `box` [4] (x0, y0, x1, y1) are in its pixels; `point_labels` [n] are 1
+        for foreground and 0 for background, all 1 by default. Raises UsageError for other prompts,
+        or before an image was set in this thread.
+        """
+        if not hasattr(self.local, "image"):
+            raise UsageError("predict: no image in this thread; call set_image first")
+        features, shape, pixel_mm = self.local.image
+        clicks = make_clicks(points_xy, point_labels, box, shape)
+        preparation = self.network.preparation
+        moved = place_clicks(clicks, self.network, shape, pixel_mm)
+        labels, probabilities = self.network.decode(features, [moved])
+        return (
+            preparation.labels_back(np.asarray(labels[0]), shape, pixel_mm),
+            preparation.probabilities_back(np.asarray(probabilities[0]), shape, pixel_mm),
+        )
+
+
+def check_slice(values: np.ndarray) -> None:
+    """Raises DataError for what is no slice."""
+    if values.ndim != 2 or min(values.shape) < MIN_SIZE:
+        raise DataError(
+            f"the image has the shape {values.shape}, expected [h w] of {MIN_SIZE} pixels or more"
+        )
+    if not np.isfinite(values).all():
+        raise DataError("the image holds NaN or infinite values")
+
+
+def make_clicks(points_xy: Any, point_labels: Any, box: Any, shape: tuple[int, ...]) -> Clicks:
+    """Prompts in a slice's own pixels. Raises UsageError for what lies outside it or is no prompt."""
+    points = np.asarray([] if points_xy is None else points_xy, np.float32).reshape(-1, 2)
+    labels = np.ones(len(points)) if point_labels is None else np.asarray(point_labels)
+    if labels.shape != (len(points),) or not np.isin(labels, (0, 1)).all():
+        raise UsageError(
+            f"point_labels: found {np.asarray(point_labels).tolist()}, expected 1 or 0 for each of "
+            f"{len(points)} points"
+        )
+    corners = None if box is None else np.asarray(box, np.float32).reshape(-1)
+    if corners is not None and (corners.shape != (4,) or (corners[:2] > corners[2:]).any()):
+        raise UsageError(f"box: found {corners.tolist()}, expected x0, y0, x1, y1 in this order")
+    everything = points if corners is None else np.concatenate([points, corners.reshape(2, 2)])
+    outside = ~((everything >= -0.5) & (everything <= np.array(shape[::-1]) - 0.5)).all(-1)
+    if outside.any():
+        height, width = shape
+        raise UsageError(
+            f"the point (x, y) = {everything[outside][0].tolist()} lies outside the image of "
+            f"{width} x {height} pixels"
+        )
+    return Clicks(points, labels.astype(np.int32), corners)
+
+
+def place_clicks(
+    clicks: Clicks, network: Network, shape: tuple[int, int], pixel_mm: tuple[float, float]
+) -> Clicks:
+    """Prompts in a slice's own pixels to those of the model's input."""
+    points, labels, box = clicks
+    preparation = network.preparation
+    corners = None
+    if box is not None:
+        moved = preparation.points_in(box.reshape(2, 2), shape, pixel_mm)
+        corners = np.sort(moved, axis=0).reshape(4)
+    return Clicks(preparation.points_in(points, shape, pixel_mm), labels, corners)

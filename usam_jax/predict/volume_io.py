@@ -1,0 +1,118 @@
+"""A CT file or folder in, a mask on the same voxels out."""
+
+import pathlib
+from typing import Any, NamedTuple
+
+import nibabel
+import numpy as np
+
+from usam_jax.data import dicom
+from usam_jax.data.volume_sets import ENDINGS
+from usam_jax.data.volumes import Geometry, from_slices, open_volume, read_geometry, read_slices
+from usam_jax.errors import DataError, UsageError
+from usam_jax.files import replacing
+
+MIN_SIZE = 32  # pixels of a slice
+AIR_HU = -200.0  # a CT has voxels below
+
+
+class Source(NamedTuple):
+    """A CT as slices [n h w] in HU; `series` where it came as DICOM, else the file at `path`."""
+
+    path: pathlib.Path
+    hu: np.ndarray
+    geometry: Geometry
+    series: dicom.Series | None
+
+
+def read_source(path: pathlib.Path) -> Source:
+    """A NIfTI file or a folder of DICOM slices.
+
+    Raises DataError for what is neither, has NaN, or slices of less than MIN_SIZE pixels.
+    """
+    if path.is_dir():
+        series = dicom.read_series(path)
+        source = Source(path, series.hu, series.geometry, series)
+    else:
+        source = Source(path, read_slices(path), read_geometry(path), None)
+    _, height, width = source.hu.shape
+    if min(height, width) < MIN_SIZE:
+        raise DataError(
+            f"{path}: has slices of {height} x {width} pixels, expected {MIN_SIZE} or more",
+            "is the slice axis where the header says?",
+        )
+    if source.hu.dtype.kind == "f" and not np.isfinite(source.hu).all():
+        raise DataError(f"{path}: holds NaN or infinite values", "export it anew")
+    return source
+
+
+def doubt_values(hu: np.ndarray) -> str:
+    """Why the values may be no HU; nothing where they look like a CT's."""
+    low, high = float(hu.min()), float(hu.max())
+    if low < AIR_HU < high:
+        return ""
+    return f"values from {low:g} to {high:g} do not look like HU (air is -1000); is it a CT?"
+
+
+def find_inputs(path: pathlib.Path) -> dict[str, pathlib.Path]:
+    """The volumes at a path by name: one, or those of a folder. Raises DataError for none."""
+    if path.is_file():
+        return {stem(path): path}
+    if not path.is_dir():
+        raise DataError(f"{path}: is not there, expected a NIfTI file or a folder")
+    files = [x for x in sorted(path.iterdir()) if not x.name.startswith(".")]
+    found = {stem(x): x for x in files if x.is_file() and x.name.endswith(ENDINGS)}
+    found |= {x.name: x for x in files if x.is_dir() and dicom.is_series(x)}
+    if not found and dicom.is_series(path):
+        return {path.resolve().name: path}
+    if not found:
+        raise DataError(f"{path}: holds no NIfTI files (NAME.nii, NAME.nii.gz) and no DICOM slices")
+    return found
+
+
+def stem(path: pathlib.Path) -> str:
+    """The file's name without .nii or .nii.gz."""
+    end = next((x for x in ENDINGS if path.name.endswith(x)), path.suffix)
+    return path.name.removesuffix(end)
+
+
+def write_mask(path: pathlib.Path, source: Source, labels: np.ndarray) -> None:
+    """Writes labels uint8[n h w] on the source's own voxels, axes and affine, with its header."""
+    volume = from_slices(labels, source.geometry.affine)
+    with replacing(path) as temporary:
+        nibabel.save(make_image(source, volume), temporary)
+
+
+def write_probabilities(path: pathlib.Path, source: Source, values: np.ndarray) -> None:
+    """Writes probabilities uint8[k n h w], 255 being 1, as a NIfTI whose last axis is the class."""
+    volumes = np.stack([from_slices(x, source.geometry.affine) for x in values], axis=-1)
+    image = make_image(source, volumes)
+    image.header.set_slope_inter(1 / 255, 0)
+    with replacing(path) as temporary:
+        nibabel.save(image, temporary)
+
+
+def make_image(source: Source, voxels: np.ndarray) -> Any:
+    """An image with the source's header, or a new one for DICOM, that holds other voxels."""
+    affine = np.array(source.geometry.affine)
+    if source.series:
+        image: Any = nibabel.Nifti1Image(voxels, affine)
+        image.header.set_xyzt_units("mm")
+        return image
+    original = open_volume(source.path)
+    header = original.header.copy()
+    header.set_data_dtype(np.uint8)
+    if hasattr(header, "set_slope_inter"):
+        header.set_slope_inter(1, 0)
+    header["cal_min"] = header["cal_max"] = 0  # the window of a CT hides a mask
+    return type(original)(voxels, original.affine, header)
+
+
+def require_output(path: pathlib.Path, several: bool) -> None:
+    """Raises UsageError where an output cannot be what it is asked to be."""
+    if several and path.is_file():
+        raise UsageError(f"-o {path}: is a file, expected a folder for several volumes")
+    if not several and path.is_dir():
+        raise UsageError(f"-o {path}: is a folder, expected a file for one volume")
+    if not several and not path.name.endswith((*ENDINGS, ".dcm")):
+        raise UsageError(f"-o {path}: expected NAME.nii.gz, NAME.nii or NAME.dcm (DICOM-SEG)")
