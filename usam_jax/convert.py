@@ -169,6 +169,20 @@ def from_usam(state_dict: StateDict, config: ConfigDict) -> Variables:
     return traverse_util.unflatten_dict(flat)
 
 
+def to_usam(variables: Variables, config: ConfigDict) -> dict[str, np.ndarray]:
+    """A trained model's tensors under their published names and layouts, all that `from_usam` reads.
+
+    What the published model has besides, UNUSED_PARTS, is not there: load them with strict=False.
+    """
+    flat, tensors = traverse_util.flatten_dict(variables), {}
+    for leaf in model_leaves(config):
+        prefix = "" if leaf.path[1] == "backbone" else "sam."
+        arrays = leaf.to_torch(np.asarray(flat[leaf.path]))
+        for name, array in zip(leaf.torch_names, arrays, strict=True):
+            tensors[prefix + name] = np.ascontiguousarray(array)
+    return tensors
+
+
 def from_sam(state_dict: StateDict, config: ConfigDict) -> tuple[Variables, Report]:
     """What a fresh U-SAM takes from SAM: a partial `params` tree, and a report.
 
