@@ -1,6 +1,7 @@
 """The step, its sharding, the optimiser and the figures of an evaluation."""
 
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -16,7 +17,7 @@ import pytest
 from conftest import ROOT, phantom_config
 from rich.console import Console
 
-from usam_jax import checkpoint, checks, logs, losses, metrics, optim, train
+from usam_jax import checkpoint, checks, logs, losses, metrics, optim, run_record, train
 from usam_jax.data import pipeline, prepare, splits
 from usam_jax.errors import DataError, UsageError, UserError, WeightsError
 from usam_jax.files import write_json
@@ -390,3 +391,15 @@ def test_progress_inside_progress_is_drawn_on_a_terminal(monkeypatch):
         outer.advance()
     text = stream.getvalue()
     assert "training" in text and "evaluating" in text and "2/2" in text and "loss 0.5" in text
+
+
+def test_the_weights_that_a_run_began_with_are_recorded(packed_phantoms, tmp_path):
+    config, packed = packed_phantoms
+    (tmp_path / "sam.pth").write_bytes(b"weights")
+    config = changed(config, init_from=str(tmp_path / "sam.pth"))
+    run_record.RunRecord(tmp_path, config, packed, 0)
+    (start,) = json.loads((tmp_path / "run.json").read_text())["starts"]
+    assert start["init_from"] == {
+        "file": "sam.pth",
+        "sha256": hashlib.sha256(b"weights").hexdigest(),
+    }

@@ -1,6 +1,7 @@
 """Files that are either whole or not there: written under a temporary name, then renamed."""
 
 import contextlib
+import hashlib
 import json
 import os
 import pathlib
@@ -46,3 +47,9 @@ def require_folder(folder: pathlib.Path) -> None:
         raise UsageError(f"{folder}: cannot be made ({error}); give another folder") from error
     if not os.access(folder, os.W_OK):
         raise UsageError(f"{folder}: may not be written to; give another folder")
+
+
+def checksum(path: pathlib.Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

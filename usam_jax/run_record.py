@@ -13,7 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from usam_jax.data.packed import Packed
-from usam_jax.files import read_json, write_json
+from usam_jax.files import checksum, read_json, write_json
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -38,6 +38,9 @@ class RunRecord:
             "data_fingerprint": packed.manifest["fingerprint"],
             "first_step": first + 1,
         }
+        weights = pathlib.Path(config.init_from)
+        if not first and weights.is_file():
+            self.start["init_from"] = {"file": weights.name, "sha256": checksum(weights)}
         self.write(first)
 
     def write(self, step: int) -> None:

@@ -17,6 +17,7 @@ from usam_jax.convert import (
     model_leaves,
 )
 from usam_jax.errors import WeightsError
+from usam_jax.files import checksum
 
 
 def flatten(variables: Variables) -> dict[str, np.ndarray]:
@@ -40,7 +41,7 @@ def load_initial(config: ConfigDict, variables: Variables) -> Variables:
         found, news = read_weights(path, config.model)
     except WeightsError as error:
         raise WeightsError(f"config.init_from: {error}") from error
-    logs.say(f"{path}: {news}")
+    logs.say(f"{path}: {news}; sha256 {checksum(path)}")
     flat = traverse_util.flatten_dict(variables)
     flat |= traverse_util.flatten_dict(found)
     return traverse_util.unflatten_dict(flat)
