@@ -24,6 +24,7 @@ from usam_jax.models import Prompts, init_variables, make_model
 from usam_jax.predict import Predictor, clicks, network, slices, volume_io
 from usam_jax.predict.network import NO_CLICKS, Clicks
 from usam_jax.predict.slices import Options, predict_slices
+from usam_jax.predict.volume import Request, predict_volume
 
 AXES = [
     "".join(x)
@@ -40,7 +41,7 @@ class Bright:
     """
 
     classes = ("background", "bright", "brighter", "point")
-    step = 0
+    step = 7
 
     def __init__(self, size, transposed=False):
         self.preparation = Preparation(size, 40.0, 400.0, "clip", 0.0, transposed)
@@ -193,6 +194,8 @@ def test_points_and_boxes_come_to_their_voxel_from_voxels_and_from_mm(tmp_path):
         ('{"space": "voxel"}', "holds no points"),
         ("[1]", "found list, expected the keys"),
         ("{", "cannot be read"),
+        ('{"space": "voxel", "points": null}', "points is None, expected a list"),
+        ('{"space": "voxel", "points": [{"at": [1, 2, 8.5]}]}', "lies outside the volume"),
     ],
 )
 def test_a_points_file_that_is_wrong_is_told_what_is(tmp_path, content, message):
@@ -218,6 +221,117 @@ class Follower(Bright):
             if not any(label[y, x] for x, y in at):
                 label[:] = 0
         return labels, np.eye(3, dtype=np.float32)[labels]
+
+
+def write_points(path, source, places, label=1):
+    """A points file in mm from (column, row, slice) of slices that lie as an LPS file's voxels."""
+    affine = np.array(source.geometry.affine)
+    points = [{"at": (affine @ [*at, 1])[:3].tolist(), "label": label} for at in places]
+    path.write_text(json.dumps({"space": "world", "points": points}))
+    return str(path)
+
+
+def test_points_of_a_file_are_carried_and_the_mask_comes_last(tmp_path, monkeypatch):
+    hu, labels = make_pattern((40, 40, 16))
+    hu[..., 9], labels[..., 9] = -1000, 0
+    write(tmp_path / "ct.nii.gz", hu, "LPS", np.diag([-1.5, -1.5, 4.0, 1.0]))
+    source = volume_io.read_source(tmp_path / "ct.nii.gz")
+    x, y, _ = np.argwhere(labels == 1)[0]
+    points = write_points(tmp_path / "points.json", source, [(x + 2, y + 2, 6)])
+    mask = tmp_path / "mask.nii.gz"
+    options = Options(carry=True, last=8)
+    request = Request(options, points, None, True)
+    told = predict_volume(Follower(40), tmp_path / "ct.nii.gz", mask, request)
+    expected = np.where(np.arange(16) < 9, labels, 0)
+    found = np.asarray(nibabel.load(mask).dataobj)
+    np.testing.assert_array_equal(found, expected)
+    spread = nibabel.load(tmp_path / "mask_probabilities.nii.gz").get_fdata()
+    np.testing.assert_array_equal(spread.argmax(-1), found)
+    assert told["slices"] == 8  # 8 down to 1, where nothing is any more
+    voxel_ml = 1.5 * 1.5 * 4 / 1000
+    assert told["volume_ml"]["bright"] == pytest.approx((found == 1).sum() * voxel_ml)
+    about = json.loads((tmp_path / "mask.json").read_text())
+    assert about["prompts"] == "on slices [6], carried to their neighbours"
+    with pytest.raises(UsageError, match=r"prompts on slice 6 of .* asks for 7 to 8"):
+        predict_volume(
+            Follower(40), tmp_path / "ct.nii.gz", mask, Request(options._replace(first=7), points)
+        )
+    monkeypatch.setattr(volume_io, "write_probabilities", fail)
+    with pytest.raises(OSError, match="full"):
+        predict_volume(Follower(40), tmp_path / "ct.nii.gz", tmp_path / "other.nii.gz", request)
+    assert not list(tmp_path.glob("*other*"))
+
+
+def fail(*_arguments):
+    raise OSError("full")
+
+
+def test_a_box_and_the_largest_part_are_asked_for_by_volume(tmp_path):
+    hu, labels = make_pattern((40, 40, 9))
+    hu[2:6, 30:36, 3] = 60  # another bright part
+    write(tmp_path / "ct.nii", hu, "LPS", np.diag([-1.5, -1.5, 4.0, 1.0]))
+    seen = []
+
+    class Boxed(Bright):
+        def decode(self, images, given):
+            seen.extend(x.box for x in given)
+            return super().decode(images, given)
+
+    request = Request(Options(largest=True), None, "5,6,2,20,30,4")
+    told = predict_volume(Boxed(40), tmp_path / "ct.nii", tmp_path / "m.nii", request)
+    np.testing.assert_array_equal(np.asarray(nibabel.load(tmp_path / "m.nii").dataobj), labels)
+    assert [x is not None for x in seen[:9]] == [False, False, True, True, True] + [False] * 4
+    np.testing.assert_array_equal(seen[2], [5, 6, 20, 30])
+    assert told["warnings"] == []
+
+
+def test_points_come_to_the_same_place_of_a_smaller_and_of_a_transposed_slice():
+    for transposed in (False, True):
+        preparation = Preparation(32, 40.0, 400.0, "clip", 0.0, transposed)
+        shape, pixel_mm = (48, 64), (1.0, 1.0)  # half the size, with rows of air around
+        hu = np.full(shape, -1000.0)
+        hu[20:22, 40:42] = 400
+        image = preparation.from_hu(hu, pixel_mm)
+        (row,), (column,) = np.nonzero(image > 200)
+        (x, y) = preparation.points_in(np.array([[40.5, 20.5]]), shape, pixel_mm)[0]
+        assert (x, y) == pytest.approx((column, row))
+        labels = (image > 200).astype(np.uint8)
+        back = preparation.labels_back(labels, shape, pixel_mm)
+        np.testing.assert_array_equal(back, hu > 0)
+        spread = preparation.probabilities_back(
+            np.eye(2, dtype=np.float32)[labels], shape, pixel_mm
+        )
+        assert spread.shape == (48, 64, 2)
+        assert spread[20:22, 40:42, 1].min() > 0.5 > spread[:16, :, 1].max()
+
+
+def test_a_flipped_pass_has_its_clicks_where_they_were():
+    hu = np.full((2, 40, 40), -1000, np.int16)
+    affine = tuple(map(tuple, np.eye(4).tolist()))
+    geometry = volumes.Geometry((40, 40, 2), "LPS", affine, hu.shape, (4.0, 1.0, 1.0))
+    given = {1: Clicks(np.array([[6.0, 9.0]], np.float32), np.ones(1, np.int32))}
+    options = Options(2, flip=True)
+    found = {x.number: x.labels for x in predict_slices(Bright(40), hu, geometry, given, options)}
+    assert np.argwhere(found[1]).tolist() == [[9, 6]] and not found[0].any()
+
+
+def test_a_model_of_rows_and_columns_gets_its_points_so(monkeypatch, workdir):
+    loaded = network.load_network(workdir[0])
+    loaded.config["prompts"]["order"] = "rowcol"
+    seen = []
+    monkeypatch.setattr(network, "_decode", lambda *x: seen.append(x[-1]))
+    loaded.decode(None, [Clicks(np.array([[7.0, 30.0]], np.float32), np.ones(1, np.int32))])
+    assert seen[0]["points_xy"][0, 0].tolist() == [30, 7]
+
+
+def test_volumes_of_a_folder_that_would_share_a_mask_are_refused(tmp_path):
+    hu, _ = make_pattern((40, 40, 9))
+    for name in ("a.nii", "a.nii.gz"):
+        write(tmp_path / name, hu, "LPS", np.diag([-1.5, -1.5, 4.0, 1.0]))
+    with pytest.raises(DataError, match="would have the same mask"):
+        volume_io.find_inputs(tmp_path)
+    with pytest.raises(UsageError, match="expected a folder for the masks"):
+        volume_io.require_output(tmp_path / "m.nii.gz", several=True)
 
 
 def test_clicks_are_carried_up_and_down_until_nothing_is_there(tmp_path):
@@ -393,6 +507,7 @@ def test_clicks_outside_the_image_are_refused(workdir):
     for arguments, message in (
         (([[60, 3]],), r"\(x, y\) = \[60.0, 3.0\] lies outside the image of 60 x 40"),
         (([[1, 3]], [2]), "expected 1 or 0 for each of 1 points"),
+        (([[1, 2, 3], [4, 5, 6]],), "expected \\[n 2\\]"),
         ((None, None, [5, 5, 2, 9]), "expected x0, y0, x1, y1"),
     ):
         with pytest.raises(UsageError, match=message):
@@ -404,18 +519,6 @@ def test_many_clicks_find_room():
     arrays = network.pad_clicks([many, NO_CLICKS])
     assert arrays["points_xy"].shape == (2, 64, 2)
     assert arrays["prompts_given"].sum(1).tolist() == [40, 0]
-
-
-def run(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "usam_jax.predict", *map(str, arguments)],
-        check=False,
-        cwd=ROOT,
-        env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
 
 
 def test_a_folder_is_predicted_past_a_bad_volume_and_gone_on_with(workdir, tmp_path):
@@ -471,11 +574,16 @@ def run_smallest(*arguments):
     ("arguments", "code", "message"),
     [
         (("-i", "nowhere", "-o", "m.nii.gz", "--checkpoint=x"), 3, "nowhere: is not there"),
-        (("-i", "README.md", "-o", "m.txt", "--checkpoint=x"), 2, "expected NAME.nii.gz"),
-        (("-i", "README.md", "-o", "m.nii", "--checkpoint=nowhere"), 5, "no finished checkpoint"),
+        (("-i", "{ct}", "-o", "{ct}", "--checkpoint=x"), 2, "is a CT to predict"),
+        (("-i", "{ct}", "-o", "{ct}/m.nii", "--checkpoint={run}"), 2, "cannot be made"),
+        (("-i", "{ct}", "-o", "m.nii", "--checkpoint=nowhere"), 5, "no finished checkpoint"),
     ],
 )
-def test_wrong_usage_ends_with_its_exit_code(arguments, code, message):
-    done = run(*arguments)
+def test_wrong_usage_ends_with_its_exit_code(workdir, tmp_path, arguments, code, message):
+    ct = tmp_path / "ct.nii"
+    write(ct, make_pattern((40, 40, 9))[0], "LPS", np.diag([-1.5, -1.5, 4.0, 1.0]))
+    before = ct.read_bytes()
+    done = run_smallest(*(x.format(ct=ct, run=workdir[0]) for x in arguments))
     assert done.returncode == code, done.stderr
     assert message in done.stderr and "Traceback" not in done.stderr
+    assert ct.read_bytes() == before

@@ -66,7 +66,7 @@ def run(
         logs.say(str(stopped))
         return stopped.exit_code
     except KeyboardInterrupt:
-        logs.say("stopped; the same command goes on from what is saved")
+        logs.say("stopped; what was finished is saved")
         return 130
     return 0
 

@@ -14,22 +14,19 @@ Exit code 4: some volumes of a folder could not be predicted; the others are wri
 
 import pathlib
 import sys
-import time
 from typing import Any
 
-import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
 from usam_jax import cli, logs, runtime
-from usam_jax.data.dicom_seg import write_seg
 from usam_jax.data.eval_prompts import trained_with
 from usam_jax.errors import DataError, SomeFailed, UsageError
-from usam_jax.files import write_json
+from usam_jax.files import read_json, require_folder, write_json
 from usam_jax.predict import volume_io
-from usam_jax.predict.clicks import read_box, read_clicks
 from usam_jax.predict.network import Network, load_network
-from usam_jax.predict.slices import Options, keep_largest, predict_slices
+from usam_jax.predict.slices import Options
+from usam_jax.predict.volume import Request, predict_volume, probabilities_path
 
 INPUT = flags.DEFINE_string("input", None, "A volume, or a folder of them.", short_name="i")
 OUTPUT = flags.DEFINE_string("output", None, "The mask, or a folder for them.", short_name="o")
@@ -68,122 +65,92 @@ def check_flags(several: bool) -> None:
         raise UsageError("--carry needs --points or --box")
 
 
-def predict_file(
-    network: Network, path: pathlib.Path, out: pathlib.Path, options: Any
+def check_outputs(inputs: dict[str, pathlib.Path], masks: dict[str, pathlib.Path]) -> None:
+    """Raises UsageError where an output would take the place of an input."""
+    read = {path.resolve() for path in inputs.values()}
+    for mask in masks.values():
+        for path in (mask, probabilities_path(mask)):
+            if path.resolve() in read:
+                raise UsageError(f"-o: {path} is a CT to predict; give another file or folder")
+
+
+def check_report(path: pathlib.Path) -> None:
+    """Raises UsageError where a report could not be written, before any time is spent."""
+    if path.is_dir() or path.suffix != ".json":
+        raise UsageError(f"--report={path}: expected FILE.json")
+    require_folder(path.parent)
+
+
+def note_prompts(network: Network) -> None:
+    """Says where a model was trained with other prompts than it gets."""
+    kind, given = network.config["prompts"]["kind"], bool(POINTS.value or BOX.value)
+    if kind != "mixed" and given == (kind == "none"):
+        trained = trained_with(network.config)
+        what = "with" if given else "without"
+        logs.say(f"note: the model was trained with the prompts: {trained}; it is used {what} any")
+
+
+def is_done(mask: pathlib.Path) -> bool:
+    """If a volume's outputs are there; the mask is written last."""
+    return mask.is_file() and (not PROBABILITIES.value or probabilities_path(mask).is_file())
+
+
+def predict_all(
+    network: Network,
+    inputs: dict[str, pathlib.Path],
+    masks: dict[str, pathlib.Path],
+    request: Request,
 ) -> dict[str, Any]:
-    """Predicts one volume and writes its mask; what the report says of it."""
-    start = time.monotonic()
-    source = volume_io.read_source(path)
-    if out.suffix == ".dcm" and not source.series:
-        raise UsageError(f"-o {out}: a DICOM-SEG needs DICOM slices, found {path}")
-    for note in source.series.notes if source.series else ():
-        logs.say(f"{path}: {note}")
-    warning = volume_io.doubt_values(source.hu)
-    if warning:
-        logs.say(f"warning: {path}: {warning}")
-    clicks: dict[int, Any] = {}
-    if POINTS.value:
-        clicks |= read_clicks(pathlib.Path(POINTS.value), source.geometry)
-    if BOX.value:
-        for number, found in read_box(BOX.value, source.geometry).items():
-            clicks[number] = clicks[number]._replace(box=found.box) if number in clicks else found
-    if options.first >= len(source.hu):
-        raise UsageError(
-            f"--slices: begins at {options.first}, but {path} has {len(source.hu)} slices"
-        )
-    labels = np.zeros(source.hu.shape, np.uint8)
-    probabilities = None
-    if PROBABILITIES.value:
-        probabilities = np.zeros((len(network.classes), *labels.shape), np.uint8)
-    count = (
-        min(len(labels), len(labels) if options.last is None else options.last + 1) - options.first
-    )
-    with logs.Progress(path.name, count, "slices") as bar:
-        for done in predict_slices(
-            network, source.hu, source.geometry, clicks, options, probabilities is not None
-        ):
-            labels[done.number] = done.labels
-            if probabilities is not None and done.probabilities is not None:
-                probabilities[:, done.number] = np.rint(255 * done.probabilities).transpose(2, 0, 1)
-            bar.advance()
-    if not labels.any():
-        logs.say(f"{path}: nothing found")
-    if options.largest:
-        labels = keep_largest(labels, len(network.classes))
-    prompts = f"{len(clicks)} slices with prompts" if clicks else "none (automatic)"
-    if out.suffix == ".dcm" and source.series:
-        write_seg(out, labels, source.series, network.classes, prompted=bool(clicks))
-    else:
-        volume_io.write_mask(out, source, labels)
-        names = {name: i for i, name in enumerate(network.classes)}
-        write_json(
-            out.with_name(f"{volume_io.stem(out)}.json"),
-            {
-                "labels": names,
-                "source": str(path),
-                "checkpoint": CHECKPOINT.value,
-                "checkpoint_step": network.step,
-                "prompts": prompts + (", carried to their neighbours" if options.carry else ""),
-            },
-        )
-    if probabilities is not None:
-        name = f"{volume_io.stem(out)}_probabilities.nii.gz"
-        volume_io.write_probabilities(out.with_name(name), source, probabilities)
-    seconds = time.monotonic() - start
-    spacing = np.prod(source.geometry.spacing_mm) / 1000
-    volumes = {
-        name: round(float((labels == i).sum() * spacing), 3)
-        for i, name in enumerate(network.classes[1:], start=1)
-    }
-    return {
-        "status": "done",
-        "mask": str(out),
-        "slices": count,
-        "seconds": round(seconds, 2),
-        "volume_ml": volumes,
-        **({"warning": warning} if warning else {}),
-    }
+    """Predicts what is not there yet; the report's entry of each volume.
+
+    With several volumes a bad one is told and left out. The report is written in any case.
+    """
+    report = pathlib.Path(REPORT.value) if REPORT.value else None
+    earlier = read_json(report).get("volumes", {}) if report and CONTINUE.value else {}
+    results: dict[str, Any] = {}
+    try:
+        for name, path in inputs.items():
+            entry = earlier.get(str(path), {"mask": str(masks[name])})
+            if CONTINUE.value and is_done(masks[name]):
+                results[str(path)] = entry | {"status": "there already"}
+                continue
+            try:
+                results[str(path)] = predict_volume(network, path, masks[name], request)
+            except DataError as error:
+                results[str(path)] = {"status": "failed", "error": str(error)}
+                if len(inputs) == 1:
+                    raise
+                logs.say(f"error: {error}")
+    finally:
+        if report:
+            write_json(report, {"checkpoint": CHECKPOINT.value, "volumes": results})
+    return results
 
 
 def main(_config: ConfigDict | None, arguments: list[str]) -> None:
     """What the command line asks for."""
     if arguments or not (INPUT.value and OUTPUT.value and CHECKPOINT.value):
         raise UsageError(f"expected -i, -o and --checkpoint, found {arguments}\n{__doc__}")
-    options = make_options()
+    request = Request(make_options(), POINTS.value, BOX.value, PROBABILITIES.value)
     source, out = pathlib.Path(INPUT.value), pathlib.Path(OUTPUT.value)
     inputs = volume_io.find_inputs(source)
-    several = source.is_dir() and list(inputs.values()) != [source]
+    several = list(inputs.values()) != [source]  # a folder that is no series itself
     check_flags(several)
     volume_io.require_output(out, several)
-    runtime.keep_compiled_programs()
-    loaded = load_network(pathlib.Path(CHECKPOINT.value))
-    if not (POINTS.value or BOX.value) and loaded.config["prompts"]["kind"] not in (
-        "none",
-        "mixed",
-    ):
-        trained = trained_with(loaded.config)
-        logs.say(f"note: the model was trained with {trained}; without prompts it may find nothing")
-    (out if several else out.parent).mkdir(parents=True, exist_ok=True)
-    results: dict[str, Any] = {}
-    for name, path in inputs.items():
-        mask = out / f"{name}.nii.gz" if several else out
-        if CONTINUE.value and mask.is_file():
-            results[str(path)] = {"status": "skipped", "mask": str(mask)}
-            continue
-        try:
-            results[str(path)] = predict_file(loaded, path, mask, options)
-        except DataError as error:
-            if not several:
-                raise
-            logs.say(f"error: {error}")
-            results[str(path)] = {"status": "failed", "error": str(error)}
+    masks = {name: out / f"{name}.nii.gz" if several else out for name in inputs}
+    check_outputs(inputs, masks)
     if REPORT.value:
-        write_json(pathlib.Path(REPORT.value), {"checkpoint": CHECKPOINT.value, "volumes": results})
+        check_report(pathlib.Path(REPORT.value))
+    runtime.keep_compiled_programs()
+    network = load_network(pathlib.Path(CHECKPOINT.value))
+    note_prompts(network)
+    require_folder(out if several else out.parent)
+    results = predict_all(network, inputs, masks, request)
     failed = [path for path, x in results.items() if x["status"] == "failed"]
     if failed:
         raise SomeFailed(f"{len(failed)} of {len(results)} volumes failed: {', '.join(failed)}")
-    skipped = sum(x["status"] == "skipped" for x in results.values())
-    logs.say(f"{out}: {len(results) - skipped} predicted, {skipped} there already")
+    done = sum(x["status"] == "done" for x in results.values())
+    logs.say(f"{out}: {done} predicted, {len(results) - done} there already")
 
 
 if __name__ == "__main__":

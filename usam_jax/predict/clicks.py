@@ -34,6 +34,9 @@ def read_clicks(path: pathlib.Path, geometry: Geometry) -> dict[int, Clicks]:
     require_keys(path, content, {"space"}, {"points", "boxes"})
     if content["space"] not in SPACES:
         raise UsageError(f"{path}: space is {content['space']!r}, expected one of {SPACES}")
+    for name in ("points", "boxes"):
+        if not isinstance(content.get(name, []), list):
+            raise UsageError(f"{path}: {name} is {content[name]!r}, expected a list")
     world = content["space"] == "world"
     found: dict[int, Clicks] = {}
     for i, point in enumerate(content.get("points", [])):
@@ -105,7 +108,7 @@ def to_slice(where: str, at: Any, geometry: Geometry, world: bool) -> np.ndarray
     affine, shape = np.array(geometry.affine), np.array(geometry.file_shape)
     if world:
         place = np.linalg.solve(affine[:3, :3], place - affine[:3, 3])
-    if (place < -0.5).any() or (place > shape - 0.5).any():
+    if (place < -0.5).any() or (place >= shape - 0.5).any():
         raise UsageError(
             f"{where}: {list(at)} is the voxel {place.round(1).tolist()}, which lies outside the "
             f"volume of {shape.tolist()} voxels"

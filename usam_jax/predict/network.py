@@ -84,6 +84,8 @@ class Network(NamedTuple):
 
     def decode(self, features: Any, clicks: list[Clicks]) -> tuple[Any, Any]:
         """Classes uint8[b s s] and probabilities float32[b s s k], on the device."""
+        if self.config["prompts"]["order"] == "rowcol":  # as the model was trained
+            clicks = [x._replace(points_xy=x.points_xy[:, ::-1]) for x in clicks]
         return _decode(self.model, self.variables, features, pad_clicks(clicks))
 
 

@@ -89,7 +89,13 @@ def check_slice(values: np.ndarray) -> None:
 
 def make_clicks(points_xy: Any, point_labels: Any, box: Any, shape: tuple[int, ...]) -> Clicks:
     """Prompts in a slice's own pixels. Raises UsageError for what lies outside it or is no prompt."""
-    points = np.asarray([] if points_xy is None else points_xy, np.float32).reshape(-1, 2)
+    try:
+        points = np.asarray([] if points_xy is None else points_xy, np.float32)
+        points = points.reshape(0, 2) if not points.size else points
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"points_xy: found {points_xy!r}, expected numbers [n 2]") from error
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise UsageError(f"points_xy: found the shape {points.shape}, expected [n 2]")
     labels = np.ones(len(points)) if point_labels is None else np.asarray(point_labels)
     if labels.shape != (len(points),) or not np.isin(labels, (0, 1)).all():
         raise UsageError(

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import nibabel
 import numpy as np
 
+from usam_jax import logs
 from usam_jax.data import dicom
 from usam_jax.data.volume_sets import ENDINGS
 from usam_jax.data.volumes import Geometry, from_slices, open_volume, read_geometry, read_slices
@@ -35,10 +36,10 @@ def read_source(path: pathlib.Path) -> Source:
         source = Source(path, series.hu, series.geometry, series)
     else:
         source = Source(path, read_slices(path), read_geometry(path), None)
-    _, height, width = source.hu.shape
-    if min(height, width) < MIN_SIZE:
+    count, height, width = source.hu.shape
+    if not count or min(height, width) < MIN_SIZE:
         raise DataError(
-            f"{path}: has slices of {height} x {width} pixels, expected {MIN_SIZE} or more",
+            f"{path}: has {count} slices of {height} x {width} pixels, expected {MIN_SIZE} or more",
             "is the slice axis where the header says?",
         )
     if source.hu.dtype.kind == "f" and not np.isfinite(source.hu).all():
@@ -57,14 +58,28 @@ def doubt_values(hu: np.ndarray) -> str:
 def find_inputs(path: pathlib.Path) -> dict[str, pathlib.Path]:
     """The volumes at a path by name: one, or those of a folder. Raises DataError for none."""
     if path.is_file():
+        if not path.name.endswith(ENDINGS):
+            raise DataError(f"{path}: expected NAME.nii.gz, NAME.nii or a folder")
         return {stem(path): path}
     if not path.is_dir():
         raise DataError(f"{path}: is not there, expected a NIfTI file or a folder")
-    files = [x for x in sorted(path.iterdir()) if not x.name.startswith(".")]
-    found = {stem(x): x for x in files if x.is_file() and x.name.endswith(ENDINGS)}
-    found |= {x.name: x for x in files if x.is_dir() and dicom.is_series(x)}
-    if not found and dicom.is_series(path):
+    if dicom.is_series(path):
+        volumes = [x for x in path.iterdir() if x.name.endswith(ENDINGS)]
+        if volumes:
+            raise DataError(
+                f"{path}: holds DICOM slices and {volumes[0].name}", "give one of them at a time"
+            )
         return {path.resolve().name: path}
+    files = [x for x in sorted(path.iterdir()) if not x.name.startswith(".")]
+    found: dict[str, pathlib.Path] = {}
+    for x in files:
+        if x.is_dir() and not dicom.is_series(x):
+            logs.say(f"{x}: no DICOM slices right in it, left out")
+        elif x.is_dir() or x.name.endswith(ENDINGS):
+            name = x.name if x.is_dir() else stem(x)
+            if name in found:
+                raise DataError(f"{x} and {found[name]} would have the same mask", "rename one")
+            found[name] = x
     if not found:
         raise DataError(f"{path}: holds no NIfTI files (NAME.nii, NAME.nii.gz) and no DICOM slices")
     return found
@@ -110,8 +125,8 @@ def make_image(source: Source, voxels: np.ndarray) -> Any:
 
 def require_output(path: pathlib.Path, several: bool) -> None:
     """Raises UsageError where an output cannot be what it is asked to be."""
-    if several and path.is_file():
-        raise UsageError(f"-o {path}: is a file, expected a folder for several volumes")
+    if several and (path.is_file() or path.name.endswith((*ENDINGS, ".dcm"))):
+        raise UsageError(f"-o {path}: expected a folder for the masks of a folder's volumes")
     if not several and path.is_dir():
         raise UsageError(f"-o {path}: is a folder, expected a file for one volume")
     if not several and not path.name.endswith((*ENDINGS, ".dcm")):

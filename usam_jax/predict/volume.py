@@ -1,0 +1,134 @@
+"""One CT to its mask and what goes with it."""
+
+import pathlib
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from usam_jax import logs
+from usam_jax.data.dicom_seg import write_seg
+from usam_jax.data.volumes import doubt_header
+from usam_jax.errors import DataError, UsageError
+from usam_jax.files import write_json
+from usam_jax.predict import volume_io
+from usam_jax.predict.clicks import read_box, read_clicks
+from usam_jax.predict.network import Clicks, Network
+from usam_jax.predict.slices import Options, keep_largest, predict_slices
+from usam_jax.predict.volume_io import Source
+
+
+class Request(NamedTuple):
+    """What is asked of every volume: options, prompts (a points file, a box) and probabilities."""
+
+    options: Options
+    points: str | None = None
+    box: str | None = None
+    probabilities: bool = False
+
+
+def probabilities_path(mask: pathlib.Path) -> pathlib.Path:
+    return mask.with_name(f"{volume_io.stem(mask)}_probabilities.nii.gz")
+
+
+def read_prompts(request: Request, source: Source, numbers: range) -> dict[int, Clicks]:
+    """The prompts of a volume by slice. Raises UsageError for some outside the slices asked for."""
+    clicks: dict[int, Clicks] = {}
+    if request.points:
+        clicks = read_clicks(pathlib.Path(request.points), source.geometry)
+    if request.box:
+        for number, found in read_box(request.box, source.geometry).items():
+            given = clicks.get(number, found)
+            if given is not found and given.box is not None:
+                raise UsageError(f"--box: slice {number} has a box in {request.points} already")
+            clicks[number] = given._replace(box=found.box)
+    outside = sorted(set(clicks) - set(numbers))
+    if outside:
+        raise UsageError(
+            f"prompts on slice {outside[0]} of {source.path}, but --slices asks for "
+            f"{numbers.start} to {numbers.stop - 1}"
+        )
+    return clicks
+
+
+def find_warnings(source: Source) -> list[str]:
+    """What about a volume may be other than it seems."""
+    notes = list(source.series.notes) if source.series else [doubt_header(source.path)]
+    return [x for x in (*notes, volume_io.doubt_values(source.hu)) if x]
+
+
+def predict_volume(
+    network: Network, path: pathlib.Path, mask: pathlib.Path, request: Request
+) -> dict[str, Any]:
+    """Predicts a volume and writes its mask last, when all else is there; what the report says of it.
+
+    Raises DataError for a volume that cannot be used, UsageError for prompts that do not fit it.
+    """
+    start, options = time.monotonic(), request.options
+    source = volume_io.read_source(path)
+    count = len(source.hu)
+    if mask.suffix == ".dcm" and not source.series:
+        raise UsageError(f"-o {mask}: a DICOM-SEG needs DICOM slices, found {path}")
+    if options.first >= count:
+        raise DataError(f"{path}: has {count} slices, but --slices begins at {options.first}")
+    numbers = range(count)[options.first : None if options.last is None else options.last + 1]
+    warnings = find_warnings(source)
+    for warning in warnings:
+        logs.say(f"warning: {path}: {warning}")
+    clicks = read_prompts(request, source, numbers)
+    labels = np.zeros(source.hu.shape, np.uint8)
+    spread = None
+    if request.probabilities:
+        spread = np.zeros((len(network.classes), *labels.shape), np.uint8)
+        spread[0] = 255  # where no slice is predicted it is background
+    predicted = 0
+    with logs.Progress(path.name, len(numbers), "slices") as bar:
+        for done in predict_slices(
+            network, source.hu, source.geometry, clicks, options, request.probabilities
+        ):
+            labels[done.number] = done.labels
+            if spread is not None and done.probabilities is not None:
+                spread[:, done.number] = np.rint(255 * done.probabilities).transpose(2, 0, 1)
+            predicted += 1
+            bar.advance()
+    if options.largest:
+        labels = keep_largest(labels, len(network.classes))
+    if not labels.any():
+        warnings.append("nothing found")
+        logs.say(f"{path}: nothing found")
+    if spread is not None:
+        volume_io.write_probabilities(probabilities_path(mask), source, spread)
+    write_mask(network, source, mask, labels, clicks, options)
+    ml = float(np.prod(source.geometry.spacing_mm)) / 1000
+    names = enumerate(network.classes[1:], start=1)
+    return {
+        "status": "done",
+        "mask": str(mask),
+        "slices": predicted,
+        "seconds": round(time.monotonic() - start, 2),
+        "volume_ml": {name: round(float((labels == i).sum()) * ml, 3) for i, name in names},
+        "warnings": warnings,
+    }
+
+
+def write_mask(
+    network: Network,
+    source: Source,
+    mask: pathlib.Path,
+    labels: np.ndarray,
+    clicks: dict[int, Clicks],
+    options: Options,
+) -> None:
+    """Writes the mask; for NIfTI the names of its classes in a JSON file first."""
+    if mask.suffix == ".dcm" and source.series:
+        write_seg(mask, labels, source.series, network.classes, prompted=bool(clicks))
+        return
+    prompts = f"on slices {sorted(clicks)}" if clicks else "none (automatic)"
+    about = {
+        "labels": {name: i for i, name in enumerate(network.classes)},
+        "source": source.path.name,
+        "checkpoint_step": network.step,
+        "prompts": prompts + (", carried to their neighbours" if options.carry else ""),
+    }
+    write_json(mask.with_name(f"{volume_io.stem(mask)}.json"), about)
+    volume_io.write_mask(mask, source, labels)
