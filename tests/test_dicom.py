@@ -166,6 +166,8 @@ POSITION = "ImagePositionPatient"
         ({"PixelSpacing": [0, 1]}, r"PixelSpacing is \[0\.0, 1\.0\], expected 2 numbers above 0"),
         ({"ImageOrientationPatient": [0, 1, 0, 1, 0, 0]}, "ImageOrientationPatient is .*, but"),
         ({POSITION: [1, 2]}, r"ImagePositionPatient is \[1\.0, 2\.0\], expected 3 numbers"),
+        ({"RescaleSlope": 0}, "RescaleSlope is 0, expected another number"),
+        ({"FrameOfReferenceUID": "1.2.3"}, r"FrameOfReferenceUID is .*1\.2\.3"),
         ({"RescaleSlope": None}, "RescaleSlope is missing, expected 1 number"),
         ({"RescaleIntercept": ""}, "RescaleIntercept is None, expected 1 number"),
         ({POSITION: None}, "ImagePositionPatient is missing, expected 3 numbers"),
@@ -179,6 +181,7 @@ def test_a_faulty_tag_is_named_with_its_file(tmp_path, tags, message):
     if (
         "Rows" in tags
         or "ImageOrientationPatient" in tags
+        or "FrameOfReferenceUID" in tags
         or tags.get("PixelSpacing") == [1.5, 0.8]
     ):
         path.rename(tmp_path / "z.dcm")  # all are compared with the first
@@ -186,6 +189,14 @@ def test_a_faulty_tag_is_named_with_its_file(tmp_path, tags, message):
     with pytest.raises(DataError, match=message) as caught:
         dicom.read_series(tmp_path)
     assert str(path) in str(caught.value)
+
+
+def test_a_slice_that_is_no_longer_dicom_is_named_and_not_left_out(tmp_path):
+    paths = write_series(tmp_path, make_stored(), make_affine())
+    paths[-1].write_bytes(paths[-1].read_bytes()[:60])
+    with pytest.raises(DataError, match="is no DICOM file") as caught:
+        dicom.read_series(tmp_path)
+    assert str(paths[-1]) in str(caught.value)
 
 
 def test_directions_that_are_none_are_refused(tmp_path):

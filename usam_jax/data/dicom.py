@@ -148,6 +148,8 @@ def find_slices(folder: pathlib.Path) -> tuple[list[Header], tuple[str, ...]]:
             localisers.append(path)
         else:
             series.setdefault(str(header.get("SeriesInstanceUID")), []).append(header)
+    if broken := [x for x in others if x.suffix == ".dcm"]:
+        raise DataError(f"{broken[0]}: is no DICOM file", "copy it anew, or remove it")
     notes = tuple(
         f"{folder}: {len(paths)} left out as {kind}: {', '.join(x.name for x in paths[:3])}"
         + ", ..." * (len(paths) > 3)
@@ -189,6 +191,13 @@ def check_alike(headers: Sequence[Header]) -> None:
                 problem = f"{keyword} is {header[keyword].value}, but {first[keyword].value} in "
                 mend = "give a folder with slices of one kind"
                 raise fault(header, f"{problem}{path_of(first).name} of the same series", mend)
+    for header in headers:  # positions in different frames cannot be compared
+        frames = [str(x.get("FrameOfReferenceUID", "")) for x in (header, first)]
+        if frames[0] != frames[1]:
+            problem = (
+                f"FrameOfReferenceUID is {frames[0]}, but {frames[1]} in {path_of(first).name}"
+            )
+            raise fault(header, problem, "give the slices of one frame of reference")
     axes = read_numbers(first, "ImageOrientationPatient", 6).reshape(2, 3)
     if np.abs(axes @ axes.T - np.eye(2)).max() > 10 * MAX_DIFFERENCE:
         found = f"ImageOrientationPatient is {axes.ravel().tolist()}"
@@ -249,6 +258,8 @@ def measure_step(
 def read_hu(header: Header) -> np.ndarray:
     """The HU float32[rows columns] of a slice. Raises DataError where they cannot be read."""
     slope, inter = (read_numbers(header, f"Rescale{x}", 1) for x in ("Slope", "Intercept"))
+    if not slope:
+        raise fault(header, "RescaleSlope is 0, expected another number")
     syntax = UID(header.file_meta.get("TransferSyntaxUID", "missing"))
     try:
         decoder = get_decoder(syntax)
