@@ -8,7 +8,7 @@ demo: .venv/run.stamp  ## train and evaluate a small U-SAM on generated CT phant
 	$(BIN)/python -m usam_jax.main --config=configs/phantom.py --workdir=runs/demo
 
 test: .venv/dev.stamp  ## all tests that need no torch
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not parity and not faults"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not parity and not faults"
 
 faults: .venv/dev.stamp  ## several processes, kills and broken files (docs/reliability.md): some ten minutes
 	$(BIN)/python -m pytest -m faults
