@@ -240,7 +240,7 @@ def save_sizes(path: pathlib.Path, summary: dict[str, Any], name: str) -> None:
             (x["reference_volume"], 100 * (x["Dice"] or 0)) for x in scores if x["status"] == status
         ]
         if points:
-            label = f"{'missed' if status == MISSED else 'found'} (n = {len(points)})"
+            label = f"{'missed' if status == MISSED else 'predicted'} (n = {len(points)})"
             x, y = zip(*points, strict=True)
             axes.plot(x, y, marker, ls="", c=colour, mec="black", mew=0.4, alpha=0.8, label=label)
     if axes.lines:
@@ -284,6 +284,7 @@ def save_noise(
     axes.set_title("Prompts come from the ground truth", fontsize=11)
     axes.set_xlabel("prompts moved by (pixels)")
     axes.set_ylabel("pooled Dice (%)")
+    axes.set_ylim(0, 100)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=9)
     save(figure, path)
