@@ -211,6 +211,17 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
     return read_json(workdir / "config.json") if finished else {}
 
 
+def require_config(workdir: pathlib.Path) -> dict[str, Any]:
+    """The config of a run. Raises WeightsError where there is no finished checkpoint."""
+    saved = read_config(workdir)
+    if not saved:
+        raise WeightsError(
+            f"{workdir} has no finished checkpoint. Train first: "
+            f"python -m usam_jax.main --config=... --workdir={workdir}"
+        )
+    return saved
+
+
 def check_config(workdir: pathlib.Path, config: ConfigDict) -> None:
     """Makes the workdir where there is none.
 
@@ -232,12 +243,7 @@ def check_run(workdir: pathlib.Path, model: ConfigDict) -> int:
 
     Raises WeightsError where there is no checkpoint or the model differs.
     """
-    saved = read_config(workdir)
-    if not saved:
-        raise WeightsError(
-            f"{workdir} has no finished checkpoint. Train first: "
-            f"python -m usam_jax.main --config=... --workdir={workdir}"
-        )
+    saved = require_config(workdir)
     free = {name: saved["model"].get(name, False) for name in ("dtype", "remat")}
     given = {**json.loads(model.to_json_best_effort()), **free}
     changed = differences({"model": given}, {"model": saved["model"]})

@@ -14,7 +14,7 @@ from scipy import stats
 
 from usam_jax.case_metrics import ClassScore, name_status
 from usam_jax.data.case import natural_order
-from usam_jax.data.volume_sets import ENDINGS
+from usam_jax.data.volume_sets import stem
 from usam_jax.errors import DataError, UsageError, list_some
 from usam_jax.files import read_json
 from usam_jax.summary import RESAMPLES, SCHEMA_VERSION, SEED, SUMMARY, bootstrap, mean
@@ -126,9 +126,7 @@ def nnunet_score(metrics: dict[str, Any]) -> ClassScore:
 
 def file_stem(path: str) -> str:
     """The name of a case by its file's."""
-    name = pathlib.PureWindowsPath(path).name  # splits at both kinds of slashes
-    end = next((x for x in ENDINGS if name.endswith(x)), pathlib.PurePath(name).suffix)
-    return name.removesuffix(end)
+    return stem(pathlib.PureWindowsPath(path))  # splits at both kinds of slashes
 
 
 def require_distinct(count: int, num_names: int, folder: pathlib.Path) -> None:

@@ -85,9 +85,9 @@ def pooled_figures(counts: np.ndarray, classes: tuple[str, ...]) -> dict[str, An
     }
 
 
-def check_classes(workdir: pathlib.Path, config: ConfigDict) -> None:
+def check_classes(workdir: pathlib.Path, saved: dict[str, Any], config: ConfigDict) -> None:
     """Raises WeightsError where a run was trained with classes of other names or in other order."""
-    trained = tuple(checkpoint.read_config(workdir)["data"]["classes"])
+    trained = tuple(saved["data"]["classes"])
     if trained != tuple(config.data.classes):
         raise WeightsError(
             f"{workdir} was trained with the classes {trained}, the data have "
@@ -106,7 +106,8 @@ def evaluate_workdir(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any
     mesh = make_mesh()
     checks.check_config(config, mesh)
     step = checkpoint.check_run(workdir, config.model)
-    check_classes(workdir, config)
+    saved = checkpoint.read_config(workdir)
+    check_classes(workdir, saved, config)
     if runtime.is_first():
         require_folder(workdir / "eval")
     packed = prepare(config.data)
@@ -118,7 +119,6 @@ def evaluate_workdir(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any
     model = Model(make_forward(network, mesh), variables, mesh)
     main, others = main_mode(config), other_modes(config)
     done = predict_part(model, packed, part, config, [main, *others])
-    saved = checkpoint.read_config(workdir)
     common = {
         "workdir": str(workdir),
         "checkpoint_step": step,

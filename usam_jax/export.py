@@ -144,8 +144,8 @@ def export_run(workdir: pathlib.Path, folder: pathlib.Path, torch: bool) -> None
     and UsageError where `folder` holds something else.
     """
     require_own(folder)
-    saved = checkpoint.read_config(workdir)
-    config = ConfigDict(saved.get("model", {}))
+    saved = checkpoint.require_config(workdir)
+    config = ConfigDict(saved["model"])
     step, variables = checkpoint.load_best(workdir, config)
     description = describe_run(workdir, saved, step)
     artefact = make_artefact(make_model(config), variables)

@@ -7,6 +7,7 @@ from typing import Any
 
 from usam_jax.files import replacing
 from usam_jax.summary import METRICS, PER_CASE, VOLUMES, mean
+from usam_jax.tables import percent
 
 MAX_CASES = 200
 WIDE = 6  # classes; the pooled figures of more of them stand in rows
@@ -128,10 +129,6 @@ def known(value: Any) -> str:
 
 def decimal(value: float | None, scale: float = 1.0, digits: int = 1) -> str:
     return NONE if value is None else f"{scale * value:.{digits}f}"
-
-
-def percent(value: float | None) -> str:
-    return "absent" if value is None else f"{100 * value:.2f}"
 
 
 def prompts_box(prompts: str, automatic: bool) -> str:

@@ -14,9 +14,9 @@ from usam_jax.data.pack_case import make_clahe, pack_image
 from usam_jax.data.volumes import fitted_shape, unfit_square, window_hu
 from usam_jax.files import read_json
 
-Pixel = tuple[
-    float, float
-]  # height and width in mm; where they are not known only their ratio counts
+MIN_SIZE = 32  # pixels that a slice has at least
+# Height and width in mm; where they are not known only their ratio counts.
+Pixel = tuple[float, float]
 
 
 @dataclasses.dataclass(frozen=True)

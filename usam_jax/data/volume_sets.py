@@ -30,6 +30,12 @@ ENDINGS = (".nii.gz", ".nii")
 WHERE_IS_WORD = "WORD is given out by its authors on request; configs/phantom.py needs no data."
 
 
+def stem(path: pathlib.PurePath) -> str:
+    """The file's name without .nii or .nii.gz, or else its last suffix."""
+    end = next((x for x in ENDINGS if path.name.endswith(x)), path.suffix)
+    return path.name.removesuffix(end)
+
+
 def word_cases(root: pathlib.Path, config: ConfigDict) -> Cases:
     """WORD as distributed: `imagesTr labelsTr imagesVal labelsVal imagesTs labelsTs`.
 

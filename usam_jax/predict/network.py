@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 from usam_jax import checkpoint
 from usam_jax.data.preparation import Preparation, make_preparation, source_kind
 from usam_jax.data.prompts import PADDING
-from usam_jax.errors import WeightsError
 from usam_jax.forward import batch_images, batch_prompts
 from usam_jax.models import make_model
 from usam_jax.models.usam import Features, USam
@@ -91,12 +90,7 @@ class Network(NamedTuple):
 
 def load_network(workdir: pathlib.Path) -> Network:
     """The best checkpoint of a run. Raises WeightsError where there is none or it is damaged."""
-    saved = checkpoint.read_config(workdir)
-    if not saved:
-        raise WeightsError(
-            f"{workdir} has no finished checkpoint. Train first: "
-            f"python -m usam_jax.main --config=... --workdir={workdir}"
-        )
+    saved = checkpoint.require_config(workdir)
     config = ConfigDict(saved)
     step, variables = checkpoint.load_best(workdir, config.model)
     return Network(

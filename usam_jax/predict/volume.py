@@ -8,6 +8,7 @@ import numpy as np
 
 from usam_jax import logs
 from usam_jax.data.dicom_seg import write_seg
+from usam_jax.data.volume_sets import stem
 from usam_jax.data.volumes import doubt_header
 from usam_jax.errors import DataError, UsageError
 from usam_jax.files import write_json
@@ -28,7 +29,7 @@ class Request(NamedTuple):
 
 
 def probabilities_path(mask: pathlib.Path) -> pathlib.Path:
-    return mask.with_name(f"{volume_io.stem(mask)}_probabilities.nii.gz")
+    return mask.with_name(f"{stem(mask)}_probabilities.nii.gz")
 
 
 def read_prompts(request: Request, source: Source, numbers: range) -> dict[int, Clicks]:
@@ -130,5 +131,5 @@ def write_mask(
         "checkpoint_step": network.step,
         "prompts": prompts + (", carried to their neighbours" if options.carry else ""),
     }
-    write_json(mask.with_name(f"{volume_io.stem(mask)}.json"), about)
+    write_json(mask.with_name(f"{stem(mask)}.json"), about)
     volume_io.write_mask(mask, source, labels)

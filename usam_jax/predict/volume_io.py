@@ -8,12 +8,12 @@ import numpy as np
 
 from usam_jax import logs
 from usam_jax.data import dicom
-from usam_jax.data.volume_sets import ENDINGS
+from usam_jax.data.preparation import MIN_SIZE
+from usam_jax.data.volume_sets import ENDINGS, stem
 from usam_jax.data.volumes import Geometry, from_slices, open_volume, read_geometry, read_slices
 from usam_jax.errors import DataError, UsageError
 from usam_jax.files import replacing
 
-MIN_SIZE = 32  # pixels of a slice
 AIR_HU = -200.0  # a CT has voxels below
 
 
@@ -85,12 +85,6 @@ def find_inputs(path: pathlib.Path) -> dict[str, pathlib.Path]:
     return found
 
 
-def stem(path: pathlib.Path) -> str:
-    """The file's name without .nii or .nii.gz."""
-    end = next((x for x in ENDINGS if path.name.endswith(x)), path.suffix)
-    return path.name.removesuffix(end)
-
-
 def write_mask(path: pathlib.Path, source: Source, labels: np.ndarray) -> None:
     """Writes labels uint8[n h w] on the source's own voxels, axes and affine, with its header."""
     volume = from_slices(labels, source.geometry.affine)
@@ -117,8 +111,7 @@ def make_image(source: Source, voxels: np.ndarray) -> Any:
     original = open_volume(source.path)
     header = original.header.copy()
     header.set_data_dtype(np.uint8)
-    if hasattr(header, "set_slope_inter"):
-        header.set_slope_inter(1, 0)
+    header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0  # the window of a CT hides a mask
     return type(original)(voxels, original.affine, header)
 
