@@ -19,6 +19,9 @@ import recipe
 from jaxtyping import install_import_hook
 from ml_collections import ConfigDict
 
+from usam_jax.runtime import use_fast_convolutions
+
+use_fast_convolutions()
 checked = ["usam_jax.models", "usam_jax.losses", "usam_jax.metrics", "usam_jax.data"]
 install_import_hook(checked, "beartype.beartype")
 

@@ -3,7 +3,7 @@
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from usam_jax.models.layers import ConvUnit, Dtype
+from usam_jax.models.layers import ConvUnit, Dtype, max_pool
 
 
 class DownBlock(nn.Module):
@@ -14,7 +14,7 @@ class DownBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w d"], train: bool) -> Float[Array, "b i j e"]:
-        x = nn.max_pool(x, (2, 2), strides=(2, 2))
+        x = max_pool(x)
         x = ConvUnit(self.features, self.dtype, name="nConvs_0")(x, train)
         return ConvUnit(self.features, self.dtype, name="nConvs_1")(x, train)
 

@@ -1,13 +1,11 @@
 """SAM's vision transformer: windowed and global attention with decomposed relative positions."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from usam_jax.models.layers import Dtype, Mlp, conv, layer_norm, linear
+from usam_jax.models.layers import Dtype, GreyConv, Mlp, conv, gelu, layer_norm, linear
 
 
 class Attention(nn.Module):
@@ -74,7 +72,6 @@ class Block(nn.Module):
         else:
             y = attend(y)
         x = x + y
-        gelu = partial(nn.gelu, approximate=False)
         mlp = Mlp(4 * x.shape[-1], gelu, self.dtype, name="mlp")
         return x + mlp(layer_norm(1e-6, self.dtype, "norm2")(x))
 
@@ -87,9 +84,9 @@ class PatchEmbed(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j d"]:
+    def __call__(self, x: Float[Array, "b h w 1"]) -> Float[Array, "b i j d"]:
         size = self.patch_size
-        return conv(self.width, x.shape[-1], size, self.dtype, "proj", stride=size)(x)
+        return GreyConv(self.width, size, size, self.dtype, name="proj")(x)
 
 
 class ImageEncoder(nn.Module):

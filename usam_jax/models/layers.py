@@ -1,6 +1,7 @@
 """Layers that both halves of the model share, initialised as torch's reference initialises them."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +24,44 @@ def torch_uniform(fan_in: int) -> Callable[..., Array]:
     return init_fn
 
 
+@jax.custom_vjp
+def product(x: Float[Array, "*n d"], kernel: Float[Array, "d e"]) -> Float[Array, "*n e"]:
+    """`x @ kernel`, with the kernel's gradient as `x.T @ gradient`.
+
+    JAX's own is `(gradient.T @ x).T`. For the transpose, XLA on a CPU adds up the gradients of the
+    residual stream anew in each layer, which makes the time grow with the square of the depth.
+    """
+    return x @ kernel
+
+
+def _product_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return x @ kernel, (x, kernel)
+
+
+def _product_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    rows, gradients = (y.reshape(-1, y.shape[-1]) for y in (x, gradient))
+    return gradient @ kernel.T, rows.T @ gradients
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
 def linear(features: int, fan_in: int, dtype: Dtype, name: str) -> nn.Dense:
     """Linear layer of `fan_in` to `features` channels."""
     init = torch_uniform(fan_in)
-    return nn.Dense(features, dtype=dtype, kernel_init=init, bias_init=init, name=name)
+
+    def dot_general(x: Array, kernel: Array, *_args: Any, **_options: Any) -> Array:
+        return product(x, kernel)
+
+    return nn.Dense(
+        features,
+        dtype=dtype,
+        kernel_init=init,
+        bias_init=init,
+        dot_general=dot_general,
+        name=name,
+    )
 
 
 def conv(
@@ -54,19 +89,39 @@ def conv(
     )
 
 
-def conv_transpose(features: int, dtype: Dtype, name: str) -> nn.ConvTranspose:
-    """Transposed convolution, 2x2 with stride 2: doubles height and width."""
-    init = torch_uniform(features * 2 * 2)  # torch counts a transposed kernel's outputs as fan-in
-    return nn.ConvTranspose(
-        features,
-        (2, 2),
-        strides=(2, 2),
-        padding="VALID",
-        dtype=dtype,
-        kernel_init=init,
-        bias_init=init,
-        name=name,
-    )
+class UpConv(nn.Module):
+    """Transposed convolution, 2x2 with stride 2: doubles height and width.
+
+    As one matrix product, since no two of its windows meet: the kernel's gradient as XLA makes it of
+    a convolution takes half of a training step on a CPU. Kernel [2 2 d e] as `nn.ConvTranspose` has it.
+    """
+
+    features: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b i j e"]:
+        b, h, w, d = x.shape
+        init = torch_uniform(self.features * 2 * 2)  # torch counts the outputs as fan-in
+        kernel = self.param("kernel", init, (2, 2, d, self.features))[::-1, ::-1]
+        bias = self.param("bias", init, (self.features,)).astype(self.dtype)
+        x = product(x, kernel.astype(self.dtype).transpose(2, 0, 1, 3).reshape(d, -1))
+        x = x.reshape(b, h, w, 2, 2, -1).swapaxes(2, 3)
+        return x.reshape(b, 2 * h, 2 * w, -1) + bias
+
+
+def max_pool(x: Float[Array, "b h w d"]) -> Float[Array, "b i j d"]:
+    """2x2 maximum with stride 2. Without windows, whose gradient takes long on a CPU."""
+    b, h, w, d = x.shape
+    x = x.reshape(b, h // 2, 2, w // 2, 2, d)
+    x = jnp.maximum(x[:, :, 0], x[:, :, 1])
+    return jnp.maximum(x[:, :, :, 0], x[:, :, :, 1])
+
+
+def gelu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """The exact one, in float32, as torch writes it: half the time of the form with erfc."""
+    wide = x.astype(jnp.float32)
+    return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 
 def layer_norm(epsilon: float, dtype: Dtype, name: str) -> nn.LayerNorm:
@@ -105,15 +160,42 @@ class BatchNorm(nn.Module):
         return x.astype(self.dtype)
 
 
+class GreyConv(nn.Module):
+    """Square convolution of a grey image, with the kernel of its three equal channels."""
+
+    features: int
+    size: int
+    stride: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w 1"]) -> Float[Array, "b i j e"]:
+        size, init = self.size, torch_uniform(3 * self.size * self.size)
+        kernel = self.param("kernel", init, (size, size, 3, self.features))
+        bias = self.param("bias", init, (self.features,)).astype(self.dtype)
+        padding = [(size // 2, size // 2) if self.stride == 1 else (0, 0)] * 2
+        x = jax.lax.conv_general_dilated(
+            x,
+            kernel.sum(2, keepdims=True).astype(self.dtype),
+            (self.stride, self.stride),
+            padding,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return x + bias
+
+
 class ConvUnit(nn.Module):
-    """Conv 3x3, BatchNorm, ReLU."""
+    """Conv 3x3, BatchNorm, ReLU; of a grey image where `x` has one channel."""
 
     features: int
     dtype: Dtype
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w d"], train: bool) -> Float[Array, "b h w e"]:
-        x = conv(self.features, x.shape[-1], 3, self.dtype, "conv")(x)
+        if x.shape[-1] == 1:
+            x = GreyConv(self.features, 3, 1, self.dtype, name="conv")(x)
+        else:
+            x = conv(self.features, x.shape[-1], 3, self.dtype, "conv")(x)
         return nn.relu(BatchNorm(self.dtype, name="norm")(x, train))
 
 

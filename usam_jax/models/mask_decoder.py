@@ -9,8 +9,9 @@ from usam_jax.models.layers import (
     BatchNorm,
     ConvUnit,
     Dtype,
+    UpConv,
     conv,
-    conv_transpose,
+    gelu,
     layer_norm,
     torch_uniform,
 )
@@ -27,7 +28,7 @@ class UpBlock(nn.Module):
     def __call__(
         self, x: Float[Array, "b h w d"], skip: Float[Array, "b i j e"] | None, train: bool
     ) -> Float[Array, "b i j f"]:
-        x = conv_transpose(x.shape[-1], self.dtype, "up")(x)
+        x = UpConv(x.shape[-1], self.dtype, name="up")(x)
         if skip is not None:
             x = jnp.concatenate([x, skip], axis=-1)
         x = ConvUnit(self.features, self.dtype, name="nConvs_0")(x, train)
@@ -115,10 +116,10 @@ class MaskDecoder(nn.Module):
     ) -> Float[Array, "b h w k"]:
         """SAM's `output_upscaling` to 1/4 size, one map a class, then 4x bilinear."""
         d = x.shape[-1]
-        x = conv_transpose(d // 4, self.dtype, "output_upscaling_0")(x)
-        x = nn.gelu(layer_norm(1e-6, self.dtype, "output_upscaling_1")(x), approximate=False)
-        x = conv_transpose(d // 8, self.dtype, "output_upscaling_3")(x)
-        x = nn.gelu(x, approximate=False)
+        x = UpConv(d // 4, self.dtype, name="output_upscaling_0")(x)
+        x = gelu(layer_norm(1e-6, self.dtype, "output_upscaling_1")(x))
+        x = UpConv(d // 8, self.dtype, name="output_upscaling_3")(x)
+        x = gelu(x)
         maps = jnp.einsum("bkc,bhwc->bhwk", weights, x).astype(jnp.float32)
         b, h, w, k = maps.shape
         return jax.image.resize(maps, (b, 4 * h, 4 * w, k), "bilinear", antialias=False)

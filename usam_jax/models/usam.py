@@ -89,7 +89,7 @@ class USam(nn.Module):
     def encode(self, images: Float[Array, "b h w"], train: bool = False) -> Features:
         """Everything that depends on the image alone."""
         grey = (images.astype(jnp.float32) - IMAGE_MEAN) / IMAGE_STD
-        x = jnp.repeat(grey[..., None], 3, axis=-1).astype(self.dtype)
+        x = grey[..., None].astype(self.dtype)
         if self.num_skips is None:
             return Features(self.image_encoder(x), ())
         *skips, f4 = self.backbone(x, train)
