@@ -12,7 +12,9 @@ class Attention(nn.Module):
     """Multi-head self-attention of a square map, with relative positions along h and along w.
 
     A query's bias towards a key is `q . rel_pos_h[i_q - i_k]` plus the same along w, with q not
-    scaled. Source: Segment Anything, image encoder (after MViTv2's decomposed positions).
+    scaled. Both are part of the product of queries and keys: behind its channels a query has its
+    bias towards each row and column, a key has ones at its own. So no array of query, key and bias
+    is made. Source: Segment Anything, image encoder (after MViTv2's decomposed positions).
     """
 
     num_heads: int
@@ -21,19 +23,35 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b s s d"]) -> Float[Array, "b s s d"]:
         b, s, _, d = x.shape
-        head_dim = d // self.num_heads
+        n, t, head_dim = self.num_heads, s * s, d // self.num_heads
         qkv = linear(3 * d, d, self.dtype, "qkv")(x)
-        q, k, v = jnp.moveaxis(qkv.reshape(b, s * s, 3, self.num_heads, head_dim), 2, 0)
+        q, k, v = qkv.reshape(b, t, 3, n, head_dim).transpose(2, 0, 3, 1, 4)
+
         offset = jnp.arange(s)[:, None] - jnp.arange(s)[None, :] + s - 1
-        grid = q.reshape(b, s, s, self.num_heads, head_dim)
-        zeros = nn.initializers.zeros
+        grid, zeros = q.reshape(b, n, s, s, head_dim), nn.initializers.zeros
         rel_h = self.param("rel_pos_h", zeros, (2 * s - 1, head_dim)).astype(self.dtype)
         rel_w = self.param("rel_pos_w", zeros, (2 * s - 1, head_dim)).astype(self.dtype)
-        bias_h = jnp.einsum("bijnd,ikd->bnijk", grid, rel_h[offset])
-        bias_w = jnp.einsum("bijnd,jkd->bnijk", grid, rel_w[offset])
-        bias = (bias_h[..., :, None] + bias_w[..., None, :]).reshape(b, -1, s * s, s * s)
-        x = jax.nn.dot_product_attention(q, k, v, bias=bias).reshape(b, s, s, d)
+        bias_h = jnp.einsum("bnijd,ikd->bnijk", grid, rel_h[offset]).reshape(b, n, t, s)
+        bias_w = jnp.einsum("bnijd,jkd->bnijk", grid, rel_w[offset]).reshape(b, n, t, s)
+        one = jnp.eye(s, dtype=self.dtype)
+        own = jnp.concatenate([jnp.repeat(one, s, axis=0), jnp.tile(one, (s, 1))], axis=-1)
+        q = jnp.concatenate([q * head_dim**-0.5, bias_h, bias_w], axis=-1)
+        k = jnp.concatenate([k, jnp.broadcast_to(own, (b, n, t, 2 * s))], axis=-1)
+
+        x = attend(q, k, v).swapaxes(1, 2).reshape(b, s, s, d)
         return linear(d, d, self.dtype, "proj")(x)
+
+
+def attend(
+    q: Float[Array, "b n t c"], k: Float[Array, "b n t c"], v: Float[Array, "b n t e"]
+) -> Float[Array, "b n t e"]:
+    """Softmax of `q . k`, in float32, times `v`; divided last, where there is least to divide."""
+    logits = jnp.einsum("bntc,bnsc->bnts", q, k, preferred_element_type=jnp.float32)
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
+    x = jnp.einsum(
+        "bnts,bnse->bnte", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+    )
+    return (x / weights.sum(-1, keepdims=True)).astype(v.dtype)
 
 
 def split_windows(x: Float[Array, "b h w d"], window: int) -> Float[Array, "n s s d"]:
@@ -65,12 +83,12 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
-        attend = Attention(self.num_heads, self.dtype, name="attn")
+        attention = Attention(self.num_heads, self.dtype, name="attn")
         y = layer_norm(1e-6, self.dtype, "norm1")(x)
         if self.window:
-            y = join_windows(attend(split_windows(y, self.window)), y.shape)
+            y = join_windows(attention(split_windows(y, self.window)), y.shape)
         else:
-            y = attend(y)
+            y = attention(y)
         x = x + y
         mlp = Mlp(4 * x.shape[-1], gelu, self.dtype, name="mlp")
         return x + mlp(layer_norm(1e-6, self.dtype, "norm2")(x))
