@@ -1,21 +1,27 @@
 """Measures how fast parts of this package are, and keeps the figures with commit and device.
 
+    python -m tools.benchmark eval
+    python -m tools.benchmark train
+    python -m tools.benchmark parts
+    python -m tools.benchmark click
     python -m tools.benchmark data
     python -m tools.benchmark startup
-    python -m tools.benchmark evaluation
-    python -m tools.benchmark prediction
+    python -m tools.benchmark report
+    python -m tools.benchmark cost
+    python -m tools.benchmark scaling
 
-`data`: training slices of 224x224 a second of one core's time, from packed arrays with the
-published augmentation and 3 points per class, beside a loader that works as the published one
-does; packing from CARE's files; and how long 100,000 packed slices take to open. Figures go to
-benchmarks/results.csv.
+`eval`, `train`: slices of 224x224 a second through the full model, as a share of what one large
+matrix product reaches in the same run, with the memory they take; SAM's encoder beside that of
+the transformers library where torch is installed. `parts`: the same of each part alone. `click`: how long a click takes, and the share
+of the model in predicting a volume. `data`: training slices of 224x224 a second of one core's time,
+from packed arrays with the published augmentation and 3 points per class, beside a loader that works
+as the published one does; packing from CARE's files; and how long 100,000 packed slices take to open.
+`startup`: seconds to the first training step, with and without a cache of compiled programs.
+`report`: CPU seconds of the model, of scoring cases and of the report in an evaluation. `cost`: time
+and memory against image size, classes and prompts. `scaling`: bytes that a step sends on 8 devices,
+and what that lets one expect of real ones.
 
-`startup`: seconds to the first training step of the full model, with and without a cache of
-compiled programs, and the memory of the process.
-
-`evaluation`: CPU seconds of the full model, of scoring cases and of the report.
-
-`prediction`: how long a click takes, and the share of the model in predicting a volume.
+Figures go to benchmarks/results.csv; `parts` and `cost` are drawn into docs/performance/.
 """
 
 import argparse
@@ -27,157 +33,42 @@ import platform
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import cv2
-import numpy as np
-from ml_collections import ConfigDict
+import jax
 from rich.console import Console
 from rich.table import Table
-from scipy import ndimage
 
-from configs import care
+from tools.benchmark_cost import draw_cost, measure_cost
+from tools.benchmark_data import measure_data, write_slices
 from tools.benchmark_evaluation import measure_evaluation
+from tools.benchmark_model import measure_eval, measure_train
+from tools.benchmark_parts import draw_parts, measure_parts
 from tools.benchmark_prediction import measure_prediction
-from usam_jax.data import augment, pipeline, splits
-from usam_jax.data.prepare import packing_settings, prepare
-from usam_jax.data.sources import load_phantom
-from usam_jax.files import write_json
+from tools.benchmark_scaling import measure_scaling
+from usam_jax import runtime
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results.csv"
-COLUMNS = ("commit", "device", "what", "figure", "unit")
-
-NUM_SLICES = 192
-EPOCH = 8000  # grain shuffles thousands of slices, as a data set has, faster than a few
-ROUNDS = 5
-NUM_OPENED = 100_000
+PICTURES = ROOT / "docs" / "performance"
+COLUMNS = ("commit", "device", "what", "figure", "unit", "versions")
 
 Figure = tuple[str, float, str]  # what, how much, unit
 
 
-def measure_data() -> list[Figure]:
-    """Both loaders in turn, so that what else the machine does hits both; the best of each."""
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    with tempfile.TemporaryDirectory() as folder:
-        config = write_slices(pathlib.Path(folder))
-        packed = prepare(config.data)
-        paths = sorted(pathlib.Path(config.data.root).glob("train/train_npz/*.npz"))
-        rows = np.resize(np.arange(NUM_SLICES), EPOCH)
-        batches, _ = pipeline.train_batches(packed, rows, config)
-        published = published_batches(paths, config.train.batch_size)
-        rates = [(batch_rate(batches, 100), batch_rate(published, 8)) for _ in range(ROUNDS)]
-        packing = max(packing_rate(config, i) for i in range(3))
-        opening = min(measure_opening(pathlib.Path(folder) / "large") for _ in range(3))
-    ours, theirs = (max(x) for x in zip(*rates, strict=True))
-    ratio = float(np.median([a / b for a, b in rates]))
-    return [
-        ("training slices", ours, "slices/s of one core's time"),
-        ("training slices, as the published loader", theirs, "slices/s of one core's time"),
-        ("ratio of the two, median of pairs", ratio, "times"),
-        ("packing slices from compressed .npz", packing, "slices/s of one core's time"),
-        ("packing against the published loader", packing / theirs, "times"),
-        (f"opening {NUM_OPENED:,} packed slices to the first batch", opening, "s"),
-    ]
-
-
-def batch_rate(batches: Iterator[dict[str, np.ndarray]], count: int) -> float:
-    """Slices a second of this process's time, so that other processes count as little as can be."""
-    start, slices = time.process_time(), 0
-    for _ in range(count):
-        slices += len(next(batches)["image"])
-    return slices / (time.process_time() - start)
-
-
-def packing_rate(config: ConfigDict, number: int) -> float:
-    """Slices packed a second of this process's time, into a folder that is not there yet."""
-    start = time.process_time()
-    packed = prepare(config.data, pathlib.Path(config.data.packed_dir) / f"again_{number}")
-    num_slices = sum(len(packed.slices(split)) for split in packed.manifest["splits"])
-    return num_slices / (time.process_time() - start)
-
-
-def write_slices(folder: pathlib.Path) -> ConfigDict:
-    """Phantoms as CARE's files, compressed as those are; gives the config that packs them."""
-    config = care.get_config()
-    config.data.root, config.data.packed_dir = str(folder / "care"), str(folder / "packed")
-    for seed, (split, count) in enumerate((("train", NUM_SLICES), ("test", 1))):
-        files = folder / "care" / split / f"{split}_npz"
-        files.mkdir(parents=True)
-        numbers = range(0, count, 24)
-        made = [load_phantom(seed, i, config.data.image_size, min(24, count)) for i in numbers]
-        images, labels = (np.concatenate(x).astype(np.float64) for x in zip(*made, strict=True))
-        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-            np.savez_compressed(files / f"{i}.npz", image=image, label=label)
-    return config
-
-
-def published_batches(paths: list[pathlib.Path], size: int) -> Iterator[dict[str, np.ndarray]]:
-    """Endless batches made as the published loader makes them: everything anew for each access."""
-    rng = np.random.default_rng(0)
-    while True:
-        yield pipeline.stack([published_slice(x, rng) for x in rng.choice(paths, size)])
-
-
-def published_slice(path: pathlib.Path, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    with np.load(path) as file:
-        image, label = (file["image"] * 255).astype(np.uint8), file["label"]
-    image = augment.random_clahe(image, rng)
-    draw = rng.random()
-    if draw < augment.RIGHT_ANGLE_SHARE:
-        turns, axis = rng.integers(4), rng.integers(2)
-        image, label = (np.flip(np.rot90(x, turns), axis).copy() for x in (image, label))
-    elif draw < augment.RIGHT_ANGLE_SHARE + augment.ROTATION_SHARE:
-        degrees = rng.uniform(-augment.MAX_DEGREES, augment.MAX_DEGREES)
-        image, label = (ndimage.rotate(x, degrees, order=0, reshape=False) for x in (image, label))
-    points = np.zeros((2, 3, 2), np.float32)
-    for c in (1, 2):
-        found = np.argwhere(label == c)
-        if len(found) >= 3:
-            points[c - 1] = rng.permutation(found)[:3]
-    return {"image": image.astype(np.float32) / 255, "label": label, "points": points}
-
-
-def measure_opening(folder: pathlib.Path) -> float:
-    """Seconds from the manifest, each slice a case as in CARE, to the first batch; empty files."""
-    config = care.get_config()
-    size = config.data.image_size
-    if not folder.is_dir():
-        (folder / "arrays").mkdir(parents=True)
-        for kind in ("images", "labels"):
-            path = folder / "arrays" / f"train_{kind}.npy"
-            np.lib.format.open_memmap(path, "w+", np.uint8, (NUM_OPENED, size, size))
-        cases = [
-            {
-                "name": str(i),
-                "patient": None,
-                "row": i,
-                "num_slices": 1,
-                "stamp": [f"{i}.npz", 390_000 + i, 10**18 + i],
-                "foreground": [1],
-                "crc32": [i, 10**9 + i],
-                "geometry": None,
-            }
-            for i in range(NUM_OPENED)
-        ]
-        manifest = {"settings": packing_settings(config.data), "arrays": "arrays", "held_out": {}}
-        manifest |= {"splits": {"train": cases, "test": []}}
-        write_json(folder / "manifest.json", manifest)
-    start = time.perf_counter()
-    config.data.kind, config.data.root = "packed", str(folder)
-    packed = prepare(config.data)
-    parts = splits.split_parts(packed, config.data, "val")
-    batches, _ = pipeline.train_batches(packed, parts["train"].rows, config)
-    next(batches)
-    return time.perf_counter() - start
-
-
 def describe_device() -> str:
-    """The processor's name and the number of its cores."""
+    """The accelerators, or the processor's name and the number of its cores."""
     lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    if jax.default_backend() != "cpu":
+        return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+
+
+def describe_versions() -> str:
+    """Python and JAX."""
+    return f"Python {platform.python_version()}, jax {jax.__version__}"
 
 
 def describe_commit() -> str:
@@ -192,7 +83,7 @@ def report(figures: list[Figure]) -> None:
     """Prints the figures and appends them to benchmarks/results.csv."""
     commit, device = describe_commit(), describe_device()
     table = Table(title=f"{commit}, {device}", title_justify="left")
-    for name in COLUMNS[2:]:
+    for name in COLUMNS[2:5]:
         table.add_column(name, justify="right" if name == "figure" else "left")
     for what, figure, unit in figures:
         table.add_row(what, f"{figure:.4g}", unit)
@@ -202,7 +93,10 @@ def report(figures: list[Figure]) -> None:
     with RESULTS.open("a", newline="") as file:
         writer = csv.writer(file)
         writer.writerows([COLUMNS] * fresh)
-        writer.writerows((commit, device, x, f"{figure:.4g}", unit) for x, figure, unit in figures)
+        versions = describe_versions()
+        writer.writerows(
+            (commit, device, x, f"{figure:.4g}", unit, versions) for x, figure, unit in figures
+        )
 
 
 STARTUP = """
@@ -210,10 +104,10 @@ import json, resource, sys, time
 start = time.time()
 import jax, numpy as np
 jax.config.update("jax_compilation_cache_dir", sys.argv[1])
-from configs import care
-from usam_jax import train
+from usam_jax import runtime, train
 from usam_jax.data.pipeline import stack
 from usam_jax.sharding import make_mesh, put_batch
+runtime.use_fast_convolutions()
 config = care.get_config()
 config.init_from, config.train.batch_size = "", 2
 mesh = make_mesh(1)
@@ -263,10 +157,15 @@ def measure_startup() -> list[Figure]:
 
 
 MEASURES: dict[str, Callable[[], list[Figure]]] = {
+    "eval": measure_eval,
+    "train": measure_train,
+    "parts": measure_parts,
+    "click": measure_prediction,
     "data": measure_data,
     "startup": measure_startup,
-    "prediction": measure_prediction,
-    "evaluation": lambda: measure_evaluation(write_slices),
+    "report": lambda: measure_evaluation(write_slices),
+    "cost": measure_cost,
+    "scaling": measure_scaling,
 }
 
 
@@ -278,7 +177,15 @@ def main() -> None:
     )
     parser.add_argument("what", choices=MEASURES)
     cv2.setNumThreads(1)
-    report(MEASURES[parser.parse_args().what]())
+    runtime.use_fast_convolutions()
+    what = parser.parse_args().what
+    figures = MEASURES[what]()
+    report(figures)
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    if what == "cost":
+        draw_cost(PICTURES / "cost.png", figures)
+    if what == "parts":
+        draw_parts(PICTURES / "parts.png", RESULTS, describe_device())
 
 
 if __name__ == "__main__":

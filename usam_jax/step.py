@@ -123,10 +123,14 @@ def make_train_step(
     def gradients(state: TrainState, batch: dict[str, Any]) -> tuple[Any, Any, Any]:
         """Gradients, figures and BatchNorm statistics of a batch."""
         variables = state.variables(averaged=False)
+        if train.shard_state:  # gathers these; XLA would rather gather activations
+            variables = jax.lax.with_sharding_constraint(variables, replicated(mesh))
 
         def one(stats: Any, part: dict[str, Any]) -> tuple[Any, tuple[Any, Any]]:
             given = {**variables, **({"batch_stats": stats} if stats else {})}
-            grads, (figures, stats) = jax.grad(loss_fn, has_aux=True)(state.params, given, part)
+            grads, (figures, stats) = jax.grad(loss_fn, has_aux=True)(
+                variables["params"], given, part
+            )
             return stats, (grads, figures)
 
         if train.accumulate == 1:

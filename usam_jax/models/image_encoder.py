@@ -42,15 +42,35 @@ class Attention(nn.Module):
         return linear(d, d, self.dtype, "proj")(x)
 
 
+@jax.custom_vjp
+def compare(q: Float[Array, "b n t c"], k: Float[Array, "b n s c"]) -> Float[Array, "b n t s"]:
+    """`q . k`, summed and given in float32; gradients are multiplied in the type of `q` and `k`."""
+    return jnp.einsum("bntc,bnsc->bnts", q, k, preferred_element_type=jnp.float32)
+
+
+def _compare_forward(q: Array, k: Array) -> tuple[Array, tuple[Array, Array]]:
+    return compare(q, k), (q, k)
+
+
+def _compare_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    q, k = saved
+    gradient = gradient.astype(q.dtype)
+    return (
+        jnp.einsum("bnts,bnsc->bntc", gradient, k),
+        jnp.einsum("bnts,bntc->bnsc", gradient, q),
+    )
+
+
+compare.defvjp(_compare_forward, _compare_backward)
+
+
 def attend(
-    q: Float[Array, "b n t c"], k: Float[Array, "b n t c"], v: Float[Array, "b n t e"]
+    q: Float[Array, "b n t c"], k: Float[Array, "b n s c"], v: Float[Array, "b n s e"]
 ) -> Float[Array, "b n t e"]:
     """Softmax of `q . k`, in float32, times `v`; divided last, where there is least to divide."""
-    logits = jnp.einsum("bntc,bnsc->bnts", q, k, preferred_element_type=jnp.float32)
+    logits = compare(q, k)
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
-    x = jnp.einsum(
-        "bnts,bnse->bnte", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
-    )
+    x = jnp.einsum("bnts,bnse->bnte", weights.astype(v.dtype), v)
     return (x / weights.sum(-1, keepdims=True)).astype(v.dtype)
 
 

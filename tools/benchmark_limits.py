@@ -1,0 +1,39 @@
+"""What the machine can do at most, for shares of it; of benchmark.py."""
+
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+PRODUCT = {"cpu": 3072, "gpu": 8192}  # rows and columns of the matrices
+ARRAY_BYTES = 1 << 30
+
+
+def seconds(function: Callable[[], object]) -> float:
+    """Of one call, until its arrays are there."""
+    start = time.perf_counter()
+    jax.block_until_ready(function())
+    return time.perf_counter() - start
+
+
+def make_product_limit(dtype: str) -> Callable[[], float]:
+    """A function that gives the FLOP/s of one large matrix product, at the best of three."""
+    size = PRODUCT[jax.default_backend()]
+    x = jnp.ones((size, size), dtype)
+    multiply = jax.jit(lambda x: x @ x)
+    jax.block_until_ready(multiply(x))
+    return lambda: 2 * size**3 / min(seconds(lambda: multiply(x)) for _ in range(3))
+
+
+def measure_bandwidth() -> float:
+    """Bytes a second that are read and written where an array is changed in place."""
+    x = jnp.zeros(ARRAY_BYTES // 4, jnp.float32)
+    change = jax.jit(lambda x: x + 1, donate_argnums=0)
+    x = jax.block_until_ready(change(x))
+    found = []
+    for _ in range(3):
+        start = time.perf_counter()
+        x = jax.block_until_ready(change(x))
+        found.append(2 * ARRAY_BYTES / (time.perf_counter() - start))
+    return max(found)

@@ -1,0 +1,135 @@
+"""Which parts of the full model take how long, forward and in training; of benchmark.py."""
+
+import csv
+import pathlib
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from matplotlib.figure import Figure
+
+from configs import care
+from tools.benchmark_limits import make_product_limit, seconds
+from usam_jax.files import replacing
+from usam_jax.forward import batch_prompts
+from usam_jax.models import init_variables, make_model
+from usam_jax.optim import make_optimizer, polynomial_decay
+
+BATCH = 4
+ROUNDS = 5
+KINDS = ("forward", "in training")
+UPDATE = "optimiser's update"
+GFLOP = {"convolutional encoder": 7.0, "image encoder": 35.1, "mask decoder": 8.2}  # of a slice
+
+
+def measure_parts() -> list[tuple[str, float, str]]:
+    """Milliseconds a slice of each part alone, and its share of a large matrix product."""
+    config = care.get_config()
+    model = make_model(config.model)
+    variables = init_variables(model, jax.random.key(0))
+    size = config.model.image_size
+    x = jax.random.normal(jax.random.key(1), (BATCH, size, size, 1))
+    points = np.random.default_rng(0).uniform(0, size, (BATCH, 6, 2)).astype(np.float32)
+    prompts = batch_prompts({"points_xy": points, "point_labels": np.ones((BATCH, 6), np.int32)})
+    features = jax.jit(lambda v, x: model.apply(v, x, method="encode"))(variables, x[..., 0])
+    f4 = jax.jit(lambda v, x: model.apply(v, x, method=lambda m, x: m.backbone(x, False)))
+    parts: dict[str, tuple[Callable[..., Any], Any]] = {
+        "convolutional encoder": (lambda m, x, train: m.backbone(x, train), x),
+        "image encoder": (lambda m, x, _train: m.image_encoder(x), f4(variables, x)[-1]),
+        "mask decoder": (lambda m, x, train: m.decode(x, prompts, train), features),
+    }
+    limit, figures = make_product_limit(config.model.dtype), []
+    for name, (method, given) in parts.items():
+        for kind, make in zip(KINDS, (make_forward, make_gradient), strict=True):
+            run = make(model, method, variables, given)
+            jax.block_until_ready(run())
+            work = BATCH * GFLOP[name] * 1e9 * (1 if kind == "forward" else 3)
+            pairs = [(seconds(run), limit()) for _ in range(ROUNDS)]
+            took = statistics.median(s for s, _ in pairs) / BATCH * 1e3
+            share = statistics.median(work / s / most for s, most in pairs)
+            figures += [
+                (f"{name}, {kind}, batch {BATCH}", took, "ms a slice"),
+                (f"{name}, {kind}, of a matrix product", share, ""),
+            ]
+    update = measure_update(config, variables["params"]) * 1e3
+    return [*figures, (UPDATE, update, "ms a step")]
+
+
+def make_forward(model: Any, method: Any, variables: Any, x: Any) -> Callable[[], Any]:
+    run = jax.jit(lambda v, x: model.apply(v, x, False, method=method))
+    return lambda: run(variables, x)
+
+
+def make_gradient(model: Any, method: Any, variables: Any, x: Any) -> Callable[[], Any]:
+    """The gradients of parameters and input under a random gradient of the output."""
+
+    def forward(params: Any, x: Any) -> Any:
+        given = {**variables, "params": params}
+        return model.apply(given, x, True, method=method, mutable=["batch_stats"])[0]
+
+    shapes = jax.eval_shape(forward, variables["params"], x)
+    above = jax.tree.map(lambda s: jax.random.normal(jax.random.key(2), s.shape, s.dtype), shapes)
+    is_image = getattr(x, "shape", (0,))[-1] == 1  # needs no gradient
+
+    def backward(params: Any, x: Any, above: Any) -> Any:
+        def total(params: Any, x: Any) -> Any:
+            out = forward(params, x)
+            return sum(
+                (a * b).sum() for a, b in zip(*map(jax.tree.leaves, (out, above)), strict=True)
+            )
+
+        return jax.grad(total, 0 if is_image else (0, 1))(params, x)
+
+    run = jax.jit(backward)
+    return lambda: run(variables["params"], x, above)
+
+
+def measure_update(config: Any, params: Any) -> float:
+    tx = make_optimizer(config.optimizer, polynomial_decay(100), params)
+
+    def update(params: Any, state: Any, grads: Any) -> Any:
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    run = jax.jit(update, donate_argnums=(0, 1))
+    grads = jax.tree.map(lambda x: jnp.full_like(x, 1e-3), params)
+    params, state = run(jax.tree.map(jnp.copy, params), jax.jit(tx.init)(params), grads)
+
+    def once() -> Any:
+        nonlocal params, state
+        params, state = run(params, state, grads)
+        return params
+
+    return statistics.median(seconds(once) for _ in range(ROUNDS))
+
+
+def draw_parts(path: pathlib.Path, results: pathlib.Path, device: str) -> None:
+    """The first and the last measured commit's parts on a device, as bars."""
+    with results.open(newline="") as file:
+        rows = [x for x in csv.DictReader(file) if x["device"] == device]
+    names = [f"{part}, {kind}, batch {BATCH}" for part in GFLOP for kind in KINDS]
+    names.append(UPDATE)
+    found: dict[str, dict[str, float]] = {}  # commit -> part -> ms
+    for row in rows:
+        if row["what"] in names:
+            found.setdefault(row["commit"], {})[row["what"]] = float(row["figure"])
+    commits = [*found][:1] + [*found][1:][-1:]
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    axes = figure.subplots()
+    height = 0.8 / len(commits)
+    for number, commit in enumerate(commits):
+        places = np.arange(len(names)) + number * height
+        bars = axes.barh(places, [found[commit].get(x, 0) for x in names], height, label=commit)
+        axes.bar_label(bars, fmt="%.0f", padding=2)
+    axes.set_yticks(np.arange(len(names)) + 0.4 - height / 2, names)
+    axes.invert_yaxis()
+    axes.set_xlabel("ms a slice; of the update, ms a step")
+    axes.set_title(device, fontsize=10)
+    axes.legend(title="commit")
+    axes.spines[["top", "right"]].set_visible(False)
+    with replacing(path) as new:
+        figure.savefig(new, dpi=150)
