@@ -19,7 +19,7 @@ import recipe
 from jaxtyping import install_import_hook
 from ml_collections import ConfigDict
 
-from usam_jax.runtime import use_fast_convolutions
+from usam_jax.xla_flags import use_fast_convolutions
 
 use_fast_convolutions()
 checked = ["usam_jax.models", "usam_jax.losses", "usam_jax.metrics", "usam_jax.data"]

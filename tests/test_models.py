@@ -261,3 +261,27 @@ def test_points_without_labels_are_refused():
     images, points, *_ = make_inputs()
     with pytest.raises(ValueError, match="point_labels"):
         jax.eval_shape(model.init, jax.random.key(0), images, Prompts(points))
+
+
+@pytest.mark.parametrize("head_dim", [4, 8])
+def test_relative_positions_count_alike_on_small_and_large_maps(head_dim):
+    """Against the definition, pair by pair: 2 s is above one head's width and below the other's."""
+    s, heads = 3, 2
+    d = heads * head_dim
+    x = jax.random.normal(jax.random.key(0), (2, s, s, d))
+    attention = Attention(heads, jnp.float32)
+    params = attention.init(jax.random.key(1), x)["params"]
+    params = jax.tree.map(lambda p: jax.random.normal(jax.random.key(p.size), p.shape), params)
+    found = attention.apply({"params": params}, x)
+
+    qkv = x.reshape(2, s * s, d) @ params["qkv"]["kernel"] + params["qkv"]["bias"]
+    q, k, v = np.moveaxis(np.asarray(qkv).reshape(2, s * s, 3, heads, head_dim), 2, 0)
+    logits = np.einsum("bqnd,bknd->bnqk", q, k) * head_dim**-0.5
+    for i in range(s * s):
+        for j in range(s * s):
+            rows, columns = i // s - j // s + s - 1, i % s - j % s + s - 1
+            bias = params["rel_pos_h"][rows] + params["rel_pos_w"][columns]
+            logits[:, :, i, j] += q[:, i] @ bias
+    y = np.einsum("bnqk,bknd->bqnd", jax.nn.softmax(logits), v).reshape(2, s, s, d)
+    expected = y @ params["proj"]["kernel"] + params["proj"]["bias"]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)  # float32 sums of 18 numbers

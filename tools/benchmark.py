@@ -47,7 +47,7 @@ from tools.benchmark_model import measure_eval, measure_train
 from tools.benchmark_parts import draw_parts, measure_parts
 from tools.benchmark_prediction import measure_prediction
 from tools.benchmark_scaling import measure_scaling
-from usam_jax import runtime
+from usam_jax import xla_flags
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results.csv"
@@ -104,10 +104,11 @@ import json, resource, sys, time
 start = time.time()
 import jax, numpy as np
 jax.config.update("jax_compilation_cache_dir", sys.argv[1])
-from usam_jax import runtime, train
+from configs import care
+from usam_jax import train, xla_flags
 from usam_jax.data.pipeline import stack
 from usam_jax.sharding import make_mesh, put_batch
-runtime.use_fast_convolutions()
+xla_flags.use_fast_convolutions()
 config = care.get_config()
 config.init_from, config.train.batch_size = "", 2
 mesh = make_mesh(1)
@@ -177,7 +178,7 @@ def main() -> None:
     )
     parser.add_argument("what", choices=MEASURES)
     cv2.setNumThreads(1)
-    runtime.use_fast_convolutions()
+    xla_flags.use_fast_convolutions()
     what = parser.parse_args().what
     figures = MEASURES[what]()
     report(figures)

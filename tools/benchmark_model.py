@@ -57,7 +57,7 @@ def rate(run: Callable[[], object], work: float, config: ConfigDict, name: str) 
 
 
 def measure_eval() -> list[Figure]:
-    """The forward pass with the published prompts, and SAM's encoder beside that of torch."""
+    """The forward pass without prompts, and SAM's encoder beside that of torch."""
     figures = measure_limits()
     for config, name in setups():
         model = make_model(config.model)
@@ -124,7 +124,7 @@ def memory(compiled: Any, name: str) -> list[Figure]:
 
 def measure_peers() -> list[Figure]:
     """SAM's image encoder at 224x224 beside that of transformers, in turn; where torch is there."""
-    if not importlib.util.find_spec("torch") or jax.default_backend() != "cpu":
+    if not importlib.util.find_spec("transformers") or jax.default_backend() != "cpu":
         return []
     import torch
     import transformers

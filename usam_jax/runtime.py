@@ -51,22 +51,9 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def use_fast_convolutions() -> None:
-    """Makes XLA take Eigen's convolutions on CPUs, twice as fast here as YNNPACK's in training.
-
-    To be called before JAX starts its devices; it changes nothing on GPUs.
-    """
-    add_xla_flag("xla_cpu_experimental_ynn_fusion_type=-LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION")
-
-
-def add_xla_flag(flag: str) -> None:
-    """Before JAX starts its devices; what the user's XLA_FLAGS say of the same flag comes last."""
-    os.environ["XLA_FLAGS"] = f"--{flag} {os.environ.get('XLA_FLAGS', '')}"
-
-
 def repeat_exactly() -> None:
     """Makes XLA choose operations on GPUs that give the same bits each time; before JAX starts."""
-    add_xla_flag("xla_gpu_deterministic_ops=true")
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true"
 
 
 def in_cluster() -> bool:

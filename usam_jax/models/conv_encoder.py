@@ -34,7 +34,7 @@ class ConvEncoder(nn.Module):
         self, images: Float[Array, "b h w c"], train: bool
     ) -> tuple[Float[Array, "b _ _ _"], ...]:
         d = self.dim
-        features = [ConvUnit(d // 8, self.dtype, name="inc")(images, train)]
+        features = [ConvUnit(d // 8, self.dtype, grey=True, name="inc")(images, train)]
         for i, channels in enumerate((d // 4, d // 2, d, self.width), start=1):
             down = DownBlock(channels, self.dtype, name=f"down{i}")
             features.append(down(features[-1], train))

@@ -12,9 +12,9 @@ class Attention(nn.Module):
     """Multi-head self-attention of a square map, with relative positions along h and along w.
 
     A query's bias towards a key is `q . rel_pos_h[i_q - i_k]` plus the same along w, with q not
-    scaled. Both are part of the product of queries and keys: behind its channels a query has its
-    bias towards each row and column, a key has ones at its own. So no array of query, key and bias
-    is made. Source: Segment Anything, image encoder (after MViTv2's decomposed positions).
+    scaled. On a small map both are part of the product of queries and keys: behind its channels a
+    query has its bias towards each row and column, a key has ones at its own. On a large map that
+    would be most of the product, and they are added to it. Source: Segment Anything, image encoder (after MViTv2's decomposed positions).
     """
 
     num_heads: int
@@ -33,12 +33,19 @@ class Attention(nn.Module):
         rel_w = self.param("rel_pos_w", zeros, (2 * s - 1, head_dim)).astype(self.dtype)
         bias_h = jnp.einsum("bnijd,ikd->bnijk", grid, rel_h[offset]).reshape(b, n, t, s)
         bias_w = jnp.einsum("bnijd,jkd->bnijk", grid, rel_w[offset]).reshape(b, n, t, s)
-        one = jnp.eye(s, dtype=self.dtype)
-        own = jnp.concatenate([jnp.repeat(one, s, axis=0), jnp.tile(one, (s, 1))], axis=-1)
-        q = jnp.concatenate([q * head_dim**-0.5, bias_h, bias_w], axis=-1)
-        k = jnp.concatenate([k, jnp.broadcast_to(own, (b, n, t, 2 * s))], axis=-1)
+        q = q * head_dim**-0.5
+        if 2 * s > head_dim:
+            logits = compare(q, k).reshape(b, n, t, s, s) + bias_h[..., None] + bias_w[..., None, :]
+            logits = logits.reshape(b, n, t, t)
+        else:
+            one = jnp.eye(s, dtype=self.dtype)
+            own = jnp.concatenate([jnp.repeat(one, s, axis=0), jnp.tile(one, (s, 1))], axis=-1)
+            own = jnp.broadcast_to(own, (b, n, t, 2 * s))
+            logits = compare(
+                jnp.concatenate([q, bias_h, bias_w], axis=-1), jnp.concatenate([k, own], axis=-1)
+            )
 
-        x = attend(q, k, v).swapaxes(1, 2).reshape(b, s, s, d)
+        x = weigh(logits, v).swapaxes(1, 2).reshape(b, s, s, d)
         return linear(d, d, self.dtype, "proj")(x)
 
 
@@ -64,13 +71,10 @@ def _compare_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Arra
 compare.defvjp(_compare_forward, _compare_backward)
 
 
-def attend(
-    q: Float[Array, "b n t c"], k: Float[Array, "b n s c"], v: Float[Array, "b n s e"]
-) -> Float[Array, "b n t e"]:
-    """Softmax of `q . k`, in float32, times `v`; divided last, where there is least to divide."""
-    logits = compare(q, k)
+def weigh(logits: Float[Array, "b n t s"], v: Float[Array, "b n s e"]) -> Float[Array, "b n t e"]:
+    """Softmax, in float32, times `v`; divided last, where there is least to divide."""
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
-    x = jnp.einsum("bnts,bnse->bnte", weights.astype(v.dtype), v)
+    x = compare(weights.astype(v.dtype), v.swapaxes(2, 3))
     return (x / weights.sum(-1, keepdims=True)).astype(v.dtype)
 
 

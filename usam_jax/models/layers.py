@@ -29,7 +29,7 @@ def product(x: Float[Array, "*n d"], kernel: Float[Array, "d e"]) -> Float[Array
     """`x @ kernel`, with the kernel's gradient as `x.T @ gradient`.
 
     JAX's own is `(gradient.T @ x).T`. For the transpose, XLA on a CPU adds up the gradients of the
-    residual stream anew in each layer, which makes the time grow with the square of the depth.
+    residual stream anew in each layer, which makes the time grow with the square of the depth. Only for reverse differentiation.
     """
     return x @ kernel
 
@@ -92,8 +92,8 @@ def conv(
 class UpConv(nn.Module):
     """Transposed convolution, 2x2 with stride 2: doubles height and width.
 
-    As one matrix product, since no two of its windows meet: the kernel's gradient as XLA makes it of
-    a convolution takes half of a training step on a CPU. Kernel [2 2 d e] as `nn.ConvTranspose` has it.
+    As one matrix product, since no two of its windows meet: of a convolution, XLA on a CPU makes a
+    slow gradient of the kernel. Kernel [2 2 d e] as `nn.ConvTranspose` has it.
     """
 
     features: int
@@ -185,14 +185,15 @@ class GreyConv(nn.Module):
 
 
 class ConvUnit(nn.Module):
-    """Conv 3x3, BatchNorm, ReLU; of a grey image where `x` has one channel."""
+    """Conv 3x3, BatchNorm, ReLU; `grey`: of the image itself."""
 
     features: int
     dtype: Dtype
+    grey: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w d"], train: bool) -> Float[Array, "b h w e"]:
-        if x.shape[-1] == 1:
+        if self.grey:
             x = GreyConv(self.features, 3, 1, self.dtype, name="conv")(x)
         else:
             x = conv(self.features, x.shape[-1], 3, self.dtype, "conv")(x)
