@@ -43,6 +43,7 @@ from rich.table import Table
 from tools.benchmark_cost import draw_cost, measure_cost
 from tools.benchmark_data import measure_data, write_slices
 from tools.benchmark_evaluation import measure_evaluation
+from tools.benchmark_limits import Row
 from tools.benchmark_model import measure_eval, measure_train
 from tools.benchmark_parts import draw_parts, measure_parts
 from tools.benchmark_prediction import measure_prediction
@@ -53,8 +54,6 @@ ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results.csv"
 PICTURES = ROOT / "docs" / "performance"
 COLUMNS = ("commit", "device", "what", "figure", "unit", "versions")
-
-Figure = tuple[str, float, str]  # what, how much, unit
 
 
 def describe_device() -> str:
@@ -79,7 +78,7 @@ def describe_commit() -> str:
     return commit + ("+" if changes else "")
 
 
-def report(figures: list[Figure]) -> None:
+def report(figures: list[Row]) -> None:
     """Prints the figures and appends them to benchmarks/results.csv."""
     commit, device = describe_commit(), describe_device()
     table = Table(title=f"{commit}, {device}", title_justify="left")
@@ -138,7 +137,7 @@ print(json.dumps({
 """
 
 
-def measure_startup() -> list[Figure]:
+def measure_startup() -> list[Row]:
     """Time to the end of the first training step of the full model, and memory of the process."""
     with tempfile.TemporaryDirectory() as cache:
         cold, warm = (
@@ -157,7 +156,7 @@ def measure_startup() -> list[Figure]:
     ]
 
 
-MEASURES: dict[str, Callable[[], list[Figure]]] = {
+MEASURES: dict[str, Callable[[], list[Row]]] = {
     "eval": measure_eval,
     "train": measure_train,
     "parts": measure_parts,

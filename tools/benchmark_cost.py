@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from configs import care
+from tools.benchmark_limits import Row
 from usam_jax.figures import TWO_KINDS, save
 from usam_jax.models import Prompts, make_model, variable_shapes
 
@@ -33,8 +34,6 @@ SWEEPS = {  # the label of the axis and what is not varied
 }
 FORWARD, DECODE = "forward of ViT-B", "decode of ViT-B"
 COLOURS = {FORWARD: TWO_KINDS[0], DECODE: TWO_KINDS[1]}
-
-Row = tuple[str, float, str]  # what, how much, unit
 
 
 def measure_cost() -> list[Row]:

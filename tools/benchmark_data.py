@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from scipy import ndimage
 
 from configs import care
+from tools.benchmark_limits import Row
 from usam_jax.data import augment, pipeline, splits
 from usam_jax.data.prepare import packing_settings, prepare
 from usam_jax.data.sources import load_phantom
@@ -22,7 +23,7 @@ ROUNDS = 5
 NUM_OPENED = 100_000
 
 
-def measure_data() -> list[tuple[str, float, str]]:
+def measure_data() -> list[Row]:
     """Both loaders in turn, so that what else the machine does hits both; the best of each."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     with tempfile.TemporaryDirectory() as folder:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from tools.benchmark_limits import Row
 from usam_jax import evaluate, metrics
 from usam_jax.data.eval_prompts import main_mode, noisy_modes, other_modes
 from usam_jax.data.packed import Packed
@@ -36,7 +37,7 @@ def cpu_seconds(function: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def measure_evaluation(write_slices: WriteSlices) -> list[tuple[str, float, str]]:
+def measure_evaluation(write_slices: WriteSlices) -> list[Row]:
     """Model, scores and report apart, of slices as CARE's with all prompts of configs/care.py."""
     with tempfile.TemporaryDirectory() as folder:
         config = write_slices(pathlib.Path(folder))

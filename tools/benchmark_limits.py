@@ -1,4 +1,4 @@
-"""What the machine can do at most, for shares of it; of benchmark.py."""
+"""The work of the model and what the machine can do at most, for shares of it; of benchmark.py."""
 
 import time
 from collections.abc import Callable
@@ -6,8 +6,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+FORWARD_FLOP = 50.3e9  # of ViT-B and a slice of 224x224, a multiply-add counted as two
+STEP_FLOP = 3 * FORWARD_FLOP  # the backward pass is two forward passes
 PRODUCT = {"cpu": 3072, "gpu": 8192}  # rows and columns of the matrices
 ARRAY_BYTES = 1 << 30
+
+Row = tuple[str, float, str]  # what, how much, unit
 
 
 def seconds(function: Callable[[], object]) -> float:

@@ -5,6 +5,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,25 +13,28 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import care
-from tools.benchmark_limits import make_product_limit, measure_bandwidth, seconds
+from tools.benchmark_limits import (
+    FORWARD_FLOP,
+    STEP_FLOP,
+    Row,
+    make_product_limit,
+    measure_bandwidth,
+    seconds,
+)
 from usam_jax import train
 from usam_jax.data.pipeline import stack
 from usam_jax.forward import batch_images
 from usam_jax.models import init_variables, make_model
 from usam_jax.sharding import make_mesh, put_batch
 
-FORWARD = 50.3e9  # floating-point operations of a slice of 224x224
-STEP = 3 * FORWARD
 ROUNDS = 7
 SETUPS = {  # of a device: type of numbers and slices in a batch
     "cpu": [("float32", 4), ("float32", 8)],
     "gpu": [(x, n) for x in ("bfloat16", "float32") for n in (8, 16, 32, 64)],
 }
 
-Figure = tuple[str, float, str]
 
-
-def measure_limits() -> list[Figure]:
+def measure_limits() -> list[Row]:
     dtypes = dict.fromkeys(x for x, _ in SETUPS[jax.default_backend()])
     limits = [
         (f"limit: a large matrix product, {x}", make_product_limit(x)() / 1e9, "GFLOP/s")
@@ -47,7 +51,7 @@ def setups() -> Iterator[tuple[ConfigDict, str]]:
         yield config, f"ViT-B, {dtype}, batch {batch}"
 
 
-def rate(run: Callable[[], object], work: float, config: ConfigDict, name: str) -> list[Figure]:
+def rate(run: Callable[[], object], work: float, config: ConfigDict, name: str) -> list[Row]:
     """Slices a second, and the share of the limit that is measured beside each run."""
     limit, batch = make_product_limit(config.model.dtype), config.train.batch_size
     pairs = [(seconds(run), limit()) for _ in range(ROUNDS)]
@@ -56,7 +60,7 @@ def rate(run: Callable[[], object], work: float, config: ConfigDict, name: str) 
     return [(name, slices, "slices/s"), (f"the same, of a matrix product: {name}", share, "")]
 
 
-def measure_eval() -> list[Figure]:
+def measure_eval() -> list[Row]:
     """The forward pass without prompts, and SAM's encoder beside that of torch."""
     figures = measure_limits()
     for config, name in setups():
@@ -65,13 +69,14 @@ def measure_eval() -> list[Figure]:
         images = make_batch(config)["image"]
         forward = jax.jit(lambda v, x, m=model: m.apply(v, batch_images(x), None))
         compiled = forward.lower(variables, images).compile()
-        jax.block_until_ready(compiled(variables, images))
-        figures += rate(lambda: compiled(variables, images), FORWARD, config, f"evaluating {name}")  # noqa: B023
+        run = partial(compiled, variables, images)
+        jax.block_until_ready(run())
+        figures += rate(run, FORWARD_FLOP, config, f"evaluating {name}")
         figures += memory(compiled, f"evaluating {name}")
     return figures + measure_peers()
 
 
-def measure_train() -> list[Figure]:
+def measure_train() -> list[Row]:
     """A training step: compilation, time and memory."""
     figures = measure_limits()
     for config, name in setups():
@@ -95,7 +100,7 @@ def measure_train() -> list[Figure]:
             return values
 
         step()
-        figures += rate(step, STEP, config, f"training {name}")
+        figures += rate(step, STEP_FLOP, config, f"training {name}")
         figures += memory(compiled, f"training {name}")
     return figures
 
@@ -113,7 +118,7 @@ def make_batch(config: ConfigDict) -> dict[str, np.ndarray]:
     return stack([item] * config.train.batch_size)
 
 
-def memory(compiled: Any, name: str) -> list[Figure]:
+def memory(compiled: Any, name: str) -> list[Row]:
     """What the program needs besides its arguments, and the process's peak on a CPU."""
     found = [(f"memory of {name}", compiled.memory_analysis().temp_size_in_bytes / 1e9, "GB")]
     if jax.default_backend() == "cpu":
@@ -122,7 +127,7 @@ def memory(compiled: Any, name: str) -> list[Figure]:
     return found
 
 
-def measure_peers() -> list[Figure]:
+def measure_peers() -> list[Row]:
     """SAM's image encoder at 224x224 beside that of transformers, in turn; where torch is there."""
     if not importlib.util.find_spec("transformers") or jax.default_backend() != "cpu":
         return []

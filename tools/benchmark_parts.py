@@ -13,7 +13,7 @@ import optax
 from matplotlib.figure import Figure
 
 from configs import care
-from tools.benchmark_limits import make_product_limit, seconds
+from tools.benchmark_limits import Row, make_product_limit, seconds
 from usam_jax.files import replacing
 from usam_jax.forward import batch_prompts
 from usam_jax.models import init_variables, make_model
@@ -26,7 +26,7 @@ UPDATE = "optimiser's update"
 GFLOP = {"convolutional encoder": 7.0, "image encoder": 35.1, "mask decoder": 8.2}  # of a slice
 
 
-def measure_parts() -> list[tuple[str, float, str]]:
+def measure_parts() -> list[Row]:
     """Milliseconds a slice of each part alone, and its share of a large matrix product."""
     config = care.get_config()
     model = make_model(config.model)

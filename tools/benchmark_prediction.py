@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from configs import care
+from tools.benchmark_limits import Row
 from usam_jax.data import phantom
 from usam_jax.data.preparation import make_preparation
 from usam_jax.data.volumes import Geometry
@@ -20,7 +21,7 @@ SIZE = 512  # pixels of the volume's slices
 BATCH = 8
 
 
-def measure_prediction() -> list[tuple[str, float, str]]:
+def measure_prediction() -> list[Row]:
     """Of ViT-B on slices of 512x512 pixels."""
     config = care.get_config()
     model = make_model(config.model)

@@ -1,6 +1,4 @@
-"""What the training step would lose to communication on several GPUs: a prediction, no measurement.
-
-    python -m tools.benchmark_scaling
+"""What a training step would lose to sending on several GPUs, a prediction; of benchmark.py.
 
 Counts the bytes that the step of ViT-B sums over its devices, in the program that XLA makes for
 eight of them, and predicts the efficiency from rates that others publish. Efficiency is the share
@@ -15,11 +13,10 @@ import subprocess
 import sys
 from typing import NamedTuple
 
+from tools.benchmark_limits import STEP_FLOP, Row
+
 ROOT = pathlib.Path(__file__).parents[1]
 
-# Of a slice of 224x224: the forward pass is 50.3 GFLOP (docs/differences.md), the backward pass
-# two of it.
-FLOP_PER_SLICE = 151e9
 BACKWARD_SHARE = 2 / 3  # of the step, that can hide communication
 PEAK = 989e12  # FLOP/s, dense bfloat16 of an H100 SXM; NVIDIA's data sheet
 PEAK_SHARE = 0.45  # assumed; what well-tuned transformers reach. A lower one hides more
@@ -32,8 +29,6 @@ PCIE = 50e9  # bytes/s each way of the 64 of PCIe 5 x16, as commonly achieved
 FAST_NIC = 400e9 / 8  # bytes/s, 400 Gbit/s for each GPU
 SLOW_NIC = 100e9 / 8  # bytes/s, 100 Gbit/s for each host
 NEAR_S, FAR_S = 20e-6, 50e-6  # assumed; a small NCCL sum within a host, and over PCIe or hosts
-
-Figure = tuple[str, float, str]  # what, how much, unit
 
 
 class Setup(NamedTuple):
@@ -88,14 +83,14 @@ def count_collectives() -> list[tuple[str, int]]:
 
 def predict(setup: Setup, num_bytes: int, num_small: int, batch: int) -> tuple[float, float]:
     """Efficiency if no gradient is summed while others are computed, and if all that can be are."""
-    compute = FLOP_PER_SLICE * batch / (PEAK * PEAK_SHARE)
+    compute = STEP_FLOP * batch / (PEAK * PEAK_SHARE)
     send = 2 * (setup.num_gpus - 1) / setup.num_gpus * num_bytes / setup.rate
     waits = num_small * setup.latency_s  # the next layer needs them: nothing hides them
     rest = max(0.0, send - BACKWARD_SHARE * compute)
     return compute / (compute + send + waits), compute / (compute + rest + waits)
 
 
-def measure_scaling() -> list[Figure]:
+def measure_scaling() -> list[Row]:
     """Bytes and number of sums of a step, counted; efficiencies, predicted."""
     found = count_collectives()
     if other := {kind for kind, _ in found} - {"all-reduce"}:
@@ -115,25 +110,3 @@ def measure_scaling() -> list[Figure]:
                 )
                 figures.append((what, 100 * share, "%"))
     return figures
-
-
-def markdown_table(figures: list[Figure]) -> str:
-    """The predictions as a table: worst to best case, by setup and batch."""
-    shares = iter([figure for what, figure, _ in figures if what.startswith("predicted")])
-    lines = [
-        "| predicted efficiency, no to full overlap | "
-        + " | ".join(f"{batch} slices a GPU" for batch in BATCHES)
-        + " |",
-        "|---|" + "---|" * len(BATCHES),
-    ]
-    for setup in SETUPS:
-        cells = [f"{next(shares):.0f} to {next(shares):.0f} %" for _ in BATCHES]
-        lines.append(f"| {setup.name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    measured = measure_scaling()
-    for what, figure, unit in measured[:2]:
-        print(f"{what}: {figure:.4g} {unit}".rstrip())
-    print(f"\n{markdown_table(measured)}")
