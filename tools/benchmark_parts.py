@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from configs import care
 from tools.benchmark_limits import Row, make_product_limit, seconds
-from usam_jax.files import replacing
+from usam_jax.figures import save
 from usam_jax.forward import batch_prompts
 from usam_jax.models import init_variables, make_model
 from usam_jax.optim import make_optimizer, polynomial_decay
@@ -131,5 +131,4 @@ def draw_parts(path: pathlib.Path, results: pathlib.Path, device: str) -> None:
     axes.set_title(device, fontsize=10)
     axes.legend(title="commit")
     axes.spines[["top", "right"]].set_visible(False)
-    with replacing(path) as new:
-        figure.savefig(new, dpi=150)
+    save(figure, path)

@@ -9,10 +9,8 @@ def use_fast_convolutions() -> None:
     Known to jax 0.10 and 0.11; XLA ends the process at a flag that it does not know. XLA_FLAGS of
     the user that name the same flag are left alone.
     """
-    add_flag("xla_cpu_experimental_ynn_fusion_type", "-LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION")
-
-
-def add_flag(name: str, value: str) -> None:
+    name = "xla_cpu_experimental_ynn_fusion_type"
     flags = os.environ.get("XLA_FLAGS", "")
     if f"--{name}=" not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} --{name}={value}".strip()
+        flag = f"--{name}=-LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
+        os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()

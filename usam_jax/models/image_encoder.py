@@ -14,7 +14,8 @@ class Attention(nn.Module):
     A query's bias towards a key is `q . rel_pos_h[i_q - i_k]` plus the same along w, with q not
     scaled. On a small map both are part of the product of queries and keys: behind its channels a
     query has its bias towards each row and column, a key has ones at its own. On a large map that
-    would be most of the product, and they are added to it. Source: Segment Anything, image encoder (after MViTv2's decomposed positions).
+    would be most of the product, and they are added to it. Source: Segment Anything, image encoder
+    (after MViTv2's decomposed positions).
     """
 
     num_heads: int

@@ -29,7 +29,8 @@ def product(x: Float[Array, "*n d"], kernel: Float[Array, "d e"]) -> Float[Array
     """`x @ kernel`, with the kernel's gradient as `x.T @ gradient`.
 
     JAX's own is `(gradient.T @ x).T`. For the transpose, XLA on a CPU adds up the gradients of the
-    residual stream anew in each layer, which makes the time grow with the square of the depth. Only for reverse differentiation.
+    residual stream anew in each layer, which makes the time grow with the square of the depth.
+    Only for reverse differentiation.
     """
     return x @ kernel
 
