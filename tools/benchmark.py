@@ -2,6 +2,7 @@
 
     python -m tools.benchmark eval
     python -m tools.benchmark train
+    python -m tools.benchmark epochs
     python -m tools.benchmark parts
     python -m tools.benchmark click
     python -m tools.benchmark data
@@ -26,13 +27,10 @@ Figures go to benchmarks/results.csv; `parts` and `cost` are drawn into docs/per
 
 import argparse
 import csv
-import json
 import os
 import pathlib
 import platform
 import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
 
 import cv2
@@ -42,16 +40,19 @@ from rich.table import Table
 
 from tools.benchmark_cost import draw_cost, measure_cost
 from tools.benchmark_data import measure_data, write_slices
+from tools.benchmark_epochs import measure_epochs
 from tools.benchmark_evaluation import measure_evaluation
-from tools.benchmark_limits import Row
+from tools.benchmark_limits import ROOT, Row
 from tools.benchmark_model import measure_eval, measure_train
+from tools.benchmark_page import write_page
 from tools.benchmark_parts import draw_parts, measure_parts
 from tools.benchmark_prediction import measure_prediction
 from tools.benchmark_scaling import measure_scaling
-from usam_jax import xla_flags
+from tools.benchmark_startup import measure_startup
+from usam_jax import cpu
 
-ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results.csv"
+PAGE = ROOT / "docs" / "performance.md"
 PICTURES = ROOT / "docs" / "performance"
 COLUMNS = ("commit", "device", "what", "figure", "unit", "versions")
 
@@ -98,67 +99,10 @@ def report(figures: list[Row]) -> None:
         )
 
 
-STARTUP = """
-import json, resource, sys, time
-start = time.time()
-import jax, numpy as np
-jax.config.update("jax_compilation_cache_dir", sys.argv[1])
-from configs import care
-from usam_jax import train, xla_flags
-from usam_jax.data.pipeline import stack
-from usam_jax.sharding import make_mesh, put_batch
-xla_flags.use_fast_convolutions()
-config = care.get_config()
-config.init_from, config.train.batch_size = "", 2
-mesh = make_mesh(1)
-training = train.make_training(config, 100, mesh)
-state = training.start_fn()
-batch = put_batch(
-    stack([{
-        "image": np.zeros((224, 224), np.uint8),
-        "label": np.zeros((224, 224), np.uint8),
-        "index": np.int32(0),
-        "points_xy": np.zeros((6, 2), np.float32),
-        "point_labels": np.ones(6, np.int32),
-    }] * 2),
-    mesh,
-)
-state, values = training.train_step(state, batch)
-loss = float(values["train/loss"])
-first = time.time() - start
-again = time.time()
-state, values = training.train_step(state, batch)
-loss = float(values["train/loss"])
-print(json.dumps({
-    "first": first,
-    "step": time.time() - again,
-    "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-}))
-"""
-
-
-def measure_startup() -> list[Row]:
-    """Time to the end of the first training step of the full model, and memory of the process."""
-    with tempfile.TemporaryDirectory() as cache:
-        cold, warm = (
-            json.loads(
-                subprocess.check_output(
-                    [sys.executable, "-c", STARTUP, cache], text=True, cwd=ROOT
-                ).splitlines()[-1]
-            )
-            for _ in range(2)
-        )
-    return [
-        ("first training step of ViT-B, batch 2, nothing compiled", cold["first"], "s"),
-        ("first training step of ViT-B, batch 2, from the cache", warm["first"], "s"),
-        ("training step of ViT-B, batch 2", warm["step"], "s"),
-        ("peak memory of the process, ViT-B, batch 2", warm["peak"] / 1e9, "GB"),
-    ]
-
-
 MEASURES: dict[str, Callable[[], list[Row]]] = {
     "eval": measure_eval,
     "train": measure_train,
+    "epochs": measure_epochs,
     "parts": measure_parts,
     "click": measure_prediction,
     "data": measure_data,
@@ -177,7 +121,7 @@ def main() -> None:
     )
     parser.add_argument("what", choices=MEASURES)
     cv2.setNumThreads(1)
-    xla_flags.use_fast_convolutions()
+    cpu.prepare()
     what = parser.parse_args().what
     figures = MEASURES[what]()
     report(figures)
@@ -186,6 +130,7 @@ def main() -> None:
         draw_cost(PICTURES / "cost.png", figures)
     if what == "parts":
         draw_parts(PICTURES / "parts.png", RESULTS, describe_device())
+    write_page(PAGE, RESULTS)
 
 
 if __name__ == "__main__":

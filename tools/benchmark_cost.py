@@ -6,7 +6,6 @@ Of ViT-B in float32 on one slice.
 import functools
 import pathlib
 import re
-import time
 from typing import Any
 
 import jax
@@ -15,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from configs import care
-from tools.benchmark_limits import Row
+from tools.benchmark_limits import Row, cpu_seconds
+from usam_jax import logs
 from usam_jax.figures import TWO_KINDS, save
 from usam_jax.models import Prompts, make_model, variable_shapes
 
@@ -38,14 +38,16 @@ COLOURS = {FORWARD: TWO_KINDS[0], DECODE: TWO_KINDS[1]}
 
 def measure_cost() -> list[Row]:
     """CPU seconds (the least of several runs), XLA's temporary memory, and operations."""
+    runs: list[tuple[str, str, dict[str, int]]] = [
+        *((FORWARD, f"image size {x}", {"image_size": x}) for x in IMAGE_SIZES),
+        *((FORWARD, f"classes {x}", {"num_classes": x}) for x in CLASS_COUNTS),
+        *((y, f"points {x}", {"num_points": x}) for x in POINT_COUNTS for y in (FORWARD, DECODE)),
+    ]
     rows = []
-    for size in IMAGE_SIZES:
-        rows += measure_part(FORWARD, f"image size {size}", image_size=size)
-    for count in CLASS_COUNTS:
-        rows += measure_part(FORWARD, f"classes {count}", num_classes=count)
-    for count in POINT_COUNTS:
-        for part in (FORWARD, DECODE):
-            rows += measure_part(part, f"points {count}", num_points=count)
+    with logs.Progress("cost", len(runs), "programs") as bar:
+        for part, where, numbers in runs:
+            rows += measure_part(part, where, **numbers)
+            bar.advance()
     return rows
 
 
@@ -82,9 +84,7 @@ def measure_function(function: Any, *arguments: Any) -> dict[str, float]:
     jax.block_until_ready(compiled(*arguments))  # touches the memory
     seconds: list[float] = []
     while len(seconds) < MIN_ROUNDS or sum(seconds) < MIN_SECONDS:
-        start = time.process_time()
-        jax.block_until_ready(compiled(*arguments))
-        seconds.append(time.process_time() - start)
+        seconds.append(cpu_seconds(lambda: jax.block_until_ready(compiled(*arguments))))
     memory = compiled.memory_analysis().temp_size_in_bytes
     return {SECONDS: min(seconds), MEMORY: memory / 1e9, OPERATIONS: operations / 1e9}
 

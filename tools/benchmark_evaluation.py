@@ -2,14 +2,13 @@
 
 import pathlib
 import tempfile
-import time
 from collections.abc import Callable
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from tools.benchmark_limits import Row
+from tools.benchmark_limits import Row, cpu_seconds
 from usam_jax import evaluate, metrics
 from usam_jax.data.eval_prompts import main_mode, noisy_modes, other_modes
 from usam_jax.data.packed import Packed
@@ -28,13 +27,6 @@ CARE_SLICES = 6424  # of its test set
 SHIFT = 3  # pixels that the scored labels are off
 
 WriteSlices = Callable[[pathlib.Path], ConfigDict]
-
-
-def cpu_seconds(function: Callable[[], object]) -> float:
-    """Of this process, so that other processes count as little as can be."""
-    start = time.process_time()
-    function()
-    return time.process_time() - start
 
 
 def measure_evaluation(write_slices: WriteSlices) -> list[Row]:

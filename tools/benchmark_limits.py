@@ -1,11 +1,13 @@
 """The work of the model and what the machine can do at most, for shares of it; of benchmark.py."""
 
+import pathlib
 import time
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
+ROOT = pathlib.Path(__file__).parents[1]
 FORWARD_FLOP = 50.3e9  # of ViT-B and a slice of 224x224, a multiply-add counted as two
 STEP_FLOP = 3 * FORWARD_FLOP  # the backward pass is two forward passes
 PRODUCT = {"cpu": 3072, "gpu": 8192}  # rows and columns of the matrices
@@ -19,6 +21,13 @@ def seconds(function: Callable[[], object]) -> float:
     start = time.perf_counter()
     jax.block_until_ready(function())
     return time.perf_counter() - start
+
+
+def cpu_seconds(function: Callable[[], object]) -> float:
+    """Of this process, so that other processes count as little as can be."""
+    start = time.process_time()
+    function()
+    return time.process_time() - start
 
 
 def make_product_limit(dtype: str) -> Callable[[], float]:

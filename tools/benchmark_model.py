@@ -21,7 +21,7 @@ from tools.benchmark_limits import (
     measure_bandwidth,
     seconds,
 )
-from usam_jax import train
+from usam_jax import logs, train
 from usam_jax.data.pipeline import stack
 from usam_jax.forward import batch_images
 from usam_jax.models import init_variables, make_model
@@ -54,7 +54,11 @@ def setups() -> Iterator[tuple[ConfigDict, str]]:
 def rate(run: Callable[[], object], work: float, config: ConfigDict, name: str) -> list[Row]:
     """Slices a second, and the share of the limit that is measured beside each run."""
     limit, batch = make_product_limit(config.model.dtype), config.train.batch_size
-    pairs = [(seconds(run), limit()) for _ in range(ROUNDS)]
+    pairs = []
+    with logs.Progress(name, ROUNDS, "rounds") as bar:
+        for _ in range(ROUNDS):
+            pairs.append((seconds(run), limit()))
+            bar.advance()
     slices = statistics.median(batch / s for s, _ in pairs)
     share = statistics.median(work * batch / s / most for s, most in pairs)
     return [(name, slices, "slices/s"), (f"the same, of a matrix product: {name}", share, "")]
@@ -64,45 +68,53 @@ def measure_eval() -> list[Row]:
     """The forward pass without prompts, and SAM's encoder beside that of torch."""
     figures = measure_limits()
     for config, name in setups():
-        model = make_model(config.model)
-        variables = init_variables(model, jax.random.key(0))
-        images = make_batch(config)["image"]
-        forward = jax.jit(lambda v, x, m=model: m.apply(v, batch_images(x), None))
-        compiled = forward.lower(variables, images).compile()
-        run = partial(compiled, variables, images)
-        jax.block_until_ready(run())
-        figures += rate(run, FORWARD_FLOP, config, f"evaluating {name}")
-        figures += memory(compiled, f"evaluating {name}")
+        figures += measure_forward(config, f"evaluating {name}")
     return figures + measure_peers()
 
 
+def measure_forward(config: ConfigDict, name: str) -> list[Row]:
+    """Time and memory."""
+    model = make_model(config.model)
+    variables = init_variables(model, jax.random.key(0))
+    images = make_batch(config)["image"]
+    forward = jax.jit(lambda v, x: model.apply(v, batch_images(x), None))
+    compiled = forward.lower(variables, images).compile()
+    run = partial(compiled, variables, images)
+    jax.block_until_ready(run())
+    return rate(run, FORWARD_FLOP, config, name) + memory(compiled, name)
+
+
 def measure_train() -> list[Row]:
-    """A training step: compilation, time and memory."""
+    """A training step."""
     figures = measure_limits()
     for config, name in setups():
-        mesh = make_mesh(1)
-        training = train.make_training(config, 100, mesh)
-        batch = put_batch(make_batch(config), mesh)
-        state = training.start_fn()
-        start = time.perf_counter()
-        lowered = training.train_step.lower(state, batch)  # type: ignore[attr-defined]
-        middle = time.perf_counter()
-        compiled = lowered.compile()
-        end = time.perf_counter()
-        figures += [
-            (f"tracing the step of {name}", middle - start, "s"),
-            (f"compiling the step of {name}", end - middle, "s"),
-        ]
-
-        def step() -> Any:
-            nonlocal state
-            state, values = compiled(state, batch)  # noqa: B023
-            return values
-
-        step()
-        figures += rate(step, STEP_FLOP, config, f"training {name}")
-        figures += memory(compiled, f"training {name}")
+        figures += measure_step(config, f"training {name}")
     return figures
+
+
+def measure_step(config: ConfigDict, name: str) -> list[Row]:
+    """Compilation, time and memory."""
+    mesh = make_mesh(1)
+    training = train.make_training(config, 100, mesh)
+    batch, state = put_batch(make_batch(config), mesh), training.start_fn()
+    start = time.perf_counter()
+    lowered = training.train_step.lower(state, batch)  # type: ignore[attr-defined]
+    middle = time.perf_counter()
+    compiled = lowered.compile()
+    end = time.perf_counter()
+
+    def step() -> Any:
+        nonlocal state
+        state, values = compiled(state, batch)
+        return values
+
+    jax.block_until_ready(step())
+    return [
+        *rate(step, STEP_FLOP, config, name),
+        *memory(compiled, name),
+        (f"tracing for {name}", middle - start, "s"),
+        (f"compiling for {name}", end - middle, "s"),
+    ]
 
 
 def make_batch(config: ConfigDict) -> dict[str, np.ndarray]:

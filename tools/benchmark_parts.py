@@ -1,6 +1,7 @@
 """Which parts of the full model take how long, forward and in training; of benchmark.py."""
 
 import csv
+import itertools
 import pathlib
 import statistics
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from matplotlib.figure import Figure
 
 from configs import care
 from tools.benchmark_limits import Row, make_product_limit, seconds
+from usam_jax import logs
 from usam_jax.figures import save
 from usam_jax.forward import batch_prompts
 from usam_jax.models import init_variables, make_model
@@ -43,8 +45,9 @@ def measure_parts() -> list[Row]:
         "mask decoder": (lambda m, x, train: m.decode(x, prompts, train), features),
     }
     limit, figures = make_product_limit(config.model.dtype), []
-    for name, (method, given) in parts.items():
-        for kind, make in zip(KINDS, (make_forward, make_gradient), strict=True):
+    runs = itertools.product(parts.items(), zip(KINDS, (make_forward, make_gradient), strict=True))
+    with logs.Progress("parts", len(parts) * len(KINDS), "parts") as bar:
+        for (name, (method, given)), (kind, make) in runs:
             run = make(model, method, variables, given)
             jax.block_until_ready(run())
             work = BATCH * GFLOP[name] * 1e9 * (1 if kind == "forward" else 3)
@@ -55,6 +58,7 @@ def measure_parts() -> list[Row]:
                 (f"{name}, {kind}, batch {BATCH}", took, "ms a slice"),
                 (f"{name}, {kind}, of a matrix product", share, ""),
             ]
+            bar.advance()
     update = measure_update(config, variables["params"]) * 1e3
     return [*figures, (UPDATE, update, "ms a step")]
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from configs import care
-from tools.benchmark_limits import Row
+from tools.benchmark_limits import Row, cpu_seconds
 from usam_jax.data import phantom
 from usam_jax.data.preparation import make_preparation
 from usam_jax.data.volumes import Geometry
@@ -69,8 +69,4 @@ def measure_volume(network: Network, hu: np.ndarray) -> tuple[float, float]:
             pass
 
     run_model()  # compiles
-    start = time.process_time()
-    run_model()
-    middle = time.process_time()
-    run_all()
-    return (middle - start) / n, (time.process_time() - middle) / n
+    return cpu_seconds(run_model) / n, cpu_seconds(run_all) / n

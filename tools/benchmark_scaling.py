@@ -8,14 +8,11 @@ data.
 
 import json
 import os
-import pathlib
 import subprocess
 import sys
 from typing import NamedTuple
 
-from tools.benchmark_limits import STEP_FLOP, Row
-
-ROOT = pathlib.Path(__file__).parents[1]
+from tools.benchmark_limits import ROOT, STEP_FLOP, Row
 
 BACKWARD_SHARE = 2 / 3  # of the step, that can hide communication
 PEAK = 989e12  # FLOP/s, dense bfloat16 of an H100 SXM; NVIDIA's data sheet
@@ -50,22 +47,20 @@ SETUPS = (
 
 COMPILE = """
 import json
-import jax, numpy as np
+import jax
 from configs import care
+from tools.benchmark_model import make_batch
 from tools.compiled import collectives
 from usam_jax import train
 from usam_jax.sharding import make_mesh, over_batch
 config, mesh = care.get_config(), make_mesh(8)
 config.init_from, config.train.batch_size = "", 8
 training = train.make_training(config, 100, mesh)
-fields = {
-    "image": ((8, 224, 224), np.uint8),
-    "label": ((8, 224, 224), np.uint8),
-    "index": ((8,), np.int32),
-    "points_xy": ((8, 6, 2), np.float32),
-    "point_labels": ((8, 6), np.int32),
+placed = over_batch(mesh)
+batch = {
+    x: jax.ShapeDtypeStruct(y.shape, y.dtype, sharding=placed)
+    for x, y in make_batch(config).items()
 }
-batch = {x: jax.ShapeDtypeStruct(*y, sharding=over_batch(mesh)) for x, y in fields.items()}
 options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 compiled = training.train_step.lower(training.target, batch).compile(compiler_options=options)
 print(json.dumps([(x.kind, x.bytes) for x in collectives(compiled.as_text())]))
