@@ -19,9 +19,9 @@ import recipe
 from jaxtyping import install_import_hook
 from ml_collections import ConfigDict
 
-from usam_jax import cpu
+from usam_jax.xla_flags import use_fast_convolutions
 
-cpu.prepare()
+use_fast_convolutions()
 checked = ["usam_jax.models", "usam_jax.losses", "usam_jax.metrics", "usam_jax.data"]
 install_import_hook(checked, "beartype.beartype")
 

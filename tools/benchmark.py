@@ -49,7 +49,7 @@ from tools.benchmark_parts import draw_parts, measure_parts
 from tools.benchmark_prediction import measure_prediction
 from tools.benchmark_scaling import measure_scaling
 from tools.benchmark_startup import measure_startup
-from usam_jax import cpu
+from usam_jax import xla_flags
 
 RESULTS = ROOT / "benchmarks" / "results.csv"
 PAGE = ROOT / "docs" / "performance.md"
@@ -121,7 +121,7 @@ def main() -> None:
     )
     parser.add_argument("what", choices=MEASURES)
     cv2.setNumThreads(1)
-    cpu.prepare()
+    xla_flags.use_fast_convolutions()
     what = parser.parse_args().what
     figures = MEASURES[what]()
     report(figures)

@@ -11,8 +11,8 @@ from tools.benchmark_limits import ROOT, Row
 START = """
 import json, resource, sys, time
 start = time.time()
-from usam_jax import cpu
-cpu.prepare()
+from usam_jax import xla_flags
+xla_flags.use_fast_convolutions()
 import jax
 jax.config.update("jax_compilation_cache_dir", sys.argv[1])
 from configs import care

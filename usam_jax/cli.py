@@ -10,7 +10,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from usam_jax import cpu, logs
+from usam_jax import logs, xla_flags
 from usam_jax.errors import DISK_FULL, Stopped, UsageError, UserError, WeightsError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file.", lock_config=True)
@@ -49,7 +49,7 @@ def run(
         print(f"{module.__doc__}\n{flags.FLAGS.get_help()}")
         return 0
     signal.signal(signal.SIGTERM, interrupt)
-    cpu.prepare()
+    xla_flags.use_fast_convolutions()
     try:
         main_fn(*parse(argv, needs_config))
     except UserError as error:

@@ -149,6 +149,18 @@ def make_train_step(
         grads, figures = jax.tree.map(lambda x: x / train.accumulate, sums)
         return grads, figures, stats
 
+    def update(state: TrainState, grads: Any, stats: Any) -> TrainState:
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if train.ema_decay:
+            new = {"params": params, "batch_stats": stats}
+            # In this form what does not change stays as it is, to the last bit.
+            ema = jax.tree.map(lambda a, b: a + (1 - train.ema_decay) * (b - a), ema, new)
+        return dataclasses.replace(
+            state, params=params, batch_stats=stats, opt_state=opt_state, ema=ema
+        )
+
     def train_step(state: TrainState, batch: dict[str, Any]) -> tuple[TrainState, dict[str, Any]]:
         grads, figures, stats = gradients(state, batch)
         norms = {
@@ -159,26 +171,14 @@ def make_train_step(
             | norms
             | rates_fn(state.step - state.num_skipped)
         )
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        changed = {"params": params, "batch_stats": stats, "opt_state": opt_state, "ema": {}}
-        if train.ema_decay:
-            new = {"params": params, "batch_stats": stats}
-            # In this form what does not change stays as it is, to the last bit.
-            changed["ema"] = jax.tree.map(
-                lambda a, b: a + (1 - train.ema_decay) * (b - a), state.ema, new
-            )
         good = jnp.isfinite(figures["loss"]) & jnp.isfinite(optax.tree.norm(grads))
-        kept = {
-            name: jax.tree.map(lambda new, old: jnp.where(good, new, old), x, getattr(state, name))
-            for name, x in changed.items()
-        }
+        # A choice of each array's old or new numbers would keep both.
+        state = jax.lax.cond(good, update, lambda state, *_: state, state, grads, stats)
         return dataclasses.replace(
             state,
             step=state.step + 1,
             num_skipped=state.num_skipped + ~good,
             last_skipped=jnp.where(good, state.last_skipped, state.step + 1),
-            **kept,
         ), values | {"train/skipped": state.num_skipped + ~good}
 
     return jax.jit(

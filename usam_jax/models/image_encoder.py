@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from usam_jax.models.layers import Dtype, GreyConv, Mlp, conv, gelu, layer_norm, linear
+from usam_jax.models.layers import Dtype, GreyConv, LayerNorm, Mlp, conv, gelu, linear
 
 
 class Attention(nn.Module):
@@ -88,9 +88,7 @@ def split_windows(x: Float[Array, "b h w d"], window: int) -> Float[Array, "n s 
     return x.swapaxes(2, 3).reshape(-1, window, window, d)
 
 
-def join_windows(
-    x: Float[Array, "n s s d"], shape: tuple[int, int, int, int]
-) -> Float[Array, "b h w d"]:
+def join_windows(x: Float[Array, "n s s d"], shape: tuple[int, ...]) -> Float[Array, "b h w d"]:
     """The map of `shape` (b, h, w, d) that `split_windows` took apart, without its padding."""
     b, h, w, d = shape
     window = x.shape[1]
@@ -109,14 +107,14 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
         attention = Attention(self.num_heads, self.dtype, name="attn")
-        y = layer_norm(1e-6, self.dtype, "norm1")(x)
+        y = LayerNorm(1e-6, name="norm1")(x)
         if self.window:
             y = join_windows(attention(split_windows(y, self.window)), y.shape)
         else:
             y = attention(y)
         x = x + y
         mlp = Mlp(4 * x.shape[-1], gelu, self.dtype, name="mlp")
-        return x + mlp(layer_norm(1e-6, self.dtype, "norm2")(x))
+        return x + mlp(LayerNorm(1e-6, name="norm2")(x))
 
 
 class PatchEmbed(nn.Module):
@@ -160,6 +158,6 @@ class ImageEncoder(nn.Module):
             window = 0 if i in self.global_blocks else self.window
             x = block(self.num_heads, window, self.dtype, name=f"blocks_{i}")(x)
         x = conv(self.dim, self.width, 1, self.dtype, "neck_0", bias=False)(x)
-        x = layer_norm(1e-6, self.dtype, "neck_1")(x)
+        x = LayerNorm(1e-6, name="neck_1")(x)
         x = conv(self.dim, self.dim, 3, self.dtype, "neck_2", bias=False)(x)
-        return layer_norm(1e-6, self.dtype, "neck_3")(x)
+        return LayerNorm(1e-6, name="neck_3")(x)

@@ -9,10 +9,10 @@ from usam_jax.models.layers import (
     BatchNorm,
     ConvUnit,
     Dtype,
+    LayerNorm,
     UpConv,
     conv,
     gelu,
-    layer_norm,
     torch_uniform,
 )
 from usam_jax.models.transformer import TwoWayTransformer
@@ -117,7 +117,7 @@ class MaskDecoder(nn.Module):
         """SAM's `output_upscaling` to 1/4 size, one map a class, then 4x bilinear."""
         d = x.shape[-1]
         x = UpConv(d // 4, self.dtype, name="output_upscaling_0")(x)
-        x = gelu(layer_norm(1e-6, self.dtype, "output_upscaling_1")(x))
+        x = gelu(LayerNorm(1e-6, name="output_upscaling_1")(x))
         x = UpConv(d // 8, self.dtype, name="output_upscaling_3")(x)
         x = gelu(x)
         maps = jnp.einsum("bkc,bhwc->bhwk", weights, x).astype(jnp.float32)
@@ -141,6 +141,6 @@ class MaskDecoder(nn.Module):
         maps = jnp.einsum("btc,bhwc->bhwt", weights, x)
         x = UpBlock(d // 8, self.dtype, name="up1")(maps, f0, train)
         x = conv(d // 8, d // 8, 3, self.dtype, "final_output_0")(x)
-        x = nn.relu(BatchNorm(self.dtype, name="final_output_1")(x, train))
+        x = nn.relu(BatchNorm(name="final_output_1")(x, train))
         x = conv(self.num_classes, d // 8, 1, self.dtype, "final_output_3", bias=False)(x)
         return x.astype(jnp.float32)

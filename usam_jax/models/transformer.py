@@ -4,7 +4,7 @@ import jax
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from usam_jax.models.layers import Dtype, Mlp, layer_norm, linear
+from usam_jax.models.layers import Dtype, LayerNorm, Mlp, linear
 
 NUM_HEADS = 8
 
@@ -55,8 +55,8 @@ class TwoWayBlock(nn.Module):
         def attention(inner: int, name: str) -> CrossAttention:
             return CrossAttention(inner, self.dtype, name=name)
 
-        def norm(name: str) -> nn.LayerNorm:
-            return layer_norm(1e-5, self.dtype, name)
+        def norm(name: str) -> LayerNorm:
+            return LayerNorm(1e-5, name=name)
 
         self_attn = attention(d, "self_attn")
         if self.first:
@@ -97,4 +97,4 @@ class TwoWayTransformer(nn.Module):
             tokens, source = block(tokens, source, initial, position, mask)
         final = CrossAttention(tokens.shape[-1] // 2, self.dtype, name="final_attn_token_to_image")
         tokens = tokens + final(tokens + initial, source + position, source)
-        return layer_norm(1e-5, self.dtype, "norm_final_attn")(tokens), source
+        return LayerNorm(1e-5, name="norm_final_attn")(tokens), source
