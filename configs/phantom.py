@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
     config.data.num_patients = (48, 12)  # training and test
     config.data.slices_per_patient = 24
     config.data.train_on_empty = True  # the test set has such slices
+    config.prompts.kind = "mixed"  # so that one short training serves all ways to prompt
     config.optimizer.learning_rates.backbone = 1e-3
     config.optimizer.learning_rates.image_encoder = 1e-3
     config.train.num_epochs = 3

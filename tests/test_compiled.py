@@ -116,10 +116,11 @@ def test_a_split_state_is_gathered_as_parameters_and_never_as_activations():
     assert summed <= 4 * (gradients + most_besides_gradients(step) + norms)
 
 
-def test_training_and_evaluation_compute_nothing_in_float64(replicated_step):
+@pytest.fixture(scope="module")
+def evaluation(replicated_step):
+    """An evaluation's batch for eight devices, lowered."""
     step = replicated_step
     batch = abstract_batch(step.config, step.mesh)
-    variables = step.state.variables()
     forward = make_forward(step.model, step.mesh)
     names = ("points_xy", "point_labels", "boxes_xyxy", "prompts_given")
     prompts = {name: batch[name] for name in names}
@@ -129,8 +130,19 @@ def test_training_and_evaluation_compute_nothing_in_float64(replicated_step):
         features = forward.encode(variables, images)
         return forward.decode(variables, features, prompts, labels.astype(np.int32), valid)
 
-    evaluation = jax.jit(evaluate).lower(variables, batch["image"], prompts, batch["label"], valid)
-    for lowered in (step.lowered, evaluation):
+    variables = step.state.variables()
+    return jax.jit(evaluate).lower(variables, batch["image"], prompts, batch["label"], valid)
+
+
+def test_evaluation_gathers_counts_and_classes_alone(evaluation):
+    found = collectives(evaluation.compile(compiler_options=OPTIONS).as_text())
+    results = {x.shape for x in jax.tree.leaves(evaluation.out_info)}
+    assert {x.kind for x in found} == {"all-gather"}
+    assert {y.shape for x in found for y in x.arrays} == results
+
+
+def test_training_and_evaluation_compute_nothing_in_float64(replicated_step, evaluation):
+    for lowered in (replicated_step.lowered, evaluation):
         found = element_types(lowered.as_text())
         assert "f32" in found
         assert not found & {"f64", "i64", "ui64"}

@@ -12,7 +12,7 @@ from flax import traverse_util
 
 from usam_jax import convert
 from usam_jax.errors import UsageError
-from usam_jax.models import Prompts, init_variables, make_model, variable_shapes
+from usam_jax.models import Prompts, init_variables, layers, make_model, variable_shapes
 from usam_jax.models.image_encoder import Attention, join_windows, split_windows
 
 BACKBONE = {"vit_b": 8_247_360, "vit_l": 12_967_488, "vit_h": 18_867_264}
@@ -175,6 +175,25 @@ def test_bfloat16_computes_in_bfloat16_and_gives_float32_logits():
     assert b.dtype == jnp.float32
     # bfloat16 keeps 8 bits; some twenty layers deep a few per cent remain of the logits' norm.
     assert float(jnp.linalg.norm(a - b) / jnp.linalg.norm(a)) < 0.1
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (3,)])
+def test_normalisation_has_the_gradients_that_jax_derives(axes):
+    x, above = (jnp.asarray(recipe.normal(name, (2, 3, 4, 5))) for name in ("x", "above"))
+    scale, bias = (jnp.asarray(recipe.normal(name, (5,))) for name in ("scale", "bias"))
+
+    def plain(x, scale, bias):
+        mean, var = x.mean(axes, keepdims=True), x.var(axes, keepdims=True)
+        return (x - mean) / jnp.sqrt(var + 1e-5) * scale + bias
+
+    def ours(x, scale, bias):
+        return layers.normalise(x, scale, bias, axes, 1e-5)[0]
+
+    expected, expected_backward = jax.vjp(plain, 3 * x + 1, scale, bias)
+    found, backward = jax.vjp(ours, 3 * x + 1, scale, bias)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    for a, b in zip(backward(above), expected_backward(above), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def test_no_dtype_is_promoted_in_silence():

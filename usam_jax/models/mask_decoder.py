@@ -36,18 +36,18 @@ class UpBlock(nn.Module):
 
 
 class TokenLinear(nn.Module):
-    """One linear layer for each token, as one batched product."""
+    """One linear layer for each token, as one batched product, tokens first."""
 
     features: int
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t e"]:
-        _, t, d = x.shape
+    def __call__(self, x: Float[Array, "t b d"]) -> Float[Array, "t b e"]:
+        t, _, d = x.shape
         init = torch_uniform(d)
         kernel = self.param("kernel", init, (t, d, self.features)).astype(self.dtype)
         bias = self.param("bias", init, (t, self.features)).astype(self.dtype)
-        return jnp.einsum("btd,tde->bte", x, kernel) + bias
+        return x @ kernel + bias[:, None]
 
 
 class TokenMlps(nn.Module):
@@ -59,9 +59,9 @@ class TokenMlps(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t e"]:
         d = x.shape[-1]
-        x = nn.relu(TokenLinear(d, self.dtype, name="layers_0")(x))
+        x = nn.relu(TokenLinear(d, self.dtype, name="layers_0")(x.swapaxes(0, 1)))
         x = nn.relu(TokenLinear(d, self.dtype, name="layers_1")(x))
-        return TokenLinear(self.features, self.dtype, name="layers_2")(x)
+        return TokenLinear(self.features, self.dtype, name="layers_2")(x).swapaxes(0, 1)
 
 
 class MaskDecoder(nn.Module):
