@@ -53,6 +53,7 @@ def phantom_config(**changes) -> ConfigDict:
     config = phantom.get_config()
     config.model.size = "smallest"
     config.model.image_size = 32
+    config.prompts.kind = "points"
     config.data.num_patients = (3, 2)
     config.data.slices_per_patient = 8
     config.data.val_fraction = 0.3

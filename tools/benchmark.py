@@ -75,7 +75,9 @@ def describe_commit() -> str:
     """The commit, with a + where the working tree has changes."""
     git = ["git", "-C", str(ROOT)]
     commit = subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], text=True).strip()
-    changes = subprocess.check_output([*git, "status", "--porcelain", ":!benchmarks"], text=True)
+    changes = subprocess.check_output(
+        [*git, "status", "--porcelain", ":!benchmarks", ":!docs"], text=True
+    )
     return commit + ("+" if changes else "")
 
 
