@@ -73,7 +73,7 @@ def get_config() -> ConfigDict:
     train.accumulate = 1
     train.statistics = "batch"  # BatchNorm and Dice over the batch, or "device": each one's share
     train.ema_decay = 0.0  # 0.999: evaluate a running average of the parameters
-    train.shard_state = False  # parameters and optimiser split over the devices (FSDP)
+    train.shard_state = False  # parameters and optimiser split over the devices between steps
     train.skip_nonfinite = False  # skip steps with an infinite or NaN gradient instead of stopping
     train.deterministic = False  # on GPUs: the same bits each time, slower
     train.log_every_steps = 10  # metrics to disk and to the progress line

@@ -13,8 +13,9 @@
 
 `eval`, `train`: slices of 224x224 a second through the full model, as a share of what one large
 matrix product reaches in the same run, with the memory they take; SAM's encoder beside that of
-the transformers library where torch is installed. `parts`: the same of each part alone. `click`: how long a click takes, and the share
-of the model in predicting a volume. `data`: training slices of 224x224 a second of one core's time,
+the transformers library where torch is installed. `parts`: the same of each part alone. `epochs`:
+steps fed by the real pipeline, and how long 100 epochs of CARE take at their rate. `click`: how
+long a click takes, and the share of the model in predicting a volume. `data`: training slices of 224x224 a second of one core's time,
 from packed arrays with the published augmentation and 3 points per class, beside a loader that works
 as the published one does; packing from CARE's files; and how long 100,000 packed slices take to open.
 `startup`: seconds to the first training step, with and without a cache of compiled programs.
@@ -22,7 +23,8 @@ as the published one does; packing from CARE's files; and how long 100,000 packe
 and memory against image size, classes and prompts. `scaling`: bytes that a step sends on 8 devices,
 and what that lets one expect of real ones.
 
-Figures go to benchmarks/results.csv; `parts` and `cost` are drawn into docs/performance/.
+Figures go to benchmarks/results.csv and from there into docs/performance.md; `parts` and `cost`
+are drawn into docs/performance/.
 """
 
 import argparse
@@ -39,7 +41,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tools.benchmark_cost import draw_cost, measure_cost
-from tools.benchmark_data import measure_data, write_slices
+from tools.benchmark_data import measure_data
 from tools.benchmark_epochs import measure_epochs
 from tools.benchmark_evaluation import measure_evaluation
 from tools.benchmark_limits import ROOT, Row
@@ -59,9 +61,9 @@ COLUMNS = ("commit", "device", "what", "figure", "unit", "versions")
 
 def describe_device() -> str:
     """The accelerators, or the processor's name and the number of its cores."""
-    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     if jax.default_backend() != "cpu":
         return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
 
@@ -81,9 +83,9 @@ def describe_commit() -> str:
     return commit + ("+" if changes else "")
 
 
-def report(figures: list[Row]) -> None:
+def report(figures: list[Row], commit: str) -> None:
     """Prints the figures and appends them to benchmarks/results.csv."""
-    commit, device = describe_commit(), describe_device()
+    device = describe_device()
     table = Table(title=f"{commit}, {device}", title_justify="left")
     for name in COLUMNS[2:5]:
         table.add_column(name, justify="right" if name == "figure" else "left")
@@ -109,10 +111,13 @@ MEASURES: dict[str, Callable[[], list[Row]]] = {
     "click": measure_prediction,
     "data": measure_data,
     "startup": measure_startup,
-    "report": lambda: measure_evaluation(write_slices),
+    "report": measure_evaluation,
     "cost": measure_cost,
     "scaling": measure_scaling,
 }
+
+
+OF_THE_CPU = ("click", "report", "cost")  # what these measure is the time of its cores
 
 
 def main() -> None:
@@ -125,8 +130,13 @@ def main() -> None:
     cv2.setNumThreads(1)
     xla_flags.use_fast_convolutions()
     what = parser.parse_args().what
+    expected = ("cpu",) if what in OF_THE_CPU else ("cpu", "gpu")
+    if (found := jax.default_backend()) not in expected:
+        parser.error(f"{what}: found JAX on {found}, expected {' or '.join(expected)}")
+    jax.config.update("jax_enable_compilation_cache", False)
+    commit = describe_commit()
     figures = MEASURES[what]()
-    report(figures)
+    report(figures, commit)
     PICTURES.mkdir(parents=True, exist_ok=True)
     if what == "cost":
         draw_cost(PICTURES / "cost.png", figures)

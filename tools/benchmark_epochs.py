@@ -15,7 +15,7 @@ from usam_jax.data.prepare import prepare
 from usam_jax.meter import Meter
 from usam_jax.sharding import make_mesh, put_batch
 
-CARE_SLICES, EPOCHS = 26_656, 100  # of its training set; as published
+TRAINING_SLICES, EPOCHS = 26_656, 100  # of its training set; as published
 NUM_STEPS = {"cpu": 12, "gpu": 200}
 WARM_UP = 3  # steps: the first compiles, and the pipeline is ahead
 
@@ -25,10 +25,10 @@ def measure_epochs() -> list[Row]:
     figures, num_steps = [], NUM_STEPS[jax.default_backend()]
     with tempfile.TemporaryDirectory() as folder:
         packed = prepare(write_slices(pathlib.Path(folder)).data)
-        rows = np.resize(np.arange(len(packed.slices("train"))), CARE_SLICES)
+        rows = np.resize(np.arange(len(packed.slices("train"))), TRAINING_SLICES)
         for config, name in setups():
             mesh, batch_size = make_mesh(1), config.train.batch_size
-            training = train.make_training(config, CARE_SLICES // batch_size, mesh)
+            training = train.make_training(config, TRAINING_SLICES // batch_size, mesh)
             state, speed = training.start_fn(), Meter(batch_size)
             batches, _ = pipeline.train_batches(packed, rows, config)
             with logs.Progress(name, WARM_UP + num_steps, "steps") as bar:
@@ -46,11 +46,11 @@ def measure_epochs() -> list[Row]:
             batches.close()
             rate = found["speed/slices_per_second"]
             share = rate * STEP_FLOP / make_product_limit(config.model.dtype)()
-            hours = EPOCHS * CARE_SLICES / rate / 3600
+            hours = EPOCHS * TRAINING_SLICES / rate / 3600
             figures += [
                 (f"{num_steps} steps with the pipeline, {name}", rate, "slices/s"),
                 (f"the same, of a matrix product, {name}", share, ""),
                 (f"the same, waiting for data, {name}", 100 * found["speed/data_wait"], "%"),
-                (f"{EPOCHS} epochs of {CARE_SLICES} slices at that rate, {name}", hours, "h"),
+                (f"{EPOCHS} epochs of {TRAINING_SLICES} slices at that rate, {name}", hours, "h"),
             ]
     return figures

@@ -2,12 +2,12 @@
 
 import pathlib
 import tempfile
-from collections.abc import Callable
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from tools.benchmark_data import write_slices
 from tools.benchmark_limits import Row, cpu_seconds
 from usam_jax import evaluate, metrics
 from usam_jax.data.eval_prompts import main_mode, noisy_modes, other_modes
@@ -23,13 +23,11 @@ from usam_jax.summary import summarise, write_results
 
 NUM_SLICES = 24
 BATCH = 8
-CARE_SLICES = 6424  # of its test set
+TEST_SLICES = 6424  # of its test set
 SHIFT = 3  # pixels that the scored labels are off
 
-WriteSlices = Callable[[pathlib.Path], ConfigDict]
 
-
-def measure_evaluation(write_slices: WriteSlices) -> list[Row]:
+def measure_evaluation() -> list[Row]:
     """Model, scores and report apart, of slices as CARE's with all prompts of configs/care.py."""
     with tempfile.TemporaryDirectory() as folder:
         config = write_slices(pathlib.Path(folder))
@@ -38,12 +36,12 @@ def measure_evaluation(write_slices: WriteSlices) -> list[Row]:
         model = measure_model(config, packed)
         scoring, results = measure_scoring(config, packed)
         report = cpu_seconds(lambda: write_report(pathlib.Path(folder), config, packed, results))
-    rest = scoring + report / CARE_SLICES
+    rest = scoring + report / TEST_SLICES
     return [
         ("evaluating ViT-B with 6 prompts and 4 moved, the model", model, "s of CPU a slice"),
         ("the same, scores of the cases", scoring, "s of CPU a slice"),
         ("the same, pictures and report of 40 cases", report, "s of CPU"),
-        (f"share of the model in evaluating {CARE_SLICES} slices", model / (model + rest), ""),
+        (f"share of the model in evaluating {TEST_SLICES} slices", model / (model + rest), ""),
     ]
 
 

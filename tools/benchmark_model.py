@@ -131,17 +131,25 @@ def make_batch(config: ConfigDict) -> dict[str, np.ndarray]:
 
 
 def memory(compiled: Any, name: str) -> list[Row]:
-    """What the program needs besides its arguments, and the process's peak on a CPU."""
-    found = [(f"memory of {name}", compiled.memory_analysis().temp_size_in_bytes / 1e9, "GB")]
+    """What the program needs besides its arguments; the peak so far, of all that was measured."""
+    temporary = compiled.memory_analysis().temp_size_in_bytes
     if jax.default_backend() == "cpu":
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        found.append((f"peak of the process up to {name}", peak / 1e9, "GB"))
-    return found
+        where, peak = "process", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    else:
+        where, peak = "device", jax.local_devices()[0].memory_stats()["peak_bytes_in_use"]
+    return [
+        (f"temporary memory of {name}", temporary / 1e9, "GB"),
+        (f"peak of the {where} up to {name}", peak / 1e9, "GB"),
+    ]
 
 
 def measure_peers() -> list[Row]:
     """SAM's image encoder at 224x224 beside that of transformers, in turn; where torch is there."""
-    if not importlib.util.find_spec("transformers") or jax.default_backend() != "cpu":
+    if jax.default_backend() != "cpu":
+        logs.say("SAM's encoder in torch is measured on a CPU alone")
+        return []
+    if missing := [x for x in ("torch", "transformers") if not importlib.util.find_spec(x)]:
+        logs.say(f"SAM's encoder has no peer to be measured beside: no {' and no '.join(missing)}")
         return []
     import torch
     import transformers
@@ -169,7 +177,7 @@ def measure_peers() -> list[Row]:
             ours, theirs = (batch / statistics.median(x) for x in zip(*pairs[1:], strict=True))
             times = statistics.median(b / a for a, b in pairs[1:])
             figures += [
-                ("SAM's ViT-B encoder at 224x224, batch 4", ours, "slices/s"),
+                (f"SAM's ViT-B encoder at 224x224, batch 4, beside {name}", ours, "slices/s"),
                 (f"the same, {versions}, {name}", theirs, "slices/s"),
                 (f"ratio of the two, {name}", times, "times"),
             ]

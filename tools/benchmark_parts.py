@@ -14,7 +14,7 @@ import optax
 from matplotlib.figure import Figure
 
 from configs import care
-from tools.benchmark_limits import Row, make_product_limit, seconds
+from tools.benchmark_limits import PART_FLOP, Row, make_product_limit, seconds
 from usam_jax import logs
 from usam_jax.figures import save
 from usam_jax.forward import batch_prompts
@@ -25,7 +25,6 @@ BATCH = 4
 ROUNDS = 5
 KINDS = ("forward", "in training")
 UPDATE = "optimiser's update"
-GFLOP = {"convolutional encoder": 7.0, "image encoder": 35.1, "mask decoder": 8.2}  # of a slice
 
 
 def measure_parts() -> list[Row]:
@@ -39,18 +38,22 @@ def measure_parts() -> list[Row]:
     prompts = batch_prompts({"points_xy": points, "point_labels": np.ones((BATCH, 6), np.int32)})
     features = jax.jit(lambda v, x: model.apply(v, x, method="encode"))(variables, x[..., 0])
     f4 = jax.jit(lambda v, x: model.apply(v, x, method=lambda m, x: m.backbone(x, False)))
-    parts: dict[str, tuple[Callable[..., Any], Any]] = {
-        "convolutional encoder": (lambda m, x, train: m.backbone(x, train), x),
-        "image encoder": (lambda m, x, _train: m.image_encoder(x), f4(variables, x)[-1]),
-        "mask decoder": (lambda m, x, train: m.decode(x, prompts, train), features),
+    parts: dict[str, tuple[str, Callable[..., Any], Any]] = {
+        "convolutional encoder": ("backbone", lambda m, x, train: m.backbone(x, train), x),
+        "image encoder": (
+            "image_encoder",
+            lambda m, x, _train: m.image_encoder(x),
+            f4(variables, x)[-1],
+        ),
+        "mask decoder": ("mask_decoder", lambda m, x, train: m.decode(x, prompts, train), features),
     }
     limit, figures = make_product_limit(config.model.dtype), []
     runs = itertools.product(parts.items(), zip(KINDS, (make_forward, make_gradient), strict=True))
     with logs.Progress("parts", len(parts) * len(KINDS), "parts") as bar:
-        for (name, (method, given)), (kind, make) in runs:
-            run = make(model, method, variables, given)
+        for (name, (part, method, given)), (kind, make) in runs:
+            run = make(model, part, method, variables, given)
             jax.block_until_ready(run())
-            work = BATCH * GFLOP[name] * 1e9 * (1 if kind == "forward" else 3)
+            work = BATCH * PART_FLOP[name] * (1 if kind == "forward" else 3)
             pairs = [(seconds(run), limit()) for _ in range(ROUNDS)]
             took = statistics.median(s for s, _ in pairs) / BATCH * 1e3
             share = statistics.median(work / s / most for s, most in pairs)
@@ -63,21 +66,21 @@ def measure_parts() -> list[Row]:
     return [*figures, (UPDATE, update, "ms a step")]
 
 
-def make_forward(model: Any, method: Any, variables: Any, x: Any) -> Callable[[], Any]:
+def make_forward(model: Any, _part: str, method: Any, variables: Any, x: Any) -> Callable[[], Any]:
     run = jax.jit(lambda v, x: model.apply(v, x, False, method=method))
     return lambda: run(variables, x)
 
 
-def make_gradient(model: Any, method: Any, variables: Any, x: Any) -> Callable[[], Any]:
-    """The gradients of parameters and input under a random gradient of the output."""
+def make_gradient(model: Any, part: str, method: Any, variables: Any, x: Any) -> Callable[[], Any]:
+    """The gradients of a part's parameters and input under a random gradient of its output."""
 
     def forward(params: Any, x: Any) -> Any:
-        given = {**variables, "params": params}
+        given = {**variables, "params": {**variables["params"], part: params}}
         return model.apply(given, x, True, method=method, mutable=["batch_stats"])[0]
 
-    shapes = jax.eval_shape(forward, variables["params"], x)
+    shapes = jax.eval_shape(forward, variables["params"][part], x)
     above = jax.tree.map(lambda s: jax.random.normal(jax.random.key(2), s.shape, s.dtype), shapes)
-    is_image = getattr(x, "shape", (0,))[-1] == 1  # needs no gradient
+    wanted = 0 if part == "backbone" else (0, 1)  # an image needs no gradient
 
     def backward(params: Any, x: Any, above: Any) -> Any:
         def total(params: Any, x: Any) -> Any:
@@ -86,10 +89,10 @@ def make_gradient(model: Any, method: Any, variables: Any, x: Any) -> Callable[[
                 (a * b).sum() for a, b in zip(*map(jax.tree.leaves, (out, above)), strict=True)
             )
 
-        return jax.grad(total, 0 if is_image else (0, 1))(params, x)
+        return jax.grad(total, wanted)(params, x)
 
     run = jax.jit(backward)
-    return lambda: run(variables["params"], x, above)
+    return lambda: run(variables["params"][part], x, above)
 
 
 def measure_update(config: Any, params: Any) -> float:
@@ -115,19 +118,20 @@ def draw_parts(path: pathlib.Path, results: pathlib.Path, device: str) -> None:
     """The first and the last measured commit's parts on a device, as bars."""
     with results.open(newline="") as file:
         rows = [x for x in csv.DictReader(file) if x["device"] == device]
-    names = [f"{part}, {kind}, batch {BATCH}" for part in GFLOP for kind in KINDS]
+    names = [f"{part}, {kind}, batch {BATCH}" for part in PART_FLOP for kind in KINDS]
     names.append(UPDATE)
     found: dict[str, dict[str, float]] = {}  # commit -> part -> ms
     for row in rows:
         if row["what"] in names:
             found.setdefault(row["commit"], {})[row["what"]] = float(row["figure"])
-    commits = [*found][:1] + [*found][1:][-1:]
+    whole = [x for x in found if len(found[x]) == len(names)]
+    commits = whole[:1] + whole[1:][-1:]
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     axes = figure.subplots()
     height = 0.8 / len(commits)
     for number, commit in enumerate(commits):
         places = np.arange(len(names)) + number * height
-        bars = axes.barh(places, [found[commit].get(x, 0) for x in names], height, label=commit)
+        bars = axes.barh(places, [found[commit][x] for x in names], height, label=commit)
         axes.bar_label(bars, fmt="%.0f", padding=2)
     axes.set_yticks(np.arange(len(names)) + 0.4 - height / 2, names)
     axes.invert_yaxis()

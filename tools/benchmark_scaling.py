@@ -50,7 +50,7 @@ import json
 import jax
 from configs import care
 from tools.benchmark_model import make_batch
-from tools.compiled import collectives
+from tools.compiled import QUICK, collectives
 from usam_jax import train
 from usam_jax.sharding import make_mesh, over_batch
 config, mesh = care.get_config(), make_mesh(8)
@@ -61,8 +61,7 @@ batch = {
     x: jax.ShapeDtypeStruct(y.shape, y.dtype, sharding=placed)
     for x, y in make_batch(config).items()
 }
-options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-compiled = training.train_step.lower(training.target, batch).compile(compiler_options=options)
+compiled = training.train_step.lower(training.target, batch).compile(compiler_options=QUICK)
 print(json.dumps([(x.kind, x.bytes) for x in collectives(compiled.as_text())]))
 """
 

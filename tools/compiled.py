@@ -9,7 +9,10 @@ import dataclasses
 import math
 import re
 from collections import Counter
+from typing import Any
 
+# Collectives are there before machine code is made.
+QUICK: Any = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 HLO_OPERATION = re.compile(rf"^\s*(?:ROOT )?%?\S+ = (.*?) ({'|'.join(KINDS)})(-start)?\(")

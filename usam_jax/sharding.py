@@ -25,7 +25,7 @@ def over_batch(mesh: Mesh) -> NamedSharding:
 
 
 def place_state(shapes: Any, mesh: Mesh, shard: bool) -> Any:
-    """Abstract arrays that lie on each device, or with `shard` are split over them, as FSDP does.
+    """Abstract arrays that lie on each device, or with `shard` are split over them.
 
     An array is split along its longest axis that divides evenly; one without is on each device.
     """

@@ -24,8 +24,9 @@ TrainStep = Callable[["TrainState", dict[str, Any]], tuple["TrainState", dict[st
 class TrainState:
     """Everything that a step changes, and the constants that go with it.
 
-    `ema` holds averaged parameters and BatchNorm statistics, or nothing where none are kept. A step whose loss or gradient
-    is not finite changes no parameter; `num_skipped` counts those, `last_skipped` is the last.
+    `ema` holds averaged parameters and BatchNorm statistics, or nothing where none are kept. A step
+    whose loss or gradient is not finite changes no parameter; `num_skipped` counts those,
+    `last_skipped` is the last.
     """
 
     step: Any  # int32[]: the steps done

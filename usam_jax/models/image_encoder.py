@@ -36,7 +36,8 @@ class Attention(nn.Module):
         bias_w = jnp.einsum("bnijd,jkd->bnijk", grid, rel_w[offset]).reshape(b, n, t, s)
         q = q * head_dim**-0.5
         if 2 * s > head_dim:
-            logits = compare(q, k).reshape(b, n, t, s, s) + bias_h[..., None] + bias_w[..., None, :]
+            wide_h, wide_w = (x.astype(jnp.float32) for x in (bias_h, bias_w))
+            logits = compare(q, k).reshape(b, n, t, s, s) + wide_h[..., None] + wide_w[..., None, :]
             logits = logits.reshape(b, n, t, t)
         else:
             one = jnp.eye(s, dtype=self.dtype)
@@ -52,8 +53,8 @@ class Attention(nn.Module):
 
 @jax.custom_vjp
 def compare(q: Float[Array, "b n t c"], k: Float[Array, "b n s c"]) -> Float[Array, "b n t s"]:
-    """`q . k`, summed and given in float32; gradients are multiplied in the type of `q` and `k`."""
-    return jnp.einsum("bntc,bnsc->bnts", q, k, preferred_element_type=jnp.float32)
+    """`q . k`, multiplied in the type of `k`, summed and given in float32; gradients likewise."""
+    return jnp.einsum("bntc,bnsc->bnts", q.astype(k.dtype), k, preferred_element_type=jnp.float32)
 
 
 def _compare_forward(q: Array, k: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -62,11 +63,10 @@ def _compare_forward(q: Array, k: Array) -> tuple[Array, tuple[Array, Array]]:
 
 def _compare_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     q, k = saved
-    gradient = gradient.astype(q.dtype)
-    return (
-        jnp.einsum("bnts,bnsc->bntc", gradient, k),
-        jnp.einsum("bnts,bntc->bnsc", gradient, q),
-    )
+    gradient = gradient.astype(k.dtype)
+    d_q = jnp.einsum("bnts,bnsc->bntc", gradient, k, preferred_element_type=jnp.float32)
+    d_k = jnp.einsum("bnts,bntc->bnsc", gradient, q.astype(k.dtype))
+    return d_q.astype(q.dtype), d_k
 
 
 compare.defvjp(_compare_forward, _compare_backward)
@@ -75,7 +75,7 @@ compare.defvjp(_compare_forward, _compare_backward)
 def weigh(logits: Float[Array, "b n t s"], v: Float[Array, "b n s e"]) -> Float[Array, "b n t e"]:
     """Softmax, in float32, times `v`; divided last, where there is least to divide."""
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
-    x = compare(weights.astype(v.dtype), v.swapaxes(2, 3))
+    x = compare(weights, v.swapaxes(2, 3))
     return (x / weights.sum(-1, keepdims=True)).astype(v.dtype)
 
 
