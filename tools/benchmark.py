@@ -95,7 +95,7 @@ def report(figures: list[Row], commit: str) -> None:
     RESULTS.parent.mkdir(exist_ok=True)
     fresh = not RESULTS.is_file()
     with RESULTS.open("a", newline="") as file:
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerows([COLUMNS] * fresh)
         versions = describe_versions()
         writer.writerows(
