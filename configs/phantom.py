@@ -2,7 +2,7 @@
 
     python -m usam_jax.main --config=configs/phantom.py
 
-Two CPU cores take about three minutes; the test table's mean Dice is about 84 % with any prompts.
+Two CPU cores take about three minutes; the test table's mean Dice is 83 to 84 % with any prompts.
 """
 
 from ml_collections import ConfigDict
