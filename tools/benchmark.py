@@ -15,10 +15,10 @@
 matrix product reaches in the same run, with the memory they take; SAM's encoder beside that of
 the transformers library where torch is installed. `parts`: the same of each part alone. `epochs`:
 steps fed by the real pipeline, and how long 100 epochs of CARE take at their rate. `click`: how
-long a click takes, and the share of the model in predicting a volume. `data`: training slices of 224x224 a second of one core's time,
-from packed arrays with the published augmentation and 3 points per class, beside a loader that works
-as the published one does; packing from CARE's files; and how long 100,000 packed slices take to open.
-`startup`: seconds to the first training step, with and without a cache of compiled programs.
+long a click takes, and the share of the model in predicting a volume. `data`: training slices of
+224x224 a second of one core's time, from packed arrays with the published augmentation and 3 points
+per class, beside a loader that works as the published one does; packing from CARE's files; and how
+long 100,000 packed slices take to open. `startup`: seconds to the first training step, with and without a cache of compiled programs.
 `report`: CPU seconds of the model, of scoring cases and of the report in an evaluation. `cost`: time
 and memory against image size, classes and prompts. `scaling`: bytes that a step sends on 8 devices,
 and what that lets one expect of real ones.

@@ -9,7 +9,7 @@ import sys
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from usam_jax import cli
+from usam_jax import cli, xla_flags
 from usam_jax.errors import UsageError
 
 WORKDIR = flags.DEFINE_string(
@@ -49,7 +49,7 @@ def main(config: ConfigDict, arguments: list[str]) -> None:
     from usam_jax.data.sources import name_classes
 
     if config.train.deterministic:
-        runtime.repeat_exactly()
+        xla_flags.repeat_exactly()
     runtime.keep_compiled_programs()
     runtime.join_hosts(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     name_classes(config)

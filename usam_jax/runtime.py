@@ -51,11 +51,6 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def repeat_exactly() -> None:
-    """Makes XLA choose operations on GPUs that give the same bits each time; before JAX starts."""
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true"
-
-
 def in_cluster() -> bool:
     """If a cluster's environment says that there are several processes."""
     several = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1  # of srun, not of the job
