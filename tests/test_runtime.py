@@ -1,6 +1,7 @@
 """The process around a run."""
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -24,6 +25,31 @@ def test_compiled_programs_are_kept_in_the_users_cache_or_where_the_user_says(gi
         [sys.executable, "-c", code], check=True, env=environment, capture_output=True, text=True
     )
     assert done.stdout.strip() == expected
+
+
+FAULTS = """
+import resource, sys
+import jax, jax.numpy as jnp
+from usam_jax import runtime
+if sys.argv[1] == "kept":
+    runtime.keep_memory()
+step = jax.jit(lambda x: (jnp.outer(x, x) @ jnp.outer(x, x)).sum())
+x = jnp.ones(2048)
+jax.block_until_ready([step(x) for _ in range(2)])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+step(x).block_until_ready()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc's memory")
+def test_a_step_uses_the_memory_of_the_last_one_again():
+    def page_faults(how):
+        command = [sys.executable, "-c", FAULTS, how]
+        return int(subprocess.check_output(command, cwd=ROOT, text=True))
+
+    three_arrays = 3 * 2048**2 * 4 // os.sysconf("SC_PAGE_SIZE")
+    assert page_faults("kept") < three_arrays // 10 < page_faults("given back")
 
 
 def test_several_seeds_are_told_as_mean_and_deviation(tmp_path, capsys):

@@ -51,7 +51,7 @@ from tools.benchmark_parts import draw_parts, measure_parts
 from tools.benchmark_prediction import measure_prediction
 from tools.benchmark_scaling import measure_scaling
 from tools.benchmark_startup import measure_startup
-from usam_jax import xla_flags
+from usam_jax import runtime, xla_flags
 
 RESULTS = ROOT / "benchmarks" / "results.csv"
 PAGE = ROOT / "docs" / "performance.md"
@@ -130,6 +130,7 @@ def main() -> None:
     cv2.setNumThreads(1)
     xla_flags.use_fast_convolutions()
     what = parser.parse_args().what
+    runtime.keep_memory()  # as the main program does
     expected = ("cpu",) if what in OF_THE_CPU else ("cpu", "gpu")
     if (found := jax.default_backend()) not in expected:
         parser.error(f"{what}: found JAX on {found}, expected {' or '.join(expected)}")

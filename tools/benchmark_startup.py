@@ -14,6 +14,8 @@ start = time.time()
 from usam_jax import xla_flags
 xla_flags.use_fast_convolutions()
 import jax
+from usam_jax import runtime
+runtime.keep_memory()
 jax.config.update("jax_compilation_cache_dir", sys.argv[1])
 from configs import care
 from tools.benchmark_model import make_batch

@@ -1,7 +1,9 @@
 """The process around a run: hosts, the compilation cache, and signals that ask it to stop."""
 
+import ctypes
 import os
 import pathlib
+import platform
 import signal
 from types import FrameType
 from typing import Self
@@ -20,6 +22,20 @@ def keep_compiled_programs() -> None:
     """Compiled programs are kept in the user's cache, unless JAX_COMPILATION_CACHE_DIR says where."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(CACHE))
+
+
+def keep_memory() -> None:
+    """Lets a step on a CPU have the last one's memory again; to be called before the first array.
+
+    Without it the system clears the pages of each step's gigabytes anew. Only the main thread's
+    allocations are kept whatever their size, so programs run there, not in the background. It is
+    glibc's allocator that is told so; without glibc, and on other devices, memory is as it was.
+    """
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    if jax.default_backend() == "cpu" and platform.libc_ver()[0] == "glibc":
+        mallopt, max_maps, trim_threshold = ctypes.CDLL(None).mallopt, -4, -1  # as in malloc.h
+        mallopt(max_maps, 0)  # all comes from the heap,
+        mallopt(trim_threshold, -1)  # whose end is never given back
 
 
 def join_hosts(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:

@@ -26,14 +26,15 @@ class Attention(nn.Module):
         b, s, _, d = x.shape
         n, t, head_dim = self.num_heads, s * s, d // self.num_heads
         qkv = linear(3 * d, d, self.dtype, "qkv")(x)
-        q, k, v = qkv.reshape(b, t, 3, n, head_dim).transpose(2, 0, 3, 1, 4)
+        q, k, v = (y.reshape(b, t, n, head_dim).swapaxes(1, 2) for y in jnp.split(qkv, 3, axis=-1))
 
-        offset = jnp.arange(s)[:, None] - jnp.arange(s)[None, :] + s - 1
-        grid, zeros = q.reshape(b, n, s, s, head_dim), nn.initializers.zeros
-        rel_h = self.param("rel_pos_h", zeros, (2 * s - 1, head_dim)).astype(self.dtype)
-        rel_w = self.param("rel_pos_w", zeros, (2 * s - 1, head_dim)).astype(self.dtype)
-        bias_h = jnp.einsum("bnijd,ikd->bnijk", grid, rel_h[offset]).reshape(b, n, t, s)
-        bias_w = jnp.einsum("bnijd,jkd->bnijk", grid, rel_w[offset]).reshape(b, n, t, s)
+        zeros = nn.initializers.zeros
+        rel_h = self.param("rel_pos_h", zeros, (2 * s - 1, head_dim))
+        rel_w = self.param("rel_pos_w", zeros, (2 * s - 1, head_dim))
+        relative = jnp.concatenate([rel_h[::-1], rel_w[::-1]]).T.astype(self.dtype)
+        along_h, along_w = jnp.split((q @ relative).reshape(b, n, s, s, -1), 2, axis=-1)
+        bias_h = pick_offsets(along_h.swapaxes(2, 3)).swapaxes(2, 3).reshape(b, n, t, s)
+        bias_w = pick_offsets(along_w).reshape(b, n, t, s)
         q = q * head_dim**-0.5
         if 2 * s > head_dim:
             wide_h, wide_w = (x.astype(jnp.float32) for x in (bias_h, bias_w))
@@ -49,6 +50,16 @@ class Attention(nn.Module):
 
         x = weigh(logits, v).swapaxes(1, 2).reshape(b, s, s, d)
         return linear(d, d, self.dtype, "proj")(x)
+
+
+def pick_offsets(x: Float[Array, "*n s o"]) -> Float[Array, "*n s s"]:
+    """Of the offsets s-1 to 1-s (o = 2s-1) in row i those from i to i-(s-1), to each position.
+
+    Row i begins one later than row i+1, so in rows that are one shorter all begin in one column.
+    """
+    *lead, s, _ = x.shape
+    flat = x.reshape(*lead, -1)[..., s - 1 : s - 1 + s * (2 * s - 2)]
+    return flat.reshape(*lead, s, 2 * s - 2)[..., :s]
 
 
 @jax.custom_vjp
