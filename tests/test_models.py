@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import recipe
 from conftest import model_config
+from flax import linen as nn
 from flax import traverse_util
 
 from usam_jax import convert
 from usam_jax.errors import UsageError
 from usam_jax.models import Prompts, init_variables, layers, make_model, variable_shapes
 from usam_jax.models.image_encoder import Attention, join_windows, split_windows
+from usam_jax.models.up_conv import up_conv, up_conv_conv
 
 BACKBONE = {"vit_b": 8_247_360, "vit_l": 12_967_488, "vit_h": 18_867_264}
 IMAGE_ENCODER = {"vit_b": 86_033_920, "vit_l": 303_446_016, "vit_h": 630_985_728}
@@ -194,6 +196,29 @@ def test_normalisation_has_the_gradients_that_jax_derives(axes):
     np.testing.assert_allclose(found, expected, atol=1e-5)
     for a, b in zip(backward(above), expected_backward(above), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_a_transposed_convolution_and_one_behind_it_are_one_convolution():
+    x, kernel, bias, second = (
+        jnp.asarray(recipe.normal(str(shape), shape))
+        for shape in [(2, 3, 5, 4), (2, 2, 4, 6), (6,), (3, 3, 6, 7)]
+    )
+    first = nn.ConvTranspose(6, (2, 2), strides=(2, 2))
+    then = nn.Conv(7, (3, 3), padding=1, use_bias=False)
+
+    def apart(x, kernel, bias, second):
+        x = first.apply({"params": {"kernel": kernel, "bias": bias}}, x)
+        return then.apply({"params": {"kernel": second}}, x)
+
+    given = (x, kernel, bias, second)
+    found, expected = up_conv_conv(*given), apart(*given)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    up = first.apply({"params": {"kernel": kernel, "bias": bias}}, x)
+    np.testing.assert_allclose(up_conv(x, kernel, bias), up, atol=1e-5)
+    cotangent = jnp.asarray(recipe.normal("cotangent", found.shape))
+    gradients = (jax.vjp(f, *given)[1](cotangent) for f in (up_conv_conv, apart))
+    for a, b in zip(*gradients, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-3)
 
 
 def test_no_dtype_is_promoted_in_silence():

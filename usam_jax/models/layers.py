@@ -91,27 +91,6 @@ def conv(
     )
 
 
-class UpConv(nn.Module):
-    """Transposed convolution, 2x2 with stride 2: doubles height and width.
-
-    As one matrix product, since no two of its windows meet: of a convolution, XLA on a CPU makes a
-    slow gradient of the kernel. Kernel [2 2 d e] as `nn.ConvTranspose` has it.
-    """
-
-    features: int
-    dtype: Dtype
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b i j e"]:
-        b, h, w, d = x.shape
-        init = torch_uniform(self.features * 2 * 2)  # torch counts the outputs as fan-in
-        kernel = self.param("kernel", init, (2, 2, d, self.features))[::-1, ::-1]
-        bias = self.param("bias", init, (self.features,)).astype(self.dtype)
-        x = product(x, kernel.astype(self.dtype).transpose(2, 0, 1, 3).reshape(d, -1))
-        x = x.reshape(b, h, w, 2, 2, -1).swapaxes(2, 3)
-        return x.reshape(b, 2 * h, 2 * w, -1) + bias
-
-
 def max_pool(x: Float[Array, "b h w d"]) -> Float[Array, "b i j d"]:
     """2x2 maximum with stride 2. Without windows, whose gradient takes long on a CPU."""
     b, h, w, d = x.shape

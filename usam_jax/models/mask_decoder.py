@@ -10,12 +10,12 @@ from usam_jax.models.layers import (
     ConvUnit,
     Dtype,
     LayerNorm,
-    UpConv,
     conv,
     gelu,
     torch_uniform,
 )
 from usam_jax.models.transformer import TwoWayTransformer
+from usam_jax.models.up_conv import UpConvUnit, up_conv, up_kernel
 
 
 class UpBlock(nn.Module):
@@ -28,10 +28,9 @@ class UpBlock(nn.Module):
     def __call__(
         self, x: Float[Array, "b h w d"], skip: Float[Array, "b i j e"] | None, train: bool
     ) -> Float[Array, "b i j f"]:
-        x = UpConv(x.shape[-1], self.dtype, name="up")(x)
-        if skip is not None:
-            x = jnp.concatenate([x, skip], axis=-1)
-        x = ConvUnit(self.features, self.dtype, name="nConvs_0")(x, train)
+        d = x.shape[-1]
+        up = up_kernel(d, d, self.dtype, "up")()
+        x = UpConvUnit(self.features, self.dtype, name="nConvs_0")(x, skip, up, train)
         return ConvUnit(self.features, self.dtype, name="nConvs_1")(x, train)
 
 
@@ -116,9 +115,9 @@ class MaskDecoder(nn.Module):
     ) -> Float[Array, "b h w k"]:
         """SAM's `output_upscaling` to 1/4 size, one map a class, then 4x bilinear."""
         d = x.shape[-1]
-        x = UpConv(d // 4, self.dtype, name="output_upscaling_0")(x)
+        x = up_conv(x, *up_kernel(d, d // 4, self.dtype, "output_upscaling_0")())
         x = gelu(LayerNorm(1e-6, name="output_upscaling_1")(x))
-        x = UpConv(d // 8, self.dtype, name="output_upscaling_3")(x)
+        x = up_conv(x, *up_kernel(d // 4, d // 8, self.dtype, "output_upscaling_3")())
         x = gelu(x)
         maps = jnp.einsum("bkc,bhwc->bhwk", weights, x).astype(jnp.float32)
         b, h, w, k = maps.shape
