@@ -14,8 +14,8 @@ from flax import traverse_util
 from usam_jax import convert
 from usam_jax.errors import UsageError
 from usam_jax.models import Prompts, init_variables, layers, make_model, variable_shapes
-from usam_jax.models.image_encoder import Attention, join_windows, split_windows
-from usam_jax.models.up_conv import up_conv, up_conv_conv
+from usam_jax.models.image_encoder import Attention, join_windows, pick_offsets, split_windows
+from usam_jax.models.up_conv import UpConvUnit
 
 BACKBONE = {"vit_b": 8_247_360, "vit_l": 12_967_488, "vit_h": 18_867_264}
 IMAGE_ENCODER = {"vit_b": 86_033_920, "vit_l": 303_446_016, "vit_h": 630_985_728}
@@ -198,27 +198,49 @@ def test_normalisation_has_the_gradients_that_jax_derives(axes):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_a_transposed_convolution_and_one_behind_it_are_one_convolution():
-    x, kernel, bias, second = (
-        jnp.asarray(recipe.normal(str(shape), shape))
-        for shape in [(2, 3, 5, 4), (2, 2, 4, 6), (6,), (3, 3, 6, 7)]
+@pytest.mark.parametrize("skip_channels", [0, 2])
+@pytest.mark.parametrize("channels", [4, 16])  # of a map with more pixels than channels, with fewer
+def test_an_upsampling_unit_is_its_layers_one_after_the_other(channels, skip_channels):
+    def draw(*shape):
+        return jnp.asarray(recipe.normal(str(shape), shape))
+
+    x, skip = draw(2, 3, 5, channels), draw(2, 6, 10, skip_channels) if skip_channels else None
+    up, bias = draw(2, 2, channels, 6), draw(6)
+    convs = {"kernel": draw(3, 3, 6 + skip_channels, 7), "bias": draw(7)}
+    params = {"conv": convs, "norm": {"scale": 1 + 0.1 * draw(7), "bias": 0.5 * draw(7)}}
+    stats = {"norm": {"mean": jnp.zeros(7), "var": jnp.ones(7)}}
+
+    def at_once(x, skip, up, bias, params):
+        variables = {"params": params, "batch_stats": stats}
+        unit, given = UpConvUnit(7, jnp.float32), (x, skip, (up, bias), True)
+        return unit.apply(variables, *given, mutable="batch_stats")[0]
+
+    def one_by_one(x, skip, up, bias, params):
+        x = nn.ConvTranspose(6, (2, 2), strides=(2, 2)).apply(
+            {"params": {"kernel": up, "bias": bias}}, x
+        )
+        x = x if skip is None else jnp.concatenate([x, skip], axis=-1)
+        variables = {"params": params, "batch_stats": stats}
+        unit = layers.ConvUnit(7, jnp.float32)
+        return unit.apply(variables, x, True, mutable="batch_stats")[0]
+
+    given = (x, skip, up, bias, params)
+    (found, found_vjp), (expected, expected_vjp) = (
+        jax.vjp(f, *given) for f in (at_once, one_by_one)
     )
-    first = nn.ConvTranspose(6, (2, 2), strides=(2, 2))
-    then = nn.Conv(7, (3, 3), padding=1, use_bias=False)
+    # Sums of some hundred products of about 1, by another order.
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    above = draw(*found.shape)
+    pairs = zip(*(jax.tree.leaves(f(above)) for f in (found_vjp, expected_vjp)), strict=True)
+    for a, b in pairs:
+        np.testing.assert_allclose(a, b, atol=2e-5 * max(1, float(abs(b).max())))
 
-    def apart(x, kernel, bias, second):
-        x = first.apply({"params": {"kernel": kernel, "bias": bias}}, x)
-        return then.apply({"params": {"kernel": second}}, x)
 
-    given = (x, kernel, bias, second)
-    found, expected = up_conv_conv(*given), apart(*given)
-    np.testing.assert_allclose(found, expected, atol=1e-4)
-    up = first.apply({"params": {"kernel": kernel, "bias": bias}}, x)
-    np.testing.assert_allclose(up_conv(x, kernel, bias), up, atol=1e-5)
-    cotangent = jnp.asarray(recipe.normal("cotangent", found.shape))
-    gradients = (jax.vjp(f, *given)[1](cotangent) for f in (up_conv_conv, apart))
-    for a, b in zip(*gradients, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-3)
+@pytest.mark.parametrize("side", [1, 2, 5])
+def test_each_query_picks_the_offset_of_each_key(side):
+    offsets = jnp.broadcast_to(jnp.arange(side - 1.0, -side, -1), (2, side, 2 * side - 1))
+    i, k = np.ogrid[:side, :side]
+    np.testing.assert_array_equal(pick_offsets(offsets), np.broadcast_to(i - k, (2, side, side)))
 
 
 def test_no_dtype_is_promoted_in_silence():

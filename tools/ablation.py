@@ -172,6 +172,7 @@ def main(config: ConfigDict, arguments: list[str]) -> None:
     if arguments or not all(x.isdecimal() for x in SEEDS.value):
         raise UsageError(f"found {arguments} and --seeds={SEEDS.value}\n{__doc__}")
     runtime.keep_compiled_programs()
+    runtime.keep_memory()
     name_classes(config)
     workdir = pathlib.Path(WORKDIR.value)
     require_folder(workdir)

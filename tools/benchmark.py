@@ -130,7 +130,8 @@ def main() -> None:
     cv2.setNumThreads(1)
     xla_flags.use_fast_convolutions()
     what = parser.parse_args().what
-    runtime.keep_memory()  # as the main program does
+    if what != "click":  # whoever uses the Predictor has memory as it is
+        runtime.keep_memory()
     expected = ("cpu",) if what in OF_THE_CPU else ("cpu", "gpu")
     if (found := jax.default_backend()) not in expected:
         parser.error(f"{what}: found JAX on {found}, expected {' or '.join(expected)}")

@@ -85,7 +85,8 @@ def stream(
 ) -> Iterator[tuple[np.ndarray, dict[str, Outcome]]]:
     """The rows int[n] of each batch of a part in order, and by mode what the model makes of them.
 
-    The last batch has fewer rows than its arrays. Each batch is given while the next is computed.
+    The last batch has fewer rows than its arrays. On an accelerator each batch is given while the
+    next is computed.
     """
     size, rows = config.eval.batch_size, part.rows
     process, processes = jax.process_index(), jax.process_count()

@@ -52,8 +52,8 @@ def main(config: ConfigDict, arguments: list[str]) -> None:
         xla_flags.repeat_exactly()
     runtime.keep_compiled_programs()
     runtime.join_hosts(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
-    runtime.keep_memory()
     name_classes(config)
+    runtime.keep_memory()
     name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = pathlib.Path(WORKDIR.value or f"runs/{name}")
 

@@ -25,14 +25,17 @@ def keep_compiled_programs() -> None:
 
 
 def keep_memory() -> None:
-    """Lets a step on a CPU have the last one's memory again; to be called before the first array.
+    """Lets a step on a CPU have the last one's memory again; to be called before devices start.
 
-    Without it the system clears the pages of each step's gigabytes anew. Only the main thread's
-    allocations are kept whatever their size, so programs run there, not in the background. It is
-    glibc's allocator that is told so; without glibc, and on other devices, memory is as it was.
+    Without it the system clears the pages of each step's gigabytes anew. It is glibc's allocator
+    that is told so; without glibc nothing changes. Only the main thread's allocations are kept
+    whatever their size, so programs on a CPU run there, not in the background. Of use to one
+    process with one device: with several, JAX has other threads run them.
     """
+    if platform.libc_ver()[0] != "glibc":
+        return
     jax.config.update("jax_cpu_enable_async_dispatch", False)
-    if jax.default_backend() == "cpu" and platform.libc_ver()[0] == "glibc":
+    if jax.default_backend() == "cpu":
         mallopt, max_maps, trim_threshold = ctypes.CDLL(None).mallopt, -4, -1  # as in malloc.h
         mallopt(max_maps, 0)  # all comes from the heap,
         mallopt(trim_threshold, -1)  # whose end is never given back

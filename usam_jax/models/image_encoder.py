@@ -53,13 +53,15 @@ class Attention(nn.Module):
 
 
 def pick_offsets(x: Float[Array, "*n s o"]) -> Float[Array, "*n s s"]:
-    """Of the offsets s-1 to 1-s (o = 2s-1) in row i those from i to i-(s-1), to each position.
+    """Row i of `x` has a number for each offset from s-1 down to 1-s (o = 2s-1), row i of the
+    result those from i down to i-(s-1), one for each key.
 
-    Row i begins one later than row i+1, so in rows that are one shorter all begin in one column.
+    They begin one further in row i than in row i+1: in rows that are one shorter, all in one column.
     """
     *lead, s, _ = x.shape
-    flat = x.reshape(*lead, -1)[..., s - 1 : s - 1 + s * (2 * s - 2)]
-    return flat.reshape(*lead, s, 2 * s - 2)[..., :s]
+    width = max(2 * s - 2, 1)
+    flat = x.reshape(*lead, -1)[..., s - 1 : s - 1 + s * width]
+    return flat.reshape(*lead, s, width)[..., :s]
 
 
 @jax.custom_vjp

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
@@ -50,8 +51,10 @@ def join_patches(x: Float[Array, "b h w 2 2 e"]) -> Float[Array, "b i j e"]:
 class UpConvUnit(nn.Module):
     """`up_conv`, concatenation with a skip, conv 3x3, BatchNorm, ReLU; `up` is `up_conv`'s kernel.
 
-    No map is made between the two convolutions, which are linear: the first one and its half of
-    the second become one. That has 4 products where the two have 10, and more channels at once.
+    On a map with more pixels than channels no map is made between the two convolutions, which are
+    linear: the first one and its half of the second become one, of 4 products for each pixel and
+    pair of channels instead of 9 and those of the first, and of more channels at once. On a smaller
+    one, to join their kernels would take as long.
     """
 
     features: int
@@ -69,10 +72,15 @@ class UpConvUnit(nn.Module):
         inputs = upper + (skip.shape[-1] if skip is not None else 0)
         shape = (3, 3, inputs, self.features)
         kernel, bias = Kernel(shape, inputs * 3 * 3, self.dtype, name="conv")()
-        x = up_conv_conv(x, *up, kernel[:, :, :upper]) + bias
-        if skip is not None:
-            x += convolve(skip, kernel[:, :, upper:], 1)
-        return nn.relu(BatchNorm(name="norm")(x, train))
+        _, h, w, d = x.shape
+        if h * w > d:
+            x = up_conv_conv(x, *up, kernel[:, :, :upper])
+            if skip is not None:
+                x += convolve(skip, kernel[:, :, upper:], 1)
+        else:
+            x = up_conv(x, *up)
+            x = convolve(x if skip is None else jnp.concatenate([x, skip], -1), kernel, 1)
+        return nn.relu(BatchNorm(name="norm")(x + bias, train))
 
 
 def up_conv_conv(
@@ -83,23 +91,23 @@ def up_conv_conv(
 ) -> Float[Array, "b i j f"]:
     """`up_conv` and then a 3x3 convolution with zeros around, as one convolution of `x`.
 
-    The kernels of both are one transposed convolution of 4x4 with stride 2. Of that the pixels of
-    each two by two inputs make a patch of 2x2 outputs. The bias is the kernel of a channel of
-    ones, since it ends where the map ends.
+    The kernels of both, joined at each call, are one transposed convolution of 4x4 with stride 2:
+    tap s of the first and u of the second make tap 1 - s + u. So of two neighbouring inputs, rows
+    i-1 and i, come the outputs of rows 2i-1 (taps 3 and 1) and 2i (taps 2 and 0), and of two by two
+    a patch of 2x2. The bias ends where the map ends, so it is the kernel of a channel of ones.
     """
-    b, h, w, _ = x.shape
+    b, h, w, d = x.shape
     f = second.shape[-1]
-    bias = jnp.broadcast_to(bias, (2, 2, 1, bias.size))
-    kernel = jnp.concatenate([kernel[::-1, ::-1], bias], axis=2)
+    first = jnp.concatenate([kernel[::-1, ::-1], jnp.broadcast_to(bias, (2, 2, 1, bias.size))], 2)
+    taps = jnp.einsum("stde,uvef->stuvdf", first, second)
+    both = jnp.zeros((4, 4, d + 1, f), x.dtype)
+    for s, t in np.ndindex(2, 2):
+        both += jnp.pad(taps[s, t], ((1 - s, s), (1 - t, t), (0, 0), (0, 0)))
+    both = both.reshape(2, 2, 2, 2, d + 1, f)[:, ::-1, :, ::-1]  # row of input, output; columns
+    both = both.transpose(0, 2, 4, 1, 3, 5).reshape(2, 2, d + 1, 4 * f)
     x = jnp.concatenate([x, jnp.ones((b, h, w, 1), x.dtype)], axis=-1)
-    # Padded apart: of convolutions that make a map larger, XLA on a CPU makes slow gradients.
-    second = jnp.pad(second, ((1, 1), (1, 1), (0, 0), (0, 0)))
+    # Padded apart: of a convolution that makes a map larger, XLA on a CPU makes slow gradients.
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    both = jax.lax.conv_general_dilated(  # [4 4 d+1 f], each tap of one by each tap of the other
-        second, kernel, (1, 1), "VALID", dimension_numbers=("HWCN", "HWOI", "HWCN")
-    )
-    both = both.reshape(2, 2, 2, 2, -1, f)[:, ::-1, :, ::-1]  # input, output row; the same, column
-    both = both.transpose(0, 2, 4, 1, 3, 5).reshape(2, 2, -1, 4 * f)
     patches = convolve(x, both, 0).reshape(b, h + 1, w + 1, 2, 2, f)
     return join_patches(patches)[:, 1:-1, 1:-1]
 
