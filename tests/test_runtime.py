@@ -34,12 +34,14 @@ import jax, jax.numpy as jnp
 from usam_jax import runtime
 if sys.argv[1] == "kept":
     runtime.keep_memory()
-step = jax.jit(lambda x: (jnp.outer(x, x) @ jnp.outer(x, x)).sum())
-x = jnp.ones(2048)
-jax.block_until_ready([step(x) for _ in range(2)])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-step(x).block_until_ready()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+step = jax.jit(lambda x: x @ x)
+x = jnp.ones((3072, 3072))  # above the 32 MiB that glibc may keep of itself
+found = []
+for _ in range(6):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    step(x).block_until_ready()
+    found.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(min(found))  # the first steps still lay memory out, and threads at work at other times
 """
 
 
@@ -49,8 +51,8 @@ def test_a_step_uses_the_memory_of_the_last_one_again():
         command = [sys.executable, "-c", FAULTS, how]
         return int(subprocess.check_output(command, cwd=ROOT, text=True))
 
-    three_arrays = 3 * 2048**2 * 4 // os.sysconf("SC_PAGE_SIZE")
-    assert page_faults("kept") < three_arrays // 10 < page_faults("given back")
+    result = 3072**2 * 4 // os.sysconf("SC_PAGE_SIZE")
+    assert page_faults("kept") < result // 10 < page_faults("given back")
 
 
 def test_several_seeds_are_told_as_mean_and_deviation(tmp_path, capsys):
