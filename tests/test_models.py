@@ -199,7 +199,7 @@ def test_normalisation_has_the_gradients_that_jax_derives(axes):
 
 
 @pytest.mark.parametrize("skip_channels", [0, 2])
-@pytest.mark.parametrize("channels", [4, 16])  # of a map with more pixels than channels, with fewer
+@pytest.mark.parametrize("channels", [4, 16])
 def test_an_upsampling_unit_is_its_layers_one_after_the_other(channels, skip_channels):
     def draw(*shape):
         return jnp.asarray(recipe.normal(str(shape), shape))

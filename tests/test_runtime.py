@@ -52,7 +52,7 @@ def test_a_step_uses_the_memory_of_the_last_one_again():
         return int(subprocess.check_output(command, cwd=ROOT, text=True))
 
     result = 3072**2 * 4 // os.sysconf("SC_PAGE_SIZE")
-    # In a busy process of some dozens the result alone is made anew each time.
+    # On a busy machine one process of some dozens makes the result anew each time.
     kept = min(page_faults("kept") for _ in range(3))
     assert kept < result // 10 < page_faults("given back")
 

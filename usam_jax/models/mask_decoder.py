@@ -28,9 +28,14 @@ class UpBlock(nn.Module):
     def __call__(
         self, x: Float[Array, "b h w d"], skip: Float[Array, "b i j e"] | None, train: bool
     ) -> Float[Array, "b i j f"]:
-        d = x.shape[-1]
+        _, h, w, d = x.shape
         up = up_kernel(d, d, self.dtype, "up")()
-        x = UpConvUnit(self.features, self.dtype, name="nConvs_0")(x, skip, up, train)
+        if h * w > d:
+            x = UpConvUnit(self.features, self.dtype, name="nConvs_0")(x, skip, up, train)
+        else:  # to join the kernels of two convolutions would take as long as it saves
+            x = up_conv(x, *up)
+            x = x if skip is None else jnp.concatenate([x, skip], axis=-1)
+            x = ConvUnit(self.features, self.dtype, name="nConvs_0")(x, train)
         return ConvUnit(self.features, self.dtype, name="nConvs_1")(x, train)
 
 

@@ -49,12 +49,11 @@ def join_patches(x: Float[Array, "b h w 2 2 e"]) -> Float[Array, "b i j e"]:
 
 
 class UpConvUnit(nn.Module):
-    """`up_conv`, concatenation with a skip, conv 3x3, BatchNorm, ReLU; `up` is `up_conv`'s kernel.
+    """`up_conv` with the kernel `up`, concatenation with a skip, then what `ConvUnit` does.
 
-    On a map with more pixels than channels no map is made between the two convolutions, which are
-    linear: the first one and its half of the second become one, of 4 products for each pixel and
-    pair of channels instead of 9 and those of the first, and of more channels at once. On a smaller
-    one, to join their kernels would take as long.
+    No map is made between the two convolutions, which are linear: the first one and its half of the
+    second become one, of 4 products for each pixel and pair of channels instead of 9 and those of
+    the first, and of more channels at once.
     """
 
     features: int
@@ -72,14 +71,9 @@ class UpConvUnit(nn.Module):
         inputs = upper + (skip.shape[-1] if skip is not None else 0)
         shape = (3, 3, inputs, self.features)
         kernel, bias = Kernel(shape, inputs * 3 * 3, self.dtype, name="conv")()
-        _, h, w, d = x.shape
-        if h * w > d:
-            x = up_conv_conv(x, *up, kernel[:, :, :upper])
-            if skip is not None:
-                x += convolve(skip, kernel[:, :, upper:], 1)
-        else:
-            x = up_conv(x, *up)
-            x = convolve(x if skip is None else jnp.concatenate([x, skip], -1), kernel, 1)
+        x = up_conv_conv(x, *up, kernel[:, :, :upper])
+        if skip is not None:
+            x += convolve(skip, kernel[:, :, upper:], 1)
         return nn.relu(BatchNorm(name="norm")(x + bias, train))
 
 
