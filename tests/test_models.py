@@ -14,7 +14,8 @@ from flax import traverse_util
 from usam_jax import convert
 from usam_jax.errors import UsageError
 from usam_jax.models import Prompts, init_variables, layers, make_model, variable_shapes
-from usam_jax.models.image_encoder import Attention, join_windows, pick_offsets, split_windows
+from usam_jax.models.attention import Attention, pick_offsets
+from usam_jax.models.image_encoder import join_windows, split_windows
 from usam_jax.models.up_conv import UpConvUnit
 
 BACKBONE = {"vit_b": 8_247_360, "vit_l": 12_967_488, "vit_h": 18_867_264}

@@ -1,95 +1,11 @@
 """SAM's vision transformer: windowed and global attention with decomposed relative positions."""
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from usam_jax.models.layers import Dtype, GreyConv, LayerNorm, Mlp, conv, gelu, linear
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention of a square map, with relative positions along h and along w.
-
-    A query's bias towards a key is `q . rel_pos_h[i_q - i_k]` plus the same along w, with q not
-    scaled. On a small map both are part of the product of queries and keys: behind its channels a
-    query has its bias towards each row and column, a key has ones at its own. On a large map that
-    would be most of the product, and they are added to it. Source: Segment Anything, image encoder
-    (after MViTv2's decomposed positions).
-    """
-
-    num_heads: int
-    dtype: Dtype
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b s s d"]) -> Float[Array, "b s s d"]:
-        b, s, _, d = x.shape
-        n, t, head_dim = self.num_heads, s * s, d // self.num_heads
-        qkv = linear(3 * d, d, self.dtype, "qkv")(x)
-        q, k, v = (y.reshape(b, t, n, head_dim).swapaxes(1, 2) for y in jnp.split(qkv, 3, axis=-1))
-
-        zeros = nn.initializers.zeros
-        rel_h = self.param("rel_pos_h", zeros, (2 * s - 1, head_dim))
-        rel_w = self.param("rel_pos_w", zeros, (2 * s - 1, head_dim))
-        relative = jnp.concatenate([rel_h[::-1], rel_w[::-1]]).T.astype(self.dtype)
-        along_h, along_w = jnp.split((q @ relative).reshape(b, n, s, s, -1), 2, axis=-1)
-        bias_h = pick_offsets(along_h.swapaxes(2, 3)).swapaxes(2, 3).reshape(b, n, t, s)
-        bias_w = pick_offsets(along_w).reshape(b, n, t, s)
-        q = q * head_dim**-0.5
-        if 2 * s > head_dim:
-            wide_h, wide_w = (x.astype(jnp.float32) for x in (bias_h, bias_w))
-            logits = compare(q, k).reshape(b, n, t, s, s) + wide_h[..., None] + wide_w[..., None, :]
-            logits = logits.reshape(b, n, t, t)
-        else:
-            one = jnp.eye(s, dtype=self.dtype)
-            own = jnp.concatenate([jnp.repeat(one, s, axis=0), jnp.tile(one, (s, 1))], axis=-1)
-            own = jnp.broadcast_to(own, (b, n, t, 2 * s))
-            logits = compare(
-                jnp.concatenate([q, bias_h, bias_w], axis=-1), jnp.concatenate([k, own], axis=-1)
-            )
-
-        x = weigh(logits, v).swapaxes(1, 2).reshape(b, s, s, d)
-        return linear(d, d, self.dtype, "proj")(x)
-
-
-def pick_offsets(x: Float[Array, "*n s o"]) -> Float[Array, "*n s s"]:
-    """Row i of `x` has a number for each offset from s-1 down to 1-s (o = 2s-1), row i of the
-    result those from i down to i-(s-1), one for each key.
-
-    They begin one further in row i than in row i+1: in rows that are one shorter, all in one column.
-    """
-    *lead, s, _ = x.shape
-    width = max(2 * s - 2, 1)
-    flat = x.reshape(*lead, -1)[..., s - 1 : s - 1 + s * width]
-    return flat.reshape(*lead, s, width)[..., :s]
-
-
-@jax.custom_vjp
-def compare(q: Float[Array, "b n t c"], k: Float[Array, "b n s c"]) -> Float[Array, "b n t s"]:
-    """`q . k`, multiplied in the type of `k`, summed and given in float32; gradients likewise."""
-    return jnp.einsum("bntc,bnsc->bnts", q.astype(k.dtype), k, preferred_element_type=jnp.float32)
-
-
-def _compare_forward(q: Array, k: Array) -> tuple[Array, tuple[Array, Array]]:
-    return compare(q, k), (q, k)
-
-
-def _compare_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    q, k = saved
-    gradient = gradient.astype(k.dtype)
-    d_q = jnp.einsum("bnts,bnsc->bntc", gradient, k, preferred_element_type=jnp.float32)
-    d_k = jnp.einsum("bnts,bntc->bnsc", gradient, q.astype(k.dtype))
-    return d_q.astype(q.dtype), d_k
-
-
-compare.defvjp(_compare_forward, _compare_backward)
-
-
-def weigh(logits: Float[Array, "b n t s"], v: Float[Array, "b n s e"]) -> Float[Array, "b n t e"]:
-    """Softmax, in float32, times `v`; divided last, where there is least to divide."""
-    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
-    x = compare(weights, v.swapaxes(2, 3))
-    return (x / weights.sum(-1, keepdims=True)).astype(v.dtype)
+from usam_jax.models.attention import Attention
+from usam_jax.models.layers import Dtype, GreyConv, LayerNorm, Mlp, conv, gelu
 
 
 def split_windows(x: Float[Array, "b h w d"], window: int) -> Float[Array, "n s s d"]:
