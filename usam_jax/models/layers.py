@@ -105,6 +105,10 @@ def gelu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
     return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 
+def relu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    return jnp.where(x <= 0, jnp.zeros_like(x), x)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def normalise(
     x: Float[Array, "*n d"],
@@ -233,7 +237,7 @@ class ConvUnit(nn.Module):
             x = GreyConv(self.features, 3, 1, self.dtype, name="conv")(x)
         else:
             x = conv(self.features, x.shape[-1], 3, self.dtype, "conv")(x)
-        return nn.relu(BatchNorm(name="norm")(x, train))
+        return relu(BatchNorm(name="norm")(x, train))
 
 
 class Mlp(nn.Module):

@@ -12,6 +12,7 @@ from usam_jax.models.layers import (
     LayerNorm,
     conv,
     gelu,
+    relu,
     torch_uniform,
 )
 from usam_jax.models.transformer import TwoWayTransformer
@@ -145,6 +146,6 @@ class MaskDecoder(nn.Module):
         maps = jnp.einsum("btc,bhwc->bhwt", weights, x)
         x = UpBlock(d // 8, self.dtype, name="up1")(maps, f0, train)
         x = conv(d // 8, d // 8, 3, self.dtype, "final_output_0")(x)
-        x = nn.relu(BatchNorm(name="final_output_1")(x, train))
+        x = relu(BatchNorm(name="final_output_1")(x, train))
         x = conv(self.num_classes, d // 8, 1, self.dtype, "final_output_3", bias=False)(x)
         return x.astype(jnp.float32)

@@ -6,7 +6,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from usam_jax.models.layers import BatchNorm, Dtype, product, torch_uniform
+from usam_jax.models.layers import BatchNorm, Dtype, product, relu, torch_uniform
 
 
 class Kernel(nn.Module):
@@ -72,9 +72,8 @@ class UpConvUnit(nn.Module):
         shape = (3, 3, inputs, self.features)
         kernel, bias = Kernel(shape, inputs * 3 * 3, self.dtype, name="conv")()
         x = up_conv_conv(x, *up, kernel[:, :, :upper])
-        if skip is not None:
-            x += convolve(skip, kernel[:, :, upper:], 1)
-        return nn.relu(BatchNorm(name="norm")(x + bias, train))
+        x += bias if skip is None else convolve(skip, kernel[:, :, upper:], 1) + bias
+        return relu(BatchNorm(name="norm")(x, train))
 
 
 def up_conv_conv(
