@@ -154,7 +154,7 @@ def _normalise_backward(
     else:
         level = (gradient * scale).mean(axes, keepdims=True)
         slope = (gradient * scale * y).mean(axes, keepdims=True)
-    d_x = inverse * (gradient * scale - level - y * slope)
+    d_x = inverse * (gradient * scale - level) - y * (inverse * slope)
     return d_x.astype(x.dtype), d_scale, d_bias
 
 
