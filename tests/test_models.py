@@ -331,24 +331,36 @@ def test_points_without_labels_are_refused():
 
 
 @pytest.mark.parametrize("head_dim", [4, 8])
-def test_relative_positions_count_alike_on_small_and_large_maps(head_dim):
+def test_attention_and_its_gradients_are_alike_on_small_and_large_maps(head_dim):
     """Against the definition, pair by pair: 2 s is above one head's width and below the other's."""
     s, heads = 3, 2
-    d = heads * head_dim
-    x = jax.random.normal(jax.random.key(0), (2, s, s, d))
+    d, t = heads * head_dim, s * s
+    x, above = (jax.random.normal(jax.random.key(i), (2, s, s, d)) for i in (0, 2))
     attention = Attention(heads, jnp.float32)
     params = attention.init(jax.random.key(1), x)["params"]
     params = jax.tree.map(lambda p: jax.random.normal(jax.random.key(p.size), p.shape), params)
-    found = attention.apply({"params": params}, x)
+    row, column = np.divmod(np.arange(t), s)
+    rows, columns = (y[:, None] - y[None] + s - 1 for y in (row, column))
 
-    qkv = x.reshape(2, s * s, d) @ params["qkv"]["kernel"] + params["qkv"]["bias"]
-    q, k, v = np.moveaxis(np.asarray(qkv).reshape(2, s * s, 3, heads, head_dim), 2, 0)
-    logits = np.einsum("bqnd,bknd->bnqk", q, k) * head_dim**-0.5
-    for i in range(s * s):
-        for j in range(s * s):
-            rows, columns = i // s - j // s + s - 1, i % s - j % s + s - 1
-            bias = params["rel_pos_h"][rows] + params["rel_pos_w"][columns]
-            logits[:, :, i, j] += q[:, i] @ bias
-    y = np.einsum("bnqk,bknd->bqnd", jax.nn.softmax(logits), v).reshape(2, s, s, d)
-    expected = y @ params["proj"]["kernel"] + params["proj"]["bias"]
+    def plain(params, x):
+        qkv = x.reshape(2, t, d) @ params["qkv"]["kernel"] + params["qkv"]["bias"]
+        q, k, v = jnp.moveaxis(qkv.reshape(2, t, 3, heads, head_dim), 2, 0)
+        relative = params["rel_pos_h"][rows] + params["rel_pos_w"][columns]
+        logits = jnp.einsum("bqnd,bknd->bnqk", q, k) * head_dim**-0.5
+        logits += jnp.einsum("bqnd,qkd->bnqk", q, relative)
+        y = jnp.einsum("bnqk,bknd->bqnd", jax.nn.softmax(logits), v).reshape(2, s, s, d)
+        return y @ params["proj"]["kernel"] + params["proj"]["bias"]
+
+    expected, expected_vjp = jax.vjp(plain, params, x)
+    found, found_vjp = jax.vjp(lambda p, x: attention.apply({"params": p}, x), params, x)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)  # float32 sums of 18 numbers
+    pairs = zip(*(jax.tree.leaves(f(above)) for f in (found_vjp, expected_vjp)), strict=True)
+    for a, b in pairs:
+        np.testing.assert_allclose(a, b, atol=1e-5 * float(abs(b).max()))
+
+
+def test_a_number_that_is_none_passes_the_activation():
+    x = jnp.array([-2.0, -0.0, 0.0, 3.0, jnp.nan, -jnp.inf, jnp.inf])
+    np.testing.assert_array_equal(layers.relu(x), nn.relu(x))
+    gradients = (jax.vjp(f, x)[1](jnp.ones(7))[0][:4] for f in (layers.relu, nn.relu))
+    np.testing.assert_array_equal(*gradients)

@@ -106,6 +106,9 @@ def gelu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
 
 
 def relu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """As a choice: a maximum with 0, XLA on a CPU would compute anew, with all elementwise before
+    it, in the transposed copy that a kernel's gradient takes of a convolution's input.
+    """
     return jnp.where(x <= 0, jnp.zeros_like(x), x)
 
 
@@ -154,6 +157,8 @@ def _normalise_backward(
     else:
         level = (gradient * scale).mean(axes, keepdims=True)
         slope = (gradient * scale * y).mean(axes, keepdims=True)
+    # A difference at last, for XLA on a CPU makes it once then; a product with `inverse`, it
+    # computes anew for each use.
     d_x = inverse * (gradient * scale - level) - y * (inverse * slope)
     return d_x.astype(x.dtype), d_scale, d_bias
 

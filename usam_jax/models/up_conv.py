@@ -72,6 +72,7 @@ class UpConvUnit(nn.Module):
         shape = (3, 3, inputs, self.features)
         kernel, bias = Kernel(shape, inputs * 3 * 3, self.dtype, name="conv")()
         x = up_conv_conv(x, *up, kernel[:, :, :upper])
+        # The sum of both maps last: with the bias last, XLA on a CPU joins patches at each use.
         x += bias if skip is None else convolve(skip, kernel[:, :, upper:], 1) + bias
         return relu(BatchNorm(name="norm")(x, train))
 
