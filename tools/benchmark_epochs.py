@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from tools.benchmark_data import write_slices
-from tools.benchmark_limits import STEP_FLOP, Row, make_product_limit
+from tools.benchmark_limits import LIMIT_S, STEP_FLOP, Row, make_product_limit
 from tools.benchmark_model import setups
 from usam_jax import logs, train
 from usam_jax.data import pipeline
@@ -45,7 +45,7 @@ def measure_epochs() -> list[Row]:
             found = speed.read()
             batches.close()
             rate = found["speed/slices_per_second"]
-            share = rate * STEP_FLOP / make_product_limit(config.model.dtype)()
+            share = rate * STEP_FLOP / make_product_limit(config.model.dtype)(LIMIT_S)
             hours = EPOCHS * TRAINING_SLICES / rate / 3600
             figures += [
                 (f"{num_steps} steps with the pipeline, {name}", rate, "slices/s"),

@@ -14,6 +14,7 @@ FORWARD_FLOP = sum(PART_FLOP.values())
 STEP_FLOP = 3 * FORWARD_FLOP  # the backward pass is two forward passes
 PRODUCT = {"cpu": 3072, "gpu": 8192}  # rows and columns of the matrices
 ARRAY_BYTES = 1 << 30
+LIMIT_S = 2.0  # that a product is repeated for where there is no run beside it
 CALLS = {"cpu": 1, "gpu": 20}  # in a row, for a call to count and not its start
 
 Row = tuple[str, float, str]  # what, how much, unit
@@ -33,10 +34,11 @@ def cpu_seconds(function: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def make_product_limit(dtype: str) -> Callable[[], float]:
-    """A function that gives the FLOP/s of a large matrix product, at the best of three.
+def make_product_limit(dtype: str) -> Callable[[float], float]:
+    """A function that gives the FLOP/s of a large matrix product, repeated for so many seconds.
 
-    With JAX's default precision, which for float32 on a GPU is TensorFloat-32.
+    As long as the run that it is the limit of, so that whatever else the machine does counts for
+    both alike. With JAX's default precision, which for float32 on a GPU is TensorFloat-32.
     """
     size = PRODUCT[jax.default_backend()]
     x = jax.random.normal(jax.random.key(0), (size, size), dtype)
@@ -44,10 +46,14 @@ def make_product_limit(dtype: str) -> Callable[[], float]:
     jax.block_until_ready(multiply(x))
     calls = CALLS[jax.default_backend()]
 
-    def run() -> object:
-        return [multiply(x) for _ in range(calls)]
+    def measure(duration: float) -> float:
+        took, rounds = 0.0, 0
+        while took < duration:
+            took += seconds(lambda: [multiply(x) for _ in range(calls)])
+            rounds += 1
+        return rounds * calls * 2 * size**3 / took
 
-    return lambda: calls * 2 * size**3 / min(seconds(run) for _ in range(3))
+    return measure
 
 
 def measure_bandwidth() -> float:

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from configs import care
 from tools.benchmark_limits import (
     FORWARD_FLOP,
+    LIMIT_S,
     STEP_FLOP,
     Row,
     make_product_limit,
@@ -27,7 +28,7 @@ from usam_jax.forward import batch_images
 from usam_jax.models import init_variables, make_model
 from usam_jax.sharding import make_mesh, put_batch
 
-ROUNDS = 7
+ROUNDS = 11
 SETUPS = {  # of a device: type of numbers and slices in a batch
     "cpu": [("float32", 4), ("float32", 8)],
     "gpu": [(x, n) for x in ("bfloat16", "float32") for n in (8, 16, 32, 64)],
@@ -37,7 +38,7 @@ SETUPS = {  # of a device: type of numbers and slices in a batch
 def measure_limits() -> list[Row]:
     dtypes = dict.fromkeys(x for x, _ in SETUPS[jax.default_backend()])
     limits = [
-        (f"limit: a large matrix product, {x}", make_product_limit(x)() / 1e9, "GFLOP/s")
+        (f"limit: a large matrix product, {x}", make_product_limit(x)(LIMIT_S) / 1e9, "GFLOP/s")
         for x in dtypes
     ]
     return [*limits, ("limit: memory, read and written", measure_bandwidth() / 1e9, "GB/s")]
@@ -57,7 +58,8 @@ def rate(run: Callable[[], object], work: float, config: ConfigDict, name: str) 
     pairs = []
     with logs.Progress(name, ROUNDS, "rounds") as bar:
         for _ in range(ROUNDS):
-            pairs.append((seconds(run), limit()))
+            took = seconds(run)
+            pairs.append((took, limit(took)))
             bar.advance()
     slices = statistics.median(batch / s for s, _ in pairs)
     share = statistics.median(work * batch / s / most for s, most in pairs)

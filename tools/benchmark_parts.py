@@ -22,7 +22,7 @@ from usam_jax.models import init_variables, make_model
 from usam_jax.optim import make_optimizer, polynomial_decay
 
 BATCH = 4
-ROUNDS = 5
+ROUNDS = 9
 KINDS = ("forward", "in training")
 UPDATE = "optimiser's update"
 
@@ -54,7 +54,7 @@ def measure_parts() -> list[Row]:
             run = make(model, part, method, variables, given)
             jax.block_until_ready(run())
             work = BATCH * PART_FLOP[name] * (1 if kind == "forward" else 3)
-            pairs = [(seconds(run), limit()) for _ in range(ROUNDS)]
+            pairs = [(took := seconds(run), limit(took)) for _ in range(ROUNDS)]
             took = statistics.median(s for s, _ in pairs) / BATCH * 1e3
             share = statistics.median(work / s / most for s, most in pairs)
             figures += [
