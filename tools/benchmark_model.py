@@ -28,7 +28,7 @@ from usam_jax.forward import batch_images
 from usam_jax.models import init_variables, make_model
 from usam_jax.sharding import make_mesh, put_batch
 
-ROUNDS = 11
+ROUNDS = 15
 SETUPS = {  # of a device: type of numbers and slices in a batch
     "cpu": [("float32", 4), ("float32", 8)],
     "gpu": [(x, n) for x in ("bfloat16", "float32") for n in (8, 16, 32, 64)],
