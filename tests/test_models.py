@@ -145,7 +145,7 @@ def test_attention_equals_its_definition_written_as_loops():
     layer = Attention(heads, jnp.float32)
     params = layer.init(jax.random.key(0), x)["params"]
     tables = {n: recipe.normal(n, params[n].shape) for n in ("rel_pos_h", "rel_pos_w")}
-    params = {**params, **tables}
+    params = {**params, **jax.tree.map(jnp.asarray, tables)}
     found = layer.apply({"params": params}, x)
 
     tokens = np.asarray(x, np.float64).reshape(side * side, width)

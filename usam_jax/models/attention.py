@@ -30,8 +30,7 @@ class Attention(nn.Module):
         zeros = nn.initializers.zeros
         rel_h = self.param("rel_pos_h", zeros, (2 * s - 1, head_dim))
         rel_w = self.param("rel_pos_w", zeros, (2 * s - 1, head_dim))
-        relative = jnp.concatenate([rel_h[::-1], rel_w[::-1]]).T.astype(self.dtype)
-        along_h, along_w = jnp.split(product(q, relative).reshape(b, n, s, s, -1), 2, axis=-1)
+        along_h, along_w = compare_relative(q, rel_h, rel_w)
         bias_h = pick_offsets(along_h.swapaxes(2, 3)).swapaxes(2, 3).reshape(b, n, t, s)
         bias_w = pick_offsets(along_w).reshape(b, n, t, s)
         q = q * head_dim**-0.5
@@ -44,6 +43,22 @@ class Attention(nn.Module):
 
         x = weigh(logits, v).swapaxes(1, 2).reshape(b, s, s, d)
         return linear(d, d, self.dtype, "proj")(x)
+
+
+def compare_relative(
+    q: Float[Array, "b n t c"], rel_h: Float[Array, "o c"], rel_w: Float[Array, "o c"]
+) -> tuple[Float[Array, "b n s s o"], Float[Array, "b n s s o"]]:
+    """`q . rel_h` and `q . rel_w` for all offsets, from the largest down.
+
+    One product; each table is filled up to whole vectors, else a CPU is slow to read its part.
+    """
+    b, n, t, _ = q.shape
+    side, offsets = math.isqrt(t), len(rel_h)
+    tables = jnp.stack([rel_h[::-1], rel_w[::-1]]).astype(q.dtype)
+    tables = jnp.pad(tables, ((0, 0), (0, -offsets % 32), (0, 0)))
+    along = product(q, tables.reshape(-1, q.shape[-1]).T)
+    along_h, along_w = jnp.split(along.reshape(b, n, side, side, -1), 2, axis=-1)
+    return along_h[..., :offsets], along_w[..., :offsets]
 
 
 def pick_offsets(x: Float[Array, "*n s o"]) -> Float[Array, "*n s s"]:
