@@ -18,6 +18,7 @@ from tools.compiled import (
 )
 from usam_jax import train
 from usam_jax.forward import make_forward
+from usam_jax.models import attention
 from usam_jax.optim import FROZEN
 from usam_jax.sharding import make_mesh, over_batch
 
@@ -82,12 +83,18 @@ def most_besides_gradients(step) -> int:
     for up, kernel in joined_kernels(step):
         d, e, f = *up.shape[2:], kernel.shape[-1]
         joined += max(0, 16 * (d + 1) * f - (4 * d * e + e + 9 * e * f))
+    # Of tables of relative positions that are filled up, the whole.
+    filled = sum(
+        -x.shape[0] % attention.VECTOR * x.shape[1]
+        for path, x in jax.tree.leaves_with_path(step.state.params)
+        if "rel_pos" in jax.tree_util.keystr(path)
+    )
     # Mean and variance. What the backward pass sums are the gradients of scale and bias.
     batch_norm = 2 * channels
     # The frozen part's gradient is computed, for the test that all gradients are finite.
     frozen = count(step.state.params[FROZEN])
     losses = 1 + 3 * step.config.model.num_classes  # cross entropy; Dice's overlap and its totals
-    return joined + batch_norm + frozen + losses
+    return joined + filled + batch_norm + frozen + losses
 
 
 def test_data_parallel_training_only_sums_gradients_and_statistics(replicated_step):

@@ -9,6 +9,8 @@ from jaxtyping import Array, Float
 
 from usam_jax.models.layers import Dtype, linear, product
 
+VECTOR = 32  # numbers that a CPU's loops take at once, or a multiple
+
 
 class Attention(nn.Module):
     """Multi-head self-attention of a square map, with relative positions along h and along w.
@@ -55,7 +57,7 @@ def compare_relative(
     b, n, t, _ = q.shape
     side, offsets = math.isqrt(t), len(rel_h)
     tables = jnp.stack([rel_h[::-1], rel_w[::-1]]).astype(q.dtype)
-    tables = jnp.pad(tables, ((0, 0), (0, -offsets % 32), (0, 0)))
+    tables = jnp.pad(tables, ((0, 0), (0, -offsets % VECTOR), (0, 0)))
     along = product(q, tables.reshape(-1, q.shape[-1]).T)
     along_h, along_w = jnp.split(along.reshape(b, n, side, side, -1), 2, axis=-1)
     return along_h[..., :offsets], along_w[..., :offsets]
