@@ -19,7 +19,7 @@ import recipe
 from jaxtyping import install_import_hook
 from ml_collections import ConfigDict
 
-from usam_jax.xla_flags import use_fast_convolutions
+from usam_jax.utils.xla_flags import use_fast_convolutions
 
 use_fast_convolutions()
 checked = ["usam_jax.models", "usam_jax.losses", "usam_jax.metrics", "usam_jax.data"]
@@ -72,12 +72,15 @@ def save_run(workdir: pathlib.Path, config: ConfigDict, variables, packed=None) 
 
     import jax
 
-    from usam_jax import checkpoint, optim, step
     from usam_jax.data import splits
-    from usam_jax.files import write_json
-    from usam_jax.sharding import make_mesh
+    from usam_jax.training import optimizer, step
+    from usam_jax.utils.files import write_json
+    from usam_jax.utils.mesh import make_mesh
+    from usam_jax.weights import run_checkpoint
 
-    tx = optim.make_optimizer(config.optimizer, optim.polynomial_decay(9), variables["params"])
+    tx = optimizer.make_optimizer(
+        config.optimizer, optimizer.polynomial_decay(9), variables["params"]
+    )
     shapes = jax.eval_shape(lambda: variables)
     target = step.placed_state(tx, shapes, make_mesh(1), config.train)
     state = step.create_state(tx, jax.device_get(variables), target, config.train)
@@ -85,18 +88,18 @@ def save_run(workdir: pathlib.Path, config: ConfigDict, variables, packed=None) 
     if packed:
         parts = splits.split_parts(packed, config.data, "val")
         splits.write_record(workdir, packed, parts)
-    with checkpoint.Checkpoints(workdir) as saved:
+    with run_checkpoint.Checkpoints(workdir) as saved:
         saved.save(1, state, 0.5)
 
 
 def write_care(root: pathlib.Path, num_train: int, num_test: int) -> None:
     """A data set in CARE's layout, of phantoms: NAME.npz with float64 image and label."""
-    from usam_jax.data import sources
+    from usam_jax.data.datasets import registry
 
     for seed, (split, count) in enumerate((("train", num_train), ("test", num_test))):
         folder = root / split / f"{split}_npz"
         folder.mkdir(parents=True)
-        images, labels = sources.load_phantom(seed, 7, 224, count)  # labels in every slice
+        images, labels = registry.load_phantom(seed, 7, 224, count)  # labels in every slice
         names = [str(i) for i in range(1, count + 1)]
         for name, image, label in zip(names, images, labels, strict=True):
             np.savez(folder / f"{name}.npz", image=image.astype(float), label=label.astype(float))
@@ -146,10 +149,10 @@ def nnunet_config():
 
 @pytest.fixture(scope="session")
 def nnunet_source(tmp_path_factory):
-    from usam_jax.data import phantom_files
+    from usam_jax.data.phantoms import nifti_export
 
     root = tmp_path_factory.mktemp("nnunet") / "Dataset 001 Rektum Ü"  # as people name folders
-    phantom_files.write_nnunet(root, num_train=4, num_test=2, size=48, num_slices=6)
+    nifti_export.write_nnunet(root, num_train=4, num_test=2, size=48, num_slices=6)
     return root
 
 
@@ -173,6 +176,6 @@ def care_samples() -> pathlib.Path:
 @pytest.fixture(scope="session")
 def care_variables():
     """Full-size variables (ViT-B, three classes) behind the golden figures."""
-    from usam_jax import convert
+    from usam_jax.weights import name_map
 
-    return convert.from_usam(recipe.state_dict("usam_care"), model_config())
+    return name_map.from_usam(recipe.state_dict("usam_care"), model_config())

@@ -14,19 +14,21 @@ if __name__ == "__main__":
     import jax
     import numpy as np
 
-    from usam_jax import runtime, train
-    from usam_jax.data import pipeline, prepare
-    from usam_jax.sharding import make_mesh, put_batch
+    from usam_jax.data import loader
+    from usam_jax.data.packed import prepare
+    from usam_jax.training import loop
+    from usam_jax.utils import runtime
+    from usam_jax.utils.mesh import make_mesh, put_batch
 
     coordinator, num_processes, process, packed_dir, num_steps = sys.argv[1:]
     runtime.join_hosts(coordinator, int(num_processes), int(process))
     config = phantom_config(**{"data.packed_dir": packed_dir})
     packed = prepare.prepare(config.data)
     mesh = make_mesh()
-    iterator, steps = pipeline.train_batches(
+    iterator, steps = loader.train_batches(
         packed, np.arange(24), config, 0, jax.process_index(), jax.process_count()
     )
-    training = train.make_training(config, steps, mesh)
+    training = loop.make_training(config, steps, mesh)
     state, losses = training.start_fn(), []
     for _ in range(int(num_steps)):
         state, values = training.train_step(state, put_batch(next(iterator), mesh))

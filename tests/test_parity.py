@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from conftest import model_config
 
-from usam_jax import convert, torch_file
+from usam_jax.io import torch_checkpoint
 from usam_jax.models import make_model
 from usam_jax.models.usam import IMAGE_MEAN, IMAGE_STD
+from usam_jax.weights import name_map
 
 pytestmark = pytest.mark.parity
 
@@ -45,7 +46,7 @@ def test_image_encoder_equals_that_of_transformers(sam_model, form, tmp_path):
         path = tmp_path / "model.safetensors"  # without the second name of a tied tensor
         sam_model.save_pretrained(tmp_path)
     config = model_config(arch="sam", image_size=size)
-    params, report = convert.from_sam(torch_file.load(path), config)
+    params, report = name_map.from_sam(torch_checkpoint.load(path), config)
     assert not report.resized
 
     grey = np.random.default_rng(0).random((1, size, size), np.float32)

@@ -22,10 +22,13 @@ from absl import flags
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from usam_jax import checkpoint, cli, evaluate, logs, runtime, train
-from usam_jax.data.sources import name_classes
-from usam_jax.errors import UsageError, list_some
-from usam_jax.files import read_json, replacing, require_folder, write_json
+from usam_jax.data.datasets.registry import name_classes
+from usam_jax.evaluation import evaluate
+from usam_jax.training import loop
+from usam_jax.utils import cli, console, runtime
+from usam_jax.utils.errors import UsageError, list_some
+from usam_jax.utils.files import read_json, replacing, require_folder, write_json
+from usam_jax.weights import run_checkpoint
 
 matplotlib.use("Agg")
 
@@ -75,7 +78,7 @@ def run_all(config: ConfigDict, workdir: pathlib.Path, seeds: list[int]) -> Resu
     given = json.loads(config.to_json_best_effort())
     saved = read_json(path) or {"config": given, "results": {}}
     if changed := [
-        x for x in checkpoint.differences(given, saved["config"]) if "config.seed" not in x
+        x for x in run_checkpoint.differences(given, saved["config"]) if "config.seed" not in x
     ]:
         raise UsageError(
             f"{workdir} holds a sweep over another config:\n{list_some(changed)}\n"
@@ -94,8 +97,8 @@ def run_all(config: ConfigDict, workdir: pathlib.Path, seeds: list[int]) -> Resu
         left = ""
         if number:
             seconds = (time.monotonic() - begun) / number * (len(todo) - number)
-            left = f"; about {logs.format_time(seconds)} left"
-        logs.say(f"run {number + 1} of {len(todo)}: {name}, seed {seed}{left}")
+            left = f"; about {console.format_time(seconds)} left"
+        console.say(f"run {number + 1} of {len(todo)}: {name}, seed {seed}{left}")
         start = time.monotonic()
         summary = run_one(
             make_config(config, variants[name], seed), workdir / name / f"seed_{seed}"
@@ -110,7 +113,7 @@ def run_all(config: ConfigDict, workdir: pathlib.Path, seeds: list[int]) -> Resu
 
 
 def run_one(config: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
-    train.train(config, folder)
+    loop.train(config, folder)
     return evaluate.evaluate_workdir(config, folder)
 
 
@@ -181,7 +184,7 @@ def main(config: ConfigDict, arguments: list[str]) -> None:
     for label, kind in KINDS.items():
         draw_skips(workdir / f"{kind}.png", results, kind, label)
     seconds = sum(x["seconds"] for found in results.values() for x in found.values())
-    logs.say(f"{workdir}: ablation.md, dice.png, iou.png; {logs.format_time(seconds)} in all")
+    console.say(f"{workdir}: ablation.md, dice.png, iou.png; {console.format_time(seconds)} in all")
 
 
 if __name__ == "__main__":

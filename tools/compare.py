@@ -25,12 +25,25 @@ from ml_collections import ConfigDict
 from rich.table import Table
 
 from tools.score import OUT, require_writable, score
-from usam_jax import cli, logs
-from usam_jax.case_table import NONE, format_interval, format_value, print_wide, unit_of
-from usam_jax.comparison import LOWER_IS_BETTER, MEAN, Side, compare, make_side, read_side
-from usam_jax.errors import UsageError
-from usam_jax.files import replacing, write_json
-from usam_jax.summary import METRICS
+from usam_jax.evaluation.comparison import (
+    LOWER_IS_BETTER,
+    MEAN,
+    Side,
+    compare,
+    make_side,
+    read_side,
+)
+from usam_jax.evaluation.report.case_table import (
+    NONE,
+    format_interval,
+    format_value,
+    print_wide,
+    unit_of,
+)
+from usam_jax.evaluation.summary import METRICS
+from usam_jax.utils import cli, console
+from usam_jax.utils.errors import UsageError
+from usam_jax.utils.files import replacing, write_json
 
 matplotlib.use("Agg")
 
@@ -47,7 +60,7 @@ def load_side(folder: pathlib.Path) -> Side:
     """What is compared: a summary that is there, or one made of predictions."""
     if REFERENCE.value is None:
         return read_side(folder)
-    logs.say(f"{folder}:")
+    console.say(f"{folder}:")
     return make_side(score(folder, pathlib.Path(REFERENCE.value)), folder)
 
 
@@ -180,10 +193,10 @@ def main(_config: ConfigDict | None, arguments: list[str]) -> None:
     result = compare(a, b, METRIC.value)
     print_comparison(result)
     for warning in result["warnings"]:
-        logs.say(f"warning: {warning}")
+        console.say(f"warning: {warning}")
     if OUT.value:
         write_comparison(pathlib.Path(OUT.value), result)
-        logs.say(f"{OUT.value}: comparison.json, comparison.csv, comparison.png")
+        console.say(f"{OUT.value}: comparison.json, comparison.csv, comparison.png")
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ import sys
 from absl import flags
 from ml_collections import ConfigDict
 
-from usam_jax import cli
-from usam_jax.errors import UsageError
-from usam_jax.export import export_run
+from usam_jax.export.artifact import export_run
+from usam_jax.utils import cli
+from usam_jax.utils.errors import UsageError
 
 TORCH = flags.DEFINE_bool("torch", False, "Write the weights under the published names too.")
 

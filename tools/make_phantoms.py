@@ -11,9 +11,9 @@ import sys
 from absl import flags
 from ml_collections import ConfigDict
 
-from usam_jax import cli, logs
-from usam_jax.data import phantom_files
-from usam_jax.errors import UsageError
+from usam_jax.data.phantoms import nifti_export
+from usam_jax.utils import cli, console
+from usam_jax.utils.errors import UsageError
 
 NUM_TRAIN = flags.DEFINE_integer("num_train", 20, "Patients of training.", lower_bound=1)
 NUM_TEST = flags.DEFINE_integer("num_test", 5, "Patients of test.", lower_bound=0)
@@ -27,8 +27,8 @@ def main(_config: ConfigDict, arguments: list[str]) -> None:
         raise UsageError(f"found {arguments}, expected DEST\n{__doc__}")
     folder = pathlib.Path(arguments[0])
     counts = (NUM_TRAIN.value, NUM_TEST.value)
-    phantom_files.write_nnunet(folder, *counts, size=SIZE.value, seed=SEED.value)
-    logs.say(f"{folder}: {counts[0]} patients of training, {counts[1]} of test")
+    nifti_export.write_nnunet(folder, *counts, size=SIZE.value, seed=SEED.value)
+    console.say(f"{folder}: {counts[0]} patients of training, {counts[1]} of test")
 
 
 if __name__ == "__main__":

@@ -26,14 +26,15 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from usam_jax import cli, logs
-from usam_jax.contact_sheet import save_contact_sheet
-from usam_jax.data import check, sources
+from usam_jax.data import validation
 from usam_jax.data.case import Cases
-from usam_jax.data.check import Finding
-from usam_jax.data.packed import Packed, open_packed, packed_cases
-from usam_jax.data.prepare import packing_settings, prepare
-from usam_jax.errors import DataError, UsageError
+from usam_jax.data.contact_sheet import save_contact_sheet
+from usam_jax.data.datasets import registry
+from usam_jax.data.packed.format import Packed, open_packed, packed_cases
+from usam_jax.data.packed.prepare import packing_settings, prepare
+from usam_jax.data.validation import Finding
+from usam_jax.utils import cli, console
+from usam_jax.utils.errors import DataError, UsageError
 
 CHECK = flags.DEFINE_bool("check", False, "Read every case and tell what is wrong.")
 JSON = flags.DEFINE_bool("json", False, "Print the findings as JSON.")
@@ -50,7 +51,7 @@ CONFIG_OF = {
 
 def default_config(source: pathlib.Path) -> ConfigDict:
     """The config for what is found at a source; for a packed one, that which it is packed with."""
-    kind = sources.detect_kind(source)
+    kind = registry.detect_kind(source)
     settings = open_packed(source).manifest["settings"] if kind == "packed" else {"kind": kind}
     config = config_of(settings["kind"])
     config.data.kind = kind
@@ -92,16 +93,16 @@ def training_command(packed: Packed) -> str:
 
 def print_check(findings: list[Finding], cases: Cases, root: pathlib.Path) -> None:
     """Prints all findings. Raises DataError where there are errors."""
-    summary = check.summarise(findings, cases)
+    summary = validation.summarise(findings, cases)
     if JSON.value:
         print(json.dumps(summary, indent=1))
     elif findings:
-        print(check.describe(findings))
+        print(validation.describe(findings))
     counts = f"{summary['num_errors']} errors, {summary['num_warnings']} warnings"
     if summary["num_errors"]:
         raise DataError(f"{root} is not fit to train with: {counts}")
     numbers = ", ".join(f"{x} {n}" for x, n in summary["num_cases"].items())
-    logs.say(f"{root} is fit to train with: {counts}; cases: {numbers}")
+    console.say(f"{root} is fit to train with: {counts}; cases: {numbers}")
 
 
 def print_packed(packed: Packed) -> None:
@@ -146,25 +147,25 @@ def main(config: ConfigDict | None, arguments: list[str]) -> None:
     try:
         config = config or default_config(source)
         config.data.root = str(source)
-        sources.name_classes(config)
+        registry.name_classes(config)
     except DataError as error:
         if CHECK.value:
-            print_check([check.unusable(str(source), error)], {}, source)
+            print_check([validation.unusable(str(source), error)], {}, source)
         raise
     if rest and config.data.kind == "packed":
         raise UsageError(f"{source} is packed already; give its source, or leave out {rest[0]}")
     settings = sheet_settings(config)
     if CHECK.value:
-        findings, cases = check.check(config.data)
+        findings, cases = validation.check(config.data)
         if SHEET.value and any(x.num_slices for found in cases.values() for x in found):
             save_contact_sheet(pathlib.Path(SHEET.value), cases, settings)
-            logs.say(f"contact sheet: {SHEET.value}")
+            console.say(f"contact sheet: {SHEET.value}")
         print_check(findings, cases, source)
     if rest:
         packed = prepare(config.data, rest[0])
         cases = packed_cases(packed.folder)
         if CHECK.value:
-            check.compare_checksums(cases)
+            validation.compare_checksums(cases)
         save_contact_sheet(
             packed.folder / "contact_sheet.png", cases, settings | {"clahe_limit": 0.0}
         )

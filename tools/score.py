@@ -21,12 +21,12 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from usam_jax import cli, logs
-from usam_jax.case_metrics import POLICIES, Scoring
-from usam_jax.case_table import print_cases
-from usam_jax.errors import UsageError
-from usam_jax.score_folder import find_classes, score_folder
-from usam_jax.summary import PER_CASE, SUMMARY, write_results
+from usam_jax.evaluation.case_metrics import POLICIES, Scoring
+from usam_jax.evaluation.report.case_table import print_cases
+from usam_jax.evaluation.score_folder import find_classes, score_folder
+from usam_jax.evaluation.summary import PER_CASE, SUMMARY, write_results
+from usam_jax.utils import cli, console
+from usam_jax.utils.errors import UsageError
 
 OUT = flags.DEFINE_string("out", None, "The folder that the results are written to.")
 CLASSES = flags.DEFINE_list("classes", None, "Names in the order of the labels, background first.")
@@ -78,7 +78,7 @@ def main(_config: ConfigDict | None, arguments: list[str]) -> None:
     summary = score(predictions, references)
     write_results(out, summary)
     print_cases(summary)
-    logs.say(f"{out}: {SUMMARY}, {PER_CASE}")
+    console.say(f"{out}: {SUMMARY}, {PER_CASE}")
 
 
 if __name__ == "__main__":

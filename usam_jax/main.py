@@ -9,8 +9,8 @@ import sys
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from usam_jax import cli, xla_flags
-from usam_jax.errors import UsageError
+from usam_jax.utils import cli, xla_flags
+from usam_jax.utils.errors import UsageError
 
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where the run is kept; runs/NAME of configs/NAME.py by default."
@@ -45,8 +45,11 @@ def main(config: ConfigDict, arguments: list[str]) -> None:
     if len(profile) != 2 or profile[0] > profile[1] or min(profile) < 0:
         raise UsageError(f"--profile: found {profile}, expected the first and the last step")
     # After the flags: a wrong one should not wait for JAX.
-    from usam_jax import evaluate, runtime, tables, train
-    from usam_jax.data.sources import name_classes
+    from usam_jax.data.datasets.registry import name_classes
+    from usam_jax.evaluation import evaluate
+    from usam_jax.evaluation.report import tables
+    from usam_jax.training import loop
+    from usam_jax.utils import runtime
 
     if config.train.deterministic:
         xla_flags.repeat_exactly()
@@ -59,7 +62,7 @@ def main(config: ConfigDict, arguments: list[str]) -> None:
 
     def run(folder: pathlib.Path) -> dict:
         if MODE.value == "train":
-            train.train(config, folder, (profile[0], profile[1]))
+            loop.train(config, folder, (profile[0], profile[1]))
         return evaluate.evaluate_workdir(config, folder)
 
     if not seeds:

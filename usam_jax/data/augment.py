@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 from ml_collections import ConfigDict
 
-from usam_jax.data.pack_case import make_clahe
-from usam_jax.errors import UsageError
+from usam_jax.data.packed.encode import make_clahe
+from usam_jax.utils.errors import UsageError
 
 RIGHT_ANGLE_SHARE = 0.5
 ROTATION_SHARE = 0.25

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from usam_jax.data.volumes import Geometry
-from usam_jax.errors import DataError
+from usam_jax.io.nifti import Geometry
+from usam_jax.utils.errors import DataError
 
 # Grey float[n h w], nominally in [0, 1], and class indices uint8[n h w].
 Slices = tuple[np.ndarray, np.ndarray]

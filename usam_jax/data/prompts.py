@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from usam_jax.errors import UsageError
+from usam_jax.utils.errors import UsageError
 
 FOREGROUND, BACKGROUND, PADDING = 1, 0, -1
 KINDS = ("none", "points", "box", "points_box", "mixed")

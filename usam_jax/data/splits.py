@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from usam_jax.data.packed import Packed
-from usam_jax.errors import DataError, UsageError
-from usam_jax.files import read_json, write_json
+from usam_jax.data.packed.format import Packed
+from usam_jax.utils.errors import DataError, UsageError
+from usam_jax.utils.files import read_json, write_json
 
 
 @dataclasses.dataclass(frozen=True)

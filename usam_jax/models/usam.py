@@ -10,12 +10,12 @@ from flax import struct
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from usam_jax.errors import UsageError
-from usam_jax.models.conv_encoder import ConvEncoder
-from usam_jax.models.image_encoder import ImageEncoder
-from usam_jax.models.layers import Dtype
-from usam_jax.models.mask_decoder import MaskDecoder
-from usam_jax.models.prompt_encoder import PromptEncoder, Prompts
+from usam_jax.models.common.conv_encoder import ConvEncoder
+from usam_jax.models.common.layers import Dtype
+from usam_jax.models.sam.image_encoder import ImageEncoder
+from usam_jax.models.sam.mask_decoder import MaskDecoder
+from usam_jax.models.sam.prompt_encoder import PromptEncoder, Prompts
+from usam_jax.utils.errors import UsageError
 
 IMAGE_MEAN, IMAGE_STD = 0.1364736, 0.23238614  # of CARE's grey values in [0, 1]
 PATCH_SIZE = 16

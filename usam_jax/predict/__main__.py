@@ -19,14 +19,14 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from usam_jax import cli, logs, runtime
-from usam_jax.data.eval_prompts import trained_with
-from usam_jax.errors import DataError, SomeFailed, UsageError
-from usam_jax.files import read_json, require_folder, write_json
-from usam_jax.predict import volume_io
-from usam_jax.predict.network import Network, load_network
+from usam_jax.data.prompt_modes import trained_with
+from usam_jax.predict import output
+from usam_jax.predict.model import Network, load_network
 from usam_jax.predict.slices import Options
 from usam_jax.predict.volume import Request, predict_volume, probabilities_path
+from usam_jax.utils import cli, console, runtime
+from usam_jax.utils.errors import DataError, SomeFailed, UsageError
+from usam_jax.utils.files import read_json, require_folder, write_json
 
 INPUT = flags.DEFINE_string("input", None, "A volume, or a folder of them.", short_name="i")
 OUTPUT = flags.DEFINE_string("output", None, "The mask, or a folder for them.", short_name="o")
@@ -87,7 +87,9 @@ def note_prompts(network: Network) -> None:
     if kind != "mixed" and given == (kind == "none"):
         trained = trained_with(network.config)
         what = "with" if given else "without"
-        logs.say(f"note: the model was trained with the prompts: {trained}; it is used {what} any")
+        console.say(
+            f"note: the model was trained with the prompts: {trained}; it is used {what} any"
+        )
 
 
 def is_done(mask: pathlib.Path) -> bool:
@@ -120,7 +122,7 @@ def predict_all(
                 results[str(path)] = {"status": "failed", "error": str(error)}
                 if len(inputs) == 1:
                     raise
-                logs.say(f"error: {error}")
+                console.say(f"error: {error}")
     finally:
         if report:
             write_json(report, {"checkpoint": CHECKPOINT.value, "volumes": results})
@@ -133,10 +135,10 @@ def main(_config: ConfigDict | None, arguments: list[str]) -> None:
         raise UsageError(f"expected -i, -o and --checkpoint, found {arguments}\n{__doc__}")
     request = Request(make_options(), POINTS.value, BOX.value, PROBABILITIES.value)
     source, out = pathlib.Path(INPUT.value), pathlib.Path(OUTPUT.value)
-    inputs = volume_io.find_inputs(source)
+    inputs = output.find_inputs(source)
     several = list(inputs.values()) != [source]  # a folder that is no series itself
     check_flags(several)
-    volume_io.require_output(out, several)
+    output.require_output(out, several)
     masks = {name: out / f"{name}.nii.gz" if several else out for name in inputs}
     check_outputs(inputs, masks)
     if REPORT.value:
@@ -150,7 +152,7 @@ def main(_config: ConfigDict | None, arguments: list[str]) -> None:
     if failed:
         raise SomeFailed(f"{len(failed)} of {len(results)} volumes failed: {', '.join(failed)}")
     done = sum(x["status"] == "done" for x in results.values())
-    logs.say(f"{out}: {done} predicted, {len(results) - done} there already")
+    console.say(f"{out}: {done} predicted, {len(results) - done} there already")
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from usam_jax.data.volumes import Geometry, to_slices
-from usam_jax.errors import UsageError
-from usam_jax.predict.network import NO_CLICKS, Clicks
+from usam_jax.io.nifti import Geometry, to_slices
+from usam_jax.predict.model import NO_CLICKS, Clicks
+from usam_jax.utils.errors import UsageError
 
 SPACES = ("voxel", "world")
 EXAMPLE = (

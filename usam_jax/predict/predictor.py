@@ -6,9 +6,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from usam_jax.data.preparation import MIN_SIZE
-from usam_jax.errors import DataError, UsageError
-from usam_jax.predict.network import Clicks, Network, load_network
+from usam_jax.data.preprocessing import MIN_SIZE
+from usam_jax.predict.model import Clicks, Network, load_network
+from usam_jax.utils.errors import DataError, UsageError
 
 GREY_RANGE = (-1.0, 2.0)  # grey values lie in [0, 1], or a little outside it; HU do not
 

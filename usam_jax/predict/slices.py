@@ -7,8 +7,8 @@ import numpy as np
 from scipy import ndimage
 
 from usam_jax.data.prompts import make_points
-from usam_jax.data.volumes import Geometry
-from usam_jax.predict.network import NO_CLICKS, Clicks, Network
+from usam_jax.io.nifti import Geometry
+from usam_jax.predict.model import NO_CLICKS, Clicks, Network
 from usam_jax.predict.predictor import place_clicks
 
 POINTS_CARRIED = 3  # of each class, from a slice to its neighbour

@@ -6,17 +6,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from usam_jax import logs
-from usam_jax.data.dicom_seg import write_seg
-from usam_jax.data.volume_sets import stem
-from usam_jax.data.volumes import doubt_header
-from usam_jax.errors import DataError, UsageError
-from usam_jax.files import write_json
-from usam_jax.predict import volume_io
+from usam_jax.data.datasets.volume_sets import stem
+from usam_jax.io.dicom_seg import write_seg
+from usam_jax.io.nifti import doubt_header
+from usam_jax.predict import output
 from usam_jax.predict.clicks import read_box, read_clicks
-from usam_jax.predict.network import Clicks, Network
+from usam_jax.predict.model import Clicks, Network
+from usam_jax.predict.output import Source
 from usam_jax.predict.slices import Options, keep_largest, predict_slices
-from usam_jax.predict.volume_io import Source
+from usam_jax.utils import console
+from usam_jax.utils.errors import DataError, UsageError
+from usam_jax.utils.files import write_json
 
 
 class Request(NamedTuple):
@@ -55,7 +55,7 @@ def read_prompts(request: Request, source: Source, numbers: range) -> dict[int, 
 def find_warnings(source: Source) -> list[str]:
     """What about a volume may be other than it seems."""
     notes = list(source.series.notes) if source.series else [doubt_header(source.path)]
-    return [x for x in (*notes, volume_io.doubt_values(source.hu)) if x]
+    return [x for x in (*notes, output.doubt_values(source.hu)) if x]
 
 
 def predict_volume(
@@ -66,7 +66,7 @@ def predict_volume(
     Raises DataError for a volume that cannot be used, UsageError for prompts that do not fit it.
     """
     start, options = time.monotonic(), request.options
-    source = volume_io.read_source(path)
+    source = output.read_source(path)
     count = len(source.hu)
     if mask.suffix == ".dcm" and not source.series:
         raise UsageError(f"-o {mask}: a DICOM-SEG needs DICOM slices, found {path}")
@@ -75,7 +75,7 @@ def predict_volume(
     numbers = range(count)[options.first : None if options.last is None else options.last + 1]
     warnings = find_warnings(source)
     for warning in warnings:
-        logs.say(f"warning: {path}: {warning}")
+        console.say(f"warning: {path}: {warning}")
     clicks = read_prompts(request, source, numbers)
     labels = np.zeros(source.hu.shape, np.uint8)
     spread = None
@@ -83,7 +83,7 @@ def predict_volume(
         spread = np.zeros((len(network.classes), *labels.shape), np.uint8)
         spread[0] = 255  # where no slice is predicted it is background
     predicted = 0
-    with logs.Progress(path.name, len(numbers), "slices") as bar:
+    with console.Progress(path.name, len(numbers), "slices") as bar:
         for done in predict_slices(
             network, source.hu, source.geometry, clicks, options, request.probabilities
         ):
@@ -96,9 +96,9 @@ def predict_volume(
         labels = keep_largest(labels, len(network.classes))
     if not labels.any():
         warnings.append("nothing found")
-        logs.say(f"{path}: nothing found")
+        console.say(f"{path}: nothing found")
     if spread is not None:
-        volume_io.write_probabilities(probabilities_path(mask), source, spread)
+        output.write_probabilities(probabilities_path(mask), source, spread)
     write_mask(network, source, mask, labels, clicks, options)
     ml = float(np.prod(source.geometry.spacing_mm)) / 1000
     names = enumerate(network.classes[1:], start=1)
@@ -132,4 +132,4 @@ def write_mask(
         "prompts": prompts + (", carried to their neighbours" if options.carry else ""),
     }
     write_json(mask.with_name(f"{stem(mask)}.json"), about)
-    volume_io.write_mask(mask, source, labels)
+    output.write_mask(mask, source, labels)

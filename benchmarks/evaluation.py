@@ -1,0 +1,113 @@
+"""What an evaluation of the full model spends its time on; part of python -m benchmarks."""
+
+import pathlib
+import tempfile
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from benchmarks.data import write_slices
+from benchmarks.limits import Row, cpu_seconds
+from usam_jax.data.packed.format import Packed
+from usam_jax.data.packed.prepare import prepare
+from usam_jax.data.prompt_modes import main_mode, noisy_modes, other_modes
+from usam_jax.data.splits import Part
+from usam_jax.evaluation import evaluate, pixel_counts
+from usam_jax.evaluation.case_scorer import CaseResult, CaseScorer
+from usam_jax.evaluation.inference import make_forward, stream
+from usam_jax.evaluation.report.slices import choose_rows, draw_report, make_shown
+from usam_jax.evaluation.summary import summarise, write_results
+from usam_jax.models import init_variables, make_model
+from usam_jax.utils.mesh import make_mesh
+
+NUM_SLICES = 24
+BATCH = 8
+TEST_SLICES = 6424  # of its test set
+SHIFT = 3  # pixels that the scored labels are off
+
+
+def measure_evaluation() -> list[Row]:
+    """Model, scores and report apart, of slices as CARE's with all prompts of configs/care.py."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = write_slices(pathlib.Path(folder))
+        config.eval.batch_size = BATCH
+        packed = prepare(config.data)
+        model = measure_model(config, packed)
+        scoring, results = measure_scoring(config, packed)
+        report = cpu_seconds(lambda: write_report(pathlib.Path(folder), config, packed, results))
+    rest = scoring + report / TEST_SLICES
+    return [
+        ("evaluating ViT-B with 6 prompts and 4 moved, the model", model, "s of CPU a slice"),
+        ("the same, scores of the cases", scoring, "s of CPU a slice"),
+        ("the same, pictures and report of 40 cases", report, "s of CPU"),
+        (f"share of the model in evaluating {TEST_SLICES} slices", model / (model + rest), ""),
+    ]
+
+
+def measure_model(config: ConfigDict, packed: Packed) -> float:
+    mesh, network = make_mesh(1), make_model(config.model)
+    variables, forward = init_variables(network, jax.random.key(0)), make_forward(network, mesh)
+    modes = [main_mode(config), *other_modes(config), *noisy_modes(config)]
+
+    def run(num_slices: int) -> None:
+        part = Part("train", np.arange(num_slices))
+        for _, found in stream(forward, variables, packed, part, modes, config, mesh, "model"):
+            jax.block_until_ready(found)
+
+    run(BATCH)  # compiles
+    return cpu_seconds(lambda: run(NUM_SLICES)) / NUM_SLICES
+
+
+def measure_scoring(config: ConfigDict, packed: Packed) -> tuple[float, list[CaseResult]]:
+    """Labels that are a little off, as a trained model's are, for each way to prompt."""
+    labels = np.roll(packed.labels("train"), SHIFT, 2)
+    modes = [x.name for x in (main_mode(config), *other_modes(config))]
+    results: dict[str, list[CaseResult]] = {}
+
+    def run() -> None:
+        with CaseScorer(packed, "train", evaluate.make_scoring(config)) as scorer:
+            for row, label in enumerate(labels):
+                scorer.add(row, dict.fromkeys(modes, label))
+            results.update(scorer.finish())
+
+    return cpu_seconds(run) / len(labels), results[modes[0]]
+
+
+def write_report(
+    folder: pathlib.Path, config: ConfigDict, packed: Packed, results: list[CaseResult]
+) -> None:
+    scoring, mode = evaluate.make_scoring(config), main_mode(config)
+    labels, moved = packed.labels("train"), np.roll(packed.labels("train"), SHIFT, 2)
+    valid = np.ones(len(labels), bool)
+    counts = pixel_counts.count_pixels(
+        moved.astype(np.int32), labels.astype(np.int32), valid, len(scoring.classes)
+    )
+    figures = evaluate.pooled_figures(np.asarray(counts), scoring.classes)
+    chosen = choose_rows(
+        results, packed.cases("train"), dict(enumerate(np.asarray(counts))), scoring
+    )
+    shown = [
+        make_shown(row, moved[row], chosen, results, packed, "train", mode)
+        for row in sorted(chosen)
+    ]
+    summary = {
+        "workdir": "",
+        "checkpoint_step": 0,
+        "checkpoint_chosen_on": "val",
+        "trained_with": "",
+        "data": "",
+        "data_fingerprint": "",
+        "split": "train",
+        "num_slices": len(labels),
+        "resolution": "packed",
+        "prompts": mode.describe(),
+        "automatic": False,
+        "pooled": figures,
+        "other_prompts": {},
+        "noise": [{"pixels": x, **evaluate.without_pixels(figures)} for x in (0.0, 5.0, 10.0)],
+        "paper": [],
+        **summarise(results, scoring, in_mm=False),
+    }
+    write_results(folder, summary)
+    draw_report(folder, summary, results, shown, scoring)

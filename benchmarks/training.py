@@ -1,0 +1,189 @@
+"""How fast the full model evaluates and trains, beside the machine's limit; of benchmark.py."""
+
+import importlib.util
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from benchmarks.limits import (
+    FORWARD_FLOP,
+    LIMIT_S,
+    STEP_FLOP,
+    Row,
+    make_product_limit,
+    measure_bandwidth,
+    seconds,
+)
+from configs import care
+from usam_jax.data.loader import stack
+from usam_jax.evaluation.inference import batch_images
+from usam_jax.models import init_variables, make_model
+from usam_jax.training import loop
+from usam_jax.utils import console
+from usam_jax.utils.mesh import make_mesh, put_batch
+
+ROUNDS = 15
+SETUPS = {  # of a device: type of numbers and slices in a batch
+    "cpu": [("float32", 4), ("float32", 8)],
+    "gpu": [(x, n) for x in ("bfloat16", "float32") for n in (8, 16, 32, 64)],
+}
+
+
+def measure_limits() -> list[Row]:
+    dtypes = dict.fromkeys(x for x, _ in SETUPS[jax.default_backend()])
+    limits = [
+        (f"limit: a large matrix product, {x}", make_product_limit(x)(LIMIT_S) / 1e9, "GFLOP/s")
+        for x in dtypes
+    ]
+    return [*limits, ("limit: memory, read and written", measure_bandwidth() / 1e9, "GB/s")]
+
+
+def setups() -> Iterator[tuple[ConfigDict, str]]:
+    for dtype, batch in SETUPS[jax.default_backend()]:
+        config = care.get_config()
+        config.init_from, config.model.dtype = "", dtype
+        config.train.batch_size = config.eval.batch_size = batch
+        yield config, f"ViT-B, {dtype}, batch {batch}"
+
+
+def rate(run: Callable[[], object], work: float, config: ConfigDict, name: str) -> list[Row]:
+    """Slices a second, and the share of the limit that is measured beside each run."""
+    limit, batch = make_product_limit(config.model.dtype), config.train.batch_size
+    pairs = []
+    with console.Progress(name, ROUNDS, "rounds") as bar:
+        for _ in range(ROUNDS):
+            took = seconds(run)
+            pairs.append((took, limit(took)))
+            bar.advance()
+    slices = statistics.median(batch / s for s, _ in pairs)
+    share = statistics.median(work * batch / s / most for s, most in pairs)
+    return [(name, slices, "slices/s"), (f"the same, of a matrix product: {name}", share, "")]
+
+
+def measure_eval() -> list[Row]:
+    """The forward pass without prompts, and SAM's encoder beside that of torch."""
+    figures = measure_limits()
+    for config, name in setups():
+        figures += measure_forward(config, f"evaluating {name}")
+    return figures + measure_peers()
+
+
+def measure_forward(config: ConfigDict, name: str) -> list[Row]:
+    """Time and memory."""
+    model = make_model(config.model)
+    variables = init_variables(model, jax.random.key(0))
+    images = make_batch(config)["image"]
+    forward = jax.jit(lambda v, x: model.apply(v, batch_images(x), None))
+    compiled = forward.lower(variables, images).compile()
+    run = partial(compiled, variables, images)
+    jax.block_until_ready(run())
+    return rate(run, FORWARD_FLOP, config, name) + memory(compiled, name)
+
+
+def measure_train() -> list[Row]:
+    """A training step."""
+    figures = measure_limits()
+    for config, name in setups():
+        figures += measure_step(config, f"training {name}")
+    return figures
+
+
+def measure_step(config: ConfigDict, name: str) -> list[Row]:
+    """Compilation, time and memory."""
+    mesh = make_mesh(1)
+    training = loop.make_training(config, 100, mesh)
+    batch, state = put_batch(make_batch(config), mesh), training.start_fn()
+    start = time.perf_counter()
+    lowered = training.train_step.lower(state, batch)  # type: ignore[attr-defined]
+    middle = time.perf_counter()
+    compiled = lowered.compile()
+    end = time.perf_counter()
+
+    def step() -> Any:
+        nonlocal state
+        state, values = compiled(state, batch)
+        return values
+
+    jax.block_until_ready(step())
+    return [
+        *rate(step, STEP_FLOP, config, name),
+        *memory(compiled, name),
+        (f"tracing for {name}", middle - start, "s"),
+        (f"compiling for {name}", end - middle, "s"),
+    ]
+
+
+def make_batch(config: ConfigDict) -> dict[str, np.ndarray]:
+    """Noise with three points a class."""
+    rng, size = np.random.default_rng(0), config.model.image_size
+    item = {
+        "image": rng.integers(0, 256, (size, size)).astype(np.uint8),
+        "label": rng.integers(0, config.model.num_classes, (size, size)).astype(np.uint8),
+        "index": np.int32(0),
+        "points_xy": rng.uniform(0, size, (6, 2)).astype(np.float32),
+        "point_labels": np.ones(6, np.int32),
+    }
+    return stack([item] * config.train.batch_size)
+
+
+def memory(compiled: Any, name: str) -> list[Row]:
+    """What the program needs besides its arguments; the peak so far, of all that was measured."""
+    temporary = compiled.memory_analysis().temp_size_in_bytes
+    if jax.default_backend() == "cpu":
+        where, peak = "process", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    else:
+        where, peak = "device", jax.local_devices()[0].memory_stats()["peak_bytes_in_use"]
+    return [
+        (f"temporary memory of {name}", temporary / 1e9, "GB"),
+        (f"peak of the {where} up to {name}", peak / 1e9, "GB"),
+    ]
+
+
+def measure_peers() -> list[Row]:
+    """SAM's image encoder at 224x224 beside that of transformers, in turn; where torch is there."""
+    if jax.default_backend() != "cpu":
+        console.say("SAM's encoder in torch is measured on a CPU alone")
+        return []
+    if missing := [x for x in ("torch", "transformers") if not importlib.util.find_spec(x)]:
+        console.say(
+            f"SAM's encoder has no peer to be measured beside: no {' and no '.join(missing)}"
+        )
+        return []
+    import torch
+    import transformers
+
+    batch = 4
+    config = care.get_config().model
+    config.arch = "sam"
+    model = make_model(config)
+    variables = init_variables(model, jax.random.key(0))
+    encode = jax.jit(lambda v, x: model.apply(v, x, method="encode"))
+    grey = np.random.default_rng(0).random((batch, 224, 224), np.float32)
+    vision = transformers.SamVisionConfig(image_size=224)
+    peer = transformers.SamVisionModel(vision).eval()
+    colour = torch.from_numpy(np.repeat(grey[:, None], 3, 1))
+    peers = {"eager": peer, "torch.compile": torch.compile(peer)}
+    versions = f"transformers {transformers.__version__} in torch {torch.__version__}"
+    figures = []
+    with torch.inference_mode():
+        for name, module in peers.items():
+            module(colour)
+            pairs = []
+            for _ in range(ROUNDS):
+                ours = seconds(lambda: encode(variables, grey))
+                pairs.append((ours, seconds(lambda: module(colour).last_hidden_state)))  # noqa: B023
+            ours, theirs = (batch / statistics.median(x) for x in zip(*pairs[1:], strict=True))
+            times = statistics.median(b / a for a, b in pairs[1:])
+            figures += [
+                (f"SAM's ViT-B encoder at 224x224, batch 4, beside {name}", ours, "slices/s"),
+                (f"the same, {versions}, {name}", theirs, "slices/s"),
+                (f"ratio of the two, {name}", times, "times"),
+            ]
+    return figures

@@ -1,0 +1,214 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from scipy import ndimage
+
+from usam_jax.data.phantoms import nifti_export
+from usam_jax.data.phantoms.anatomy import Phantom, make_patient
+from usam_jax.io import nifti
+from usam_jax.utils.errors import DataError, UsageError
+
+NUM_PATIENTS = 30
+
+
+@pytest.fixture(scope="module")
+def population() -> list[Phantom]:
+    return [make_patient(0, patient, size=96) for patient in range(NUM_PATIENTS)]
+
+
+def _tumour_ml(phantom: Phantom) -> float:
+    return float((phantom.labels == 2).sum() * np.prod(phantom.spacing_mm) / 1000)
+
+
+def _wall_mm(phantom: Phantom) -> float:
+    """From the gas in a rectum to its outside, where no tumour is; NaN where there is little gas."""
+    found = []
+    for image, labels in zip(phantom.image, phantom.labels, strict=True):
+        gas = ndimage.binary_opening((image < -430) & (labels == 1))
+        if gas.sum() > 40 and not (labels == 2).any():
+            rim = gas & ~ndimage.binary_erosion(gas)
+            depth = ndimage.distance_transform_edt(labels > 0)[rim]
+            # The rim's other half is the level surface of what lies behind the gas.
+            found += (np.sort(depth)[: len(depth) // 2] - 1).tolist()
+    return float(np.median(found)) * phantom.spacing_mm[1] if found else np.nan
+
+
+def _area_mm2(phantom: Phantom, label: int) -> float:
+    return float((phantom.labels == label).sum() * np.prod(phantom.spacing_mm[1:]))
+
+
+def test_same_arguments_give_the_same_bytes():
+    first, second = (make_patient(3, 5, size=64, num_slices=10) for _ in range(2))
+    assert first.image.tobytes() == second.image.tobytes()
+    assert first.labels.tobytes() == second.labels.tobytes()
+    assert first.spacing_mm == second.spacing_mm
+
+
+@pytest.mark.parametrize(("seed", "patient"), [(0, 1), (1, 0)])
+def test_another_patient_or_seed_gives_another_anatomy(seed, patient):
+    one, two = make_patient(0, 0, size=64), make_patient(seed, patient, size=64)
+    assert not np.array_equal(one.labels, two.labels)
+    assert np.abs(one.image - two.image).mean() > 30  # HU; noise alone gives at most 20
+
+
+def test_volumes_have_the_promised_shape_type_and_labels():
+    phantom = make_patient(0, 2)
+    assert phantom.image.shape == phantom.labels.shape == (24, 128, 128)
+    assert phantom.image.dtype == np.float32
+    assert phantom.labels.dtype == np.uint8
+    assert set(np.unique(phantom.labels)) == {0, 1, 2}
+    assert phantom.spacing_mm[0] == pytest.approx(5)
+    assert 2.5 < phantom.spacing_mm[1] == phantom.spacing_mm[2] < 3.3
+
+
+def test_image_has_air_outside_bone_fat_and_soft_tissue_inside(population):
+    for image, _, _ in population:
+        assert np.isfinite(image).all()
+        assert image.min() > -1200 and image.max() < 1300
+        assert image[:, :3, :3].mean() == pytest.approx(-1000, abs=10)  # 10: noise of 648 pixels
+        assert ((image > -150) & (image < -50)).mean() > 0.05
+        assert ((image > 0) & (image < 120)).mean() > 0.05
+        assert (image > 300).mean() > 0.005
+
+
+def test_tumour_is_one_piece_that_grows_on_the_rectum(population):
+    cube = np.ones((3, 3, 3))
+    for _, labels, _ in population:
+        tumour, rectum = labels == 2, labels == 1
+        if tumour.any():
+            assert (ndimage.binary_dilation(tumour, cube) & rectum).any()
+            assert ndimage.label(tumour, cube)[1] == 1
+
+
+def test_tumour_is_brighter_than_the_rest_of_the_rectum_but_not_than_all_else(population):
+    for image, labels, _ in population:
+        if (labels == 2).any():
+            tissue = image > -50  # HU; leaves gas out
+            tumour = np.median(image[(labels == 2) & tissue])
+            assert tumour > np.median(image[(labels == 1) & tissue])
+            assert (image[labels == 0] > tumour).sum() > (labels == 2).sum()
+
+
+def test_population_has_every_kind_of_slice_and_some_patients_without_tumour(population):
+    normal = np.array([(labels == 1).any((1, 2)) for _, labels, _ in population])
+    tumour = np.array([(labels == 2).any((1, 2)) for _, labels, _ in population])
+    assert 0.05 <= 1 - tumour.any(1).mean() <= 0.35  # 0.15 on average
+    for kind in (normal & tumour, tumour & ~normal, normal & ~tumour, ~normal & ~tumour):
+        assert kind.any()
+
+
+def test_tumours_are_of_all_sizes(population):
+    sizes = np.sort([x for x in map(_tumour_ml, population) if x])
+    assert 0.1 < sizes[0] < 2 and 60 < sizes[-1] < 130
+    assert 8 < np.median(sizes) < 45
+
+
+def test_walls_are_3_to_8_mm_thick(population):
+    gas = [((x.image < -430) & (x.labels == 1)).sum() / len(x.image) for x in population]
+    clear = np.argsort(gas)[-9:].tolist()  # gas shows where the wall begins
+    walls = np.array([_wall_mm(make_patient(0, i, size=320, num_slices=3)) for i in clear])
+    walls = walls[np.isfinite(walls)]
+    assert len(walls) >= 5
+    assert walls.min() > 2.3 and walls.max() < 8.7  # a pixel is up to 1.3 mm
+    assert np.ptp(walls) > 2
+
+
+def test_patients_are_scanned_with_their_own_spacing():
+    scans = [make_patient(0, i, size=32, num_slices=None) for i in range(20)]
+    assert {x.spacing_mm[0] for x in scans} == {2, 3, 4, 5}
+    assert all(len(x.image) * x.spacing_mm[0] == 120 for x in scans)
+    fields = [x.spacing_mm[1] * 32 for x in scans]
+    assert 330 <= min(fields) < 345 and 400 < max(fields) <= 420
+    bodies = [float((x.image > -500).mean()) * f**2 for x, f in zip(scans, fields, strict=True)]
+    assert max(bodies) > 1.5 * min(bodies)
+
+
+@pytest.mark.parametrize("patient", [2, 3, 4])
+def test_anatomy_in_mm_does_not_depend_on_the_number_of_pixels(patient):
+    coarse, fine = (make_patient(0, patient, size=size, num_slices=12) for size in (96, 192))
+    assert coarse.spacing_mm[1] == pytest.approx(2 * fine.spacing_mm[1])
+    for label in (1, 2):
+        # A pixel of 3.8 mm is a tenth of a rectum's width; its errors cancel around the outline.
+        assert _area_mm2(coarse, label) == pytest.approx(_area_mm2(fine, label), rel=0.1)
+
+
+def _write(root, num_train: int = 9, num_test: int = 3, seed: int = 0) -> None:
+    nifti_export.write_nnunet(root, num_train, num_test, size=40, num_slices=5, seed=seed)
+
+
+def _names(root) -> list[str]:
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+
+
+def test_files_give_back_the_patients_whatever_their_axes(tmp_path):
+    _write(tmp_path)
+    axes, tilted = set(), 0
+    for number in range(12):
+        image, label = nifti_export.patient_paths(tmp_path, number, "Tr" if number < 9 else "Ts")
+        made = make_patient(0, number, size=40, num_slices=5)
+        hu = nifti.read_slices(image)
+        assert hu.dtype == np.int16
+        np.testing.assert_array_equal(hu, np.rint(made.image))
+        np.testing.assert_array_equal(nifti.read_labels(label, 3), made.labels)
+        geometry = nifti.read_geometry(image)
+        assert geometry == nifti.read_geometry(label)
+        np.testing.assert_allclose(geometry.spacing_mm, made.spacing_mm, rtol=1e-5)
+        axes.add(geometry.file_axes)
+        tilted += np.count_nonzero(np.array(geometry.affine)[:3, :3]) > 3
+    assert len(axes) >= 4
+    assert 0 < tilted < 12
+    description = json.loads((tmp_path / "dataset.json").read_text())
+    assert description["numTraining"] == 9
+    assert len(_names(tmp_path)) == 2 * 12 + 1
+
+
+def test_a_stopped_set_is_completed_and_whole_patients_are_kept(tmp_path, monkeypatch):
+    _write(tmp_path / "whole")
+    made = []
+
+    def stop(seed, number, *arguments):
+        if number == 10:
+            raise KeyboardInterrupt
+        return make_patient(seed, number, *arguments)
+
+    def count(seed, number, *arguments):
+        made.append(number)
+        return make_patient(seed, number, *arguments)
+
+    monkeypatch.setattr(nifti_export, "make_patient", stop)
+    with pytest.raises(KeyboardInterrupt):
+        _write(tmp_path / "stopped")
+    assert "dataset.json" not in _names(tmp_path / "stopped")
+    nifti_export.patient_paths(tmp_path / "stopped", 1, "Tr")[1].write_bytes(b"half")
+    monkeypatch.setattr(nifti_export, "make_patient", count)
+    _write(tmp_path / "stopped")
+    assert {1, 10} <= set(made) and 0 not in made
+    assert _names(tmp_path / "stopped") == _names(tmp_path / "whole")
+    made.clear()
+    _write(tmp_path / "stopped")
+    assert not made
+    _write(tmp_path / "stopped", seed=1)
+    assert len(made) == 12
+
+
+def test_a_folder_that_does_not_fit_is_named(tmp_path):
+    _write(tmp_path, num_train=2, num_test=1)
+    with pytest.raises(UsageError, match=r"(?s)2 files are none of .*phantom_0002.nii.gz"):
+        _write(tmp_path, num_train=2, num_test=0)
+    with pytest.raises(DataError, match="cannot be written"):
+        _write(tmp_path / "dataset.json", num_train=1, num_test=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["--num_train=1", "--num_test=0", "--size=16"], 0), (["--num_train=0"], 2), (["b"], 2)],
+)
+def test_the_tool_ends_with_its_exit_code(tmp_path, arguments, code):
+    command = [sys.executable, "-m", "tools.make_phantoms", str(tmp_path / "a"), *arguments]
+    done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert (tmp_path / "a" / "dataset.json").is_file() == (code == 0)

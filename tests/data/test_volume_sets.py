@@ -1,0 +1,347 @@
+"""Volumes to slices: the same whatever the file's axes, and every fault named."""
+
+import itertools
+import json
+
+import cv2
+import nibabel
+import numpy as np
+import pytest
+from conftest import REAL_DATA
+
+from usam_jax.data import splits, validation
+from usam_jax.data.datasets import volume_sets
+from usam_jax.data.packed import encode, prepare
+from usam_jax.io import nifti
+from usam_jax.utils.errors import DataError, UsageError
+
+SPACING_LPS = (0.9, 1.5, 3.0)
+
+
+def make_volume(seed: int = 0, shape: tuple[int, int, int] = (40, 36, 5)):
+    """HU and labels with the axes (L, P, S), asymmetric in each direction."""
+    rng = np.random.default_rng(seed)
+    hu = rng.integers(-200, 200, shape).astype(np.int16)
+    labels = np.zeros(shape, np.uint8)
+    labels[5:20, 8:16, 1:4] = 1
+    labels[20:28, 8:30, 2:5] = 2
+    return hu, labels
+
+
+def affine_lps(oblique: bool = False) -> np.ndarray:
+    affine = np.diag([-SPACING_LPS[0], -SPACING_LPS[1], SPACING_LPS[2], 1.0])
+    affine[:3, 3] = (120.0, 80.0, -300.0)
+    if oblique:
+        a, b = np.deg2rad(12), np.deg2rad(-8)
+        turn = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
+        tilt = np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
+        affine[:3, :3] = tilt @ turn @ affine[:3, :3]
+    return affine
+
+
+def save(path, voxels, affine, orientation=None):
+    image = nibabel.Nifti1Image(voxels, affine)
+    if orientation is not None:
+        image = image.as_reoriented(np.array(orientation))
+    nibabel.save(image, path)
+
+
+ORIENTATIONS = [
+    list(zip(axes, flips, strict=True))
+    for axes in itertools.permutations((0, 1, 2))
+    for flips in itertools.product((1, -1), repeat=3)
+]
+
+
+@pytest.mark.parametrize("oblique", [False, True])
+def test_all_48_orientations_of_a_volume_are_packed_alike(tmp_path, word_config, oblique):
+    hu, labels = make_volume()
+    config = word_config(tmp_path, tmp_path)
+    config.data.classes = ("background", "a", "b")
+    config.data.window_level, config.data.window_width = 0.0, 400.0
+    settings = prepare.packing_settings(config.data) | {"image_size": 54, "clahe_limit": 0.0}
+    image_path, label_path = tmp_path / "ct.nii", tmp_path / "label.nii"
+    packed, axes = [], set()
+    for orientation in ORIENTATIONS:
+        save(image_path, hu, affine_lps(oblique), orientation)
+        save(label_path, labels, affine_lps(oblique), orientation)
+        case = volume_sets.volume_case("x", image_path, label_path, config.data)
+        axes.add(case.geometry.file_axes)
+        assert case.geometry.shape == (5, 36, 40)
+        np.testing.assert_allclose(case.geometry.spacing_mm, (3.0, 1.5, 0.9), atol=1e-5)
+        packed.append(encode.pack_case(case, settings))
+    assert len(axes) == 48
+    for images, classes in packed:
+        np.testing.assert_array_equal(images, packed[0][0])
+        np.testing.assert_array_equal(classes, packed[0][1])
+    # 36 rows of 1.5 mm fill 54 pixels of 1 mm; 40 columns of 0.9 mm become 36, from 9 to 45.
+    images, classes = packed[0]
+    expected = np.zeros((5, 54, 54), np.uint8)
+    nearest = (((np.arange(54) + 0.5) / 1.5).astype(int), ((np.arange(36) + 0.5) / 0.9).astype(int))
+    expected[:, :, 9:45] = labels.transpose(2, 1, 0)[:, nearest[0]][:, :, nearest[1]]
+    np.testing.assert_array_equal(classes, expected)
+    grey = (hu.transpose(2, 1, 0) + 200) / 400 * 255
+    whole = cv2.resize(grey[2], (36, 54), interpolation=cv2.INTER_LINEAR)
+    assert np.abs(images[2, :, 9:45] - whole).max() <= 2  # rounded to grey levels twice
+    assert not images[:, :, :9].any() and not images[:, :, 45:].any()
+
+
+def test_images_are_averaged_where_pixels_grow():
+    image = np.zeros((64, 64), np.uint8)
+    image[::4, ::4] = 160
+    np.testing.assert_array_equal(nifti.fit_square(image, 16, (1.0, 1.0), labels=False), 10)
+
+
+def test_the_window_is_linear_and_clips():
+    hu = np.array([-1000, -160, -60, 40, 240, 3000], np.int16)
+    np.testing.assert_allclose(nifti.window_hu(hu, 40.0, 400.0), [0, 0, 0.25, 0.5, 1, 1], atol=1e-7)
+
+
+def test_scaled_and_big_endian_voxels_are_read_as_hu(tmp_path):
+    hu, _ = make_volume()
+    image = nibabel.Nifti1Image(hu, affine_lps())
+    image.header.set_slope_inter(2.0, -1024.0)
+    nibabel.save(image, tmp_path / "scaled.nii.gz")
+    found = nifti.read_slices(tmp_path / "scaled.nii.gz")
+    np.testing.assert_array_equal(found, 2.0 * hu.transpose(2, 1, 0) - 1024)
+    header = nibabel.Nifti1Header(endianness=">")
+    header.set_data_dtype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(hu, affine_lps(), header), tmp_path / "big.nii")
+    np.testing.assert_array_equal(nifti.read_slices(tmp_path / "big.nii"), hu.transpose(2, 1, 0))
+
+
+def test_a_slice_keeps_its_proportions_in_mm_and_labels_stay_on_the_image():
+    image = np.zeros((100, 50), np.uint8)
+    image[20:40, 10:20] = 200
+    fitted = nifti.fit_square(image, 64, (1.0, 2.0), labels=False)  # square in mm
+    assert fitted.shape == (64, 64)
+    rows, columns = np.nonzero(fitted > 100)
+    np.testing.assert_allclose([rows.mean(), columns.mean()], [18.7, 18.7], atol=0.6)
+    wide = nifti.fit_square(image, 64, (1.0, 1.0), labels=False)
+    assert not wide[:, :16].any() and not wide[:, 48:].any()
+    label = nifti.fit_square((image > 0).astype(np.uint8), 64, (1.0, 1.0), labels=True)
+    assert (label.astype(bool) != (wide > 100)).mean() < 0.01
+
+
+def test_nnunet_layout_is_packed_by_patient_with_its_geometry(nnunet):
+    _, config = nnunet
+    packed = prepare.prepare(config.data)
+    assert [x["name"] for x in packed.cases("train")] == [f"phantom_{i:04d}" for i in range(4)]
+    assert packed.images("train").shape == (4 * 6, 48, 48)
+    geometry = packed.cases("test")[0]["geometry"]
+    assert geometry["shape"][0] == 6 and len(geometry["file_axes"]) == 3
+    parts = splits.split_parts(packed, config.data, "val")
+    assert len(parts["val"]) == 12
+    assert len(parts["test"]) == 12
+    labels = packed.labels("train")
+    assert all(labels[row].any() for row in parts["train"].rows)
+    assert not all(labels[row].any() for row in parts["val"].rows)
+
+
+def test_folds_hold_out_every_patient_once(nnunet):
+    _, config = nnunet
+    packed = prepare.prepare(config.data)
+    config.data.num_folds = 4
+    seen = []
+    for fold in range(4):
+        config.data.fold = fold
+        held = splits.split_parts(packed, config.data, "val")["val"].rows
+        seen += held.tolist()
+        assert len({packed.slices("train")[row]["patient"] for row in held}) == 1
+    assert sorted(seen) == list(range(24))
+    with pytest.raises(UsageError, match=r"num_folds: found 4, but .* on the test set"):
+        splits.split_parts(packed, config.data, "test")
+    for field, value in (("fold", 4), ("num_folds", 1), ("val_fraction", 3.0)):
+        other = config.data.copy_and_resolve_references()
+        other[field] = value
+        with pytest.raises(UsageError, match=rf"config.data.{field}: found {value}, expected"):
+            prepare.prepare(other)
+
+
+def test_only_a_changed_case_is_read_again(nnunet, monkeypatch):
+    root, config = nnunet
+    before = np.array(prepare.prepare(config.data).images("train"))
+    path = root / "imagesTr" / "phantom_0002_0000.nii.gz"
+    old = nibabel.load(path)
+    nibabel.save(nibabel.Nifti1Image(np.full(old.shape, 40, np.int16), old.affine), path)
+    read = []
+    original = nifti.read_slices
+    monkeypatch.setattr(
+        "usam_jax.data.datasets.volume_sets.read_slices",
+        lambda p: read.append(p.name) or original(p),
+    )
+    after = prepare.prepare(config.data).images("train")
+    assert read == ["phantom_0002_0000.nii.gz"]
+    changed = [i for i in range(24) if not np.array_equal(before[i], after[i])]
+    assert changed == list(range(12, 18))
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("shape", r"has the shape \(48, 48, 5\), but .* has \(48, 48, 6\)"),
+        ("affine", "lies elsewhere in space"),
+        ("4d", "has 4 dimensions"),
+        ("rgb", "holds colours"),
+        ("labels", r"holds the labels \[3\]"),
+        ("fraction", r"holds the labels \[0.5\]"),
+        ("nan", "holds NaN"),
+        ("truncated", "cannot be read|not a readable"),
+        ("text", "not a readable NIfTI"),
+    ],
+)
+def test_a_faulty_volume_is_named_with_what_is_wrong(nnunet, fault, message):
+    root, config = nnunet
+    image_path = root / "imagesTr" / "phantom_0001_0000.nii.gz"
+    label_path = root / "labelsTr" / "phantom_0001.nii.gz"
+    image, label = nibabel.load(image_path), nibabel.load(label_path)
+    hu, classes = np.asarray(image.dataobj), np.asarray(label.dataobj)
+    if fault == "shape":
+        save(label_path, classes[..., :5], label.affine)
+    elif fault == "affine":
+        moved = label.affine.copy()
+        moved[0, 3] += 10
+        save(label_path, classes, moved)
+    elif fault == "4d":
+        save(image_path, np.stack([hu, hu], -1), image.affine)
+    elif fault == "rgb":
+        colours = np.zeros(hu.shape, np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")]))
+        save(image_path, colours, image.affine)
+    elif fault == "labels":
+        save(label_path, np.where(classes == 1, 3, classes).astype(np.uint8), label.affine)
+    elif fault == "fraction":
+        save(label_path, np.where(classes == 1, 0.5, classes).astype(np.float32), label.affine)
+    elif fault == "nan":
+        save(image_path, np.full(hu.shape, np.nan, np.float32), image.affine)
+    elif fault == "truncated":
+        image_path.write_bytes(image_path.read_bytes()[:-2000])
+    else:
+        image_path.write_text("no volume")
+    with pytest.raises(DataError, match=message) as caught:
+        prepare.prepare(config.data)
+    assert "phantom_0001" in str(caught.value)
+
+
+def test_a_description_that_does_not_fit_is_named(nnunet):
+    root, config = nnunet
+    path = root / "dataset.json"
+    description = json.loads(path.read_text())
+    config.data.classes = ("background", "liver", "tumour")
+    with pytest.raises(UsageError, match=r"config.data.classes: found .*configs/nnunet"):
+        prepare.prepare(config.data)
+    path.write_text(json.dumps({**description, "channel_names": {"0": "CT", "1": "PET"}}))
+    with pytest.raises(DataError, match=r"has the channels .* expected one, CT"):
+        prepare.prepare(config.data)
+    for labels in ({"background": 0, "ignore": 1}, {"background": 0, "all": [1, 2]}):
+        path.write_text(json.dumps({**description, "labels": labels}))
+        with pytest.raises(DataError, match="one number for each and no ignore label"):
+            prepare.prepare(config.data)
+    path.write_text("{}")
+    with pytest.raises(DataError, match=r"dataset\.json: found no usable description"):
+        prepare.prepare(config.data)
+    path.unlink()
+    with pytest.raises(DataError, match=r"dataset\.json is not there"):
+        prepare.prepare(config.data)
+
+
+def test_a_label_without_image_is_named(nnunet):
+    root, config = nnunet
+    (root / "imagesTr" / "phantom_0003_0000.nii.gz").unlink()
+    with pytest.raises(
+        DataError,
+        match=r"phantom_0003_0000\.nii\.gz is not there, which .*labelsTr/phantom_0003\.nii\.gz",
+    ):
+        prepare.prepare(config.data)
+
+
+def test_word_as_distributed_brings_its_own_validation_part(tmp_path, word_config):
+    root = tmp_path / "WORD"
+    hu, labels = make_volume()
+    for split, count in (("Tr", 2), ("Val", 1), ("Ts", 1)):
+        for kind, voxels in (("images", hu), ("labels", labels)):
+            (root / f"{kind}{split}").mkdir(parents=True)
+            for i in range(count):
+                save(root / f"{kind}{split}" / f"{split}_{i:04d}.nii.gz", voxels, affine_lps())
+    config = word_config(root, tmp_path / "packed")
+    packed = prepare.prepare(config.data)
+    parts = splits.split_parts(packed, config.data, "val")
+    assert {name: (x.split, len(x)) for name, x in parts.items()} == {
+        "train": ("train", 8),  # one slice of five has no label
+        "val": ("val", 5),
+        "test": ("test", 5),
+    }
+
+
+def test_slices_of_the_published_code_are_read(tmp_path, word_config):
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for kind, top in (("npy_imgs", 256), ("npy_gts", 17)):
+            folder = tmp_path / "WORD" / split / kind
+            folder.mkdir(parents=True)
+            for i in range(3):
+                np.save(folder / f"word_{i}.npy", rng.integers(0, top, (392, 392), np.uint8))
+    config = word_config(tmp_path / "WORD", tmp_path / "packed")
+    config.data.kind = "word_npy"
+    packed = prepare.prepare(config.data)
+    assert packed.images("train").shape == (3, 224, 224)
+    np.save(
+        tmp_path / "WORD" / "train" / "npy_gts" / "word_1.npy", np.full((392, 392), 40, np.uint8)
+    )
+    with pytest.raises(DataError, match=r"word_1\.npy: holds the label 40, expected 0 to 16"):
+        prepare.prepare(config.data)
+
+
+def test_real_volumes_are_checked_and_packed_for_word(tmp_path, word_config):
+    """WORD's labels with intensities painted in, for its images may not be given on; a real CT."""
+    folders = REAL_DATA / "word_labels", REAL_DATA / "ct_samples"
+    if not all(x.is_dir() for x in folders):
+        pytest.skip(f"{folders} are not there")
+    rng = np.random.default_rng(0)
+    hu_of = rng.integers(-100, 250, 17).astype(np.int16)
+    hu_of[0] = -1000
+    path = min(folders[0].glob("*.nii.gz"))
+    label = nibabel.load(path)
+    classes = np.asarray(label.dataobj)[..., 60:70].astype(np.uint8)
+    real = [nibabel.load(folders[1] / f"cut_{x}.nii.gz") for x in ("ct", "seg")]
+    organs = {5: 1, 1: 2, 3: 3, 2: 4, 6: 5, 4: 6, 15: 7, 7: 8, 19: 9, 20: 10, 18: 11, 8: 12, 9: 12}
+    word_of = np.zeros(256, np.uint8)
+    word_of[list(organs)] = list(organs.values())
+    volume_of = {
+        "Tr": (hu_of[classes], classes, label.affine),
+        "Val": (
+            np.asarray(real[0].dataobj).astype(np.int16),
+            word_of[np.asarray(real[1].dataobj).astype(int)],
+            real[0].affine,
+        ),
+    }
+    for split, (hu, organ, affine) in volume_of.items():
+        for kind, voxels in (("images", hu), ("labels", organ)):
+            (tmp_path / "WORD" / f"{kind}{split}").mkdir(parents=True)
+            save(tmp_path / "WORD" / f"{kind}{split}" / f"{split}.nii.gz", voxels, affine)
+    config = word_config(tmp_path / "WORD", tmp_path / "packed")
+    findings, _ = validation.check(config.data)
+    assert {x.kind for x in findings} == {"absent-class"}  # ten slices do not show all organs
+    packed = prepare.prepare(config.data)
+    assert [packed.labels(x).shape for x in ("train", "val")] == [(10, 224, 224), (30, 224, 224)]
+    axes = [packed.cases(x)[0]["geometry"]["file_axes"] for x in ("train", "val")]
+    assert axes == ["LPS", "RAS"]
+    share = (packed.labels("train") > 0).mean() / (classes > 0).mean()
+    assert abs(share - 1) < 0.02  # nearest-neighbour resampling keeps areas
+    # The liver is on the patient's right, at the left of the picture; the spleen on the other side.
+    columns = [np.nonzero(packed.labels("val") == c)[2].mean() for c in (1, 2)]
+    assert columns[0] < 112 < columns[1]
+
+
+@pytest.mark.parametrize(("shape", "pixel_mm"), [((50, 80), (1.3, 0.7)), ((90, 40), (0.8, 1.1))])
+def test_labels_come_back_from_the_square_to_where_they_were(shape, pixel_mm):
+    labels = np.zeros(shape, np.uint8)
+    h, w = shape
+    labels[h // 8 : h // 3, w // 2 : w - w // 6] = 1
+    labels[h - h // 5 : h - 3, 4 : w // 4] = 2
+    fitted = nifti.fit_square(labels, 128, pixel_mm, labels=True)
+    back = nifti.unfit_square(fitted, shape, pixel_mm)
+    assert back.shape == shape
+    for c in (1, 2):
+        there, here = (np.argwhere(x == c) for x in (labels, back))
+        np.testing.assert_allclose(there.mean(0), here.mean(0), atol=0.3)
+        assert len(here) == pytest.approx(len(there), rel=0.05)

@@ -1,0 +1,316 @@
+"""An exported run: a program that needs this package no more, weights for two worlds, and a card."""
+
+import functools
+import hashlib
+import json
+import runpy
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+import recipe
+from conftest import ROOT, model_config, phantom_config, save_run
+from flax import traverse_util
+
+from usam_jax.data.preprocessing import Preparation, make_preparation, source_kind
+from usam_jax.evaluation import evaluate
+from usam_jax.evaluation.case_metrics import score_case
+from usam_jax.evaluation.case_scorer import CaseResult
+from usam_jax.evaluation.inference import batch_images
+from usam_jax.evaluation.summary import summarise
+from usam_jax.export import artifact, model_card
+from usam_jax.models import Prompts, init_variables, make_model
+from usam_jax.utils.errors import UsageError, WeightsError
+from usam_jax.utils.files import write_json
+from usam_jax.weights import load, name_map
+from usam_jax.weights.run_checkpoint import read_config
+
+BATCHES = (1, 3, 8)
+# Which of two points count and, last, whether the box does.
+GIVEN = {"none": [0, 0, 0], "points": [1, 1, 0], "box": [0, 0, 1], "point_box": [1, 0, 1]}
+FINGERPRINT = 64 * "a"
+# What a user has: jax and numpy, and for the card's code OpenCV.
+RUN = """
+import sys
+sys.modules |= {"usam_jax": None, "flax": None}
+import jax, jax.export, numpy as np
+with open("model.jax_export", "rb") as file:
+    exported = jax.export.deserialize(file.read())
+print(*exported.platforms)
+options = {"xla_backend_optimization_level": 0}  # compiles in half the time
+predict, found = jax.jit(exported.call, compiler_options=options), {}
+with np.load("inputs.npz") as file:
+    *arrays, modes = file.values()
+for number, given in enumerate(modes):
+    for n in map(int, sys.argv[1:]):
+        batch = [x[:n] for x in arrays]
+        labels, probabilities = predict(*batch, np.tile(given, (n, 1)))
+        found |= {f"labels_{number}_{n}": labels, f"probabilities_{number}_{n}": probabilities}
+with open("README.md") as file:
+    code = file.read().split("```python")[1].split("```")[0]
+scope = {}
+exec(code, scope)
+np.savez("found.npz", image=scope["image"], of_card=scope["labels"], **found)
+"""
+
+
+def make_inputs(size: int) -> dict[str, np.ndarray]:
+    """Eight slices, two points and a box on each."""
+    rng = np.random.default_rng(3)
+    corners = np.sort(rng.uniform(0, size, (8, 2, 2)), axis=1)
+    return {
+        "images": rng.integers(0, 256, (8, size, size), np.uint8),
+        "points": rng.uniform(0, size, (8, 2, 2)).astype(np.float32),
+        "labels": np.tile(np.int32([1, 0]), (8, 1)),
+        "boxes": corners.reshape(8, 4).astype(np.float32),
+        "modes": np.array(list(GIVEN.values()), bool),
+    }
+
+
+def write_summary(folder, step: int, prompts: str, classes: tuple[str, ...]) -> float:
+    """An evaluation's summary as evaluate.py writes it, as far as the card reads it; its pooled Dice."""
+    rng = np.random.default_rng(step)
+    truth, predicted = rng.integers(0, 3, (2, 4, 8, 8)).astype(np.uint8)
+    scoring = evaluate.make_scoring(phantom_config())
+    scores = score_case(predicted, truth, (1.0, 1.0, 1.0), scoring)
+    result = CaseResult("case", "patient", None, None, scores)
+    pooled = evaluate.pooled_figures(rng.integers(1, 50, (4, 3, 3)), classes)
+    folder.mkdir(parents=True)
+    common = {"checkpoint_step": step, "data_fingerprint": FINGERPRINT, "split": "test"}
+    figures = {"prompts": prompts, "pooled": pooled, "num_slices": 4}
+    write_json(folder / "summary.json", common | figures | summarise([result], scoring, True))
+    return pooled["dice"]["mean"]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A run with two evaluations of its checkpoint and one of an older, and its exported folder."""
+    config = phantom_config(**{"data.clahe_limit": 2.0, "init_from": "weights/secret/sam.pth"})
+    workdir, folder = (tmp_path_factory.mktemp(name) for name in ("run", "exported"))
+    variables = init_variables(make_model(config.model), jax.random.key(0))
+    # Fresh weights hardly heed prompts.
+    variables["params"] = jax.tree.map(lambda x: 1.35 * x, variables["params"])
+    save_run(workdir, config, variables)
+    parts = {"train": ["train/patient_7"] * 5, "val": [], "test": ["test/patient_8"]}
+    write_json(workdir / "data.json", {"fingerprint": FINGERPRINT, **parts})
+    classes = tuple(config.data.classes)
+    write_summary(workdir / "eval" / "test_none", 1, "none (automatic)", classes)
+    write_summary(workdir / "eval" / "test_box", 1, "box from the ground truth", classes)
+    write_summary(workdir / "eval" / "val_old", 9, "an older checkpoint", classes)
+    # The checker of the tests takes no symbolic batch for an int.
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        artifact.export_run(workdir, folder, torch=True)
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+    return config, workdir, folder, variables
+
+
+@pytest.fixture(scope="module")
+def live(exported):
+    """The model of this package on all eight slices, by the number of the way to prompt."""
+    config, _, _, variables = exported
+    *arrays, modes = make_inputs(32).values()
+    model = make_model(config.model)
+
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def apply(variables, images, points, labels, boxes, given):
+        prompts = Prompts(points, labels, boxes, given)
+        return model.apply(variables, batch_images(images), prompts)
+
+    def predict(variables):
+        return [
+            np.asarray(apply(variables, *map(jnp.asarray, arrays), jnp.tile(x, (8, 1))))
+            for x in modes
+        ]
+
+    return predict, predict(variables)
+
+
+def test_the_program_alone_gives_what_the_package_gives(exported, live, tmp_path):
+    _, workdir, folder, _ = exported
+    for name in ("model.jax_export", "README.md"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    np.savez(tmp_path / "inputs.npz", **make_inputs(32))
+    hu = np.random.default_rng(4).normal(40, 150, (50, 40)).astype(np.float32)
+    np.save(tmp_path / "slice.npy", hu)
+    command = [sys.executable, "-I", "-c", RUN, *map(str, BATCHES)]
+    done = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    assert done.stdout.split() == ["cpu", "cuda"]
+    with np.load(tmp_path / "found.npz") as file:
+        found = dict(file)
+    for number, logits in enumerate(live[1]):
+        expected = np.asarray(jax.nn.softmax(logits))
+        _, middle, highest = np.moveaxis(np.sort(expected), -1, 0)
+        clear = highest - middle > 1e-5  # elsewhere rounding decides
+        assert clear.mean() > 0.99
+        for n in BATCHES:
+            labels = found[f"labels_{number}_{n}"]
+            assert labels.dtype == np.uint8 and labels.shape == (n, 32, 32)
+            np.testing.assert_array_equal(labels[clear[:n]], logits.argmax(-1)[:n][clear[:n]])
+            np.testing.assert_allclose(
+                found[f"probabilities_{number}_{n}"], expected[:n], rtol=0, atol=1e-5
+            )
+    none, points, box, _ = map(jax.nn.softmax, live[1])
+    assert np.abs(points - none).max() > 0.01 and np.abs(box - points).max() > 0.01
+    # The code on the card prepares a slice as the training's were prepared.
+    prepared = make_preparation(read_config(workdir), "phantom").from_hu(hu, (1.0, 1.0))
+    np.testing.assert_array_equal(found["image"], prepared)
+    assert found["of_card"].shape == (1, 32, 32)
+
+
+@pytest.mark.parametrize("pixel_mm", [(1.0, 1.0), (0.9, 0.7), (5.0, 0.3)])
+@pytest.mark.parametrize(
+    ("transposed", "clahe_limit", "shape"),
+    [(False, 0.0, (30, 20)), (True, 2.5, (512, 400)), (True, 0.0, (96, 96))],
+)
+def test_the_cards_code_prepares_a_slice_of_any_kind(
+    tmp_path, monkeypatch, pixel_mm, transposed, clahe_limit, shape
+):
+    preparation = Preparation(96, 35.0, 300.0, "clip", clahe_limit, transposed)
+    description = {
+        "preprocessing": artifact.describe_preprocessing(preparation),
+        "prompts": {"order": "xy"},
+    }
+    code = model_card.write_code(description).replace("(1.0, 1.0)", str(pixel_mm))
+    hu = np.random.default_rng(0).normal(40, 150, shape).astype(np.int16)
+    np.save(tmp_path / "slice.npy", hu)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prepare.py").write_text(code.split("predict =")[0])
+    scope = runpy.run_path("prepare.py")
+    np.testing.assert_array_equal(scope["image"], preparation.from_hu(hu, pixel_mm))
+
+
+def test_the_weights_start_another_run_with_the_same_logits(exported, live):
+    config, _, folder, variables = exported
+    config = config.copy_and_resolve_references()
+    config.init_from = str(folder / "model.safetensors")
+    fresh = init_variables(make_model(config.model), jax.random.key(1))
+    loaded = load.load_initial(config, fresh)
+    predict, expected = live
+    np.testing.assert_array_equal(predict(loaded), expected)
+    config.init_from = str(folder / "usam.safetensors")
+    again = load.load_initial(config, fresh)
+    assert_same_tree(again, jax.device_get(variables))
+
+
+def test_files_tell_what_they_are_and_whose_they_are_not(exported):
+    config, workdir, folder, _ = exported
+    described = json.loads((folder / "config.json").read_text())
+    names = {"model.jax_export", "model.safetensors", "usam.safetensors"}
+    assert {x.name for x in folder.iterdir()} == names | {"config.json", "README.md"}
+    for name in names:
+        digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        assert described["sha256"][name] == digest
+    assert described["classes"] == ["background", "normal rectum", "tumour"]
+    assert described["model"] == config.model.to_dict() and described["checkpoint_step"] == 1
+    how = described["preprocessing"]
+    assert (how["image_size"], how["window_level_hu"], how["window_width_hu"]) == (32, 40, 400)
+    assert (how["clahe_limit"], how["clahe_tiles"], how["transposed"]) == (2.0, [8, 8], False)
+    assert described["prompts"]["trained_with"] == "3 points per class from the ground truth"
+    assert described["data"]["num_slices"] == {"train": 5, "val": 0, "test": 1}
+
+    card = (folder / "README.md").read_text()
+    summary = json.loads((workdir / "eval" / "test_none" / "summary.json").read_text())
+    dice = f"{100 * summary['pooled']['dice']['tumour']:.1f}"
+    (row,) = [x for x in card.splitlines() if "none (automatic)" in x and x.startswith("|")]
+    assert f"| {dice} |" in row and "| test |" in row
+    for text in (
+        "normal rectum and tumour",
+        "not a medical device",
+        "Apache-2.0",
+        "box from the ground truth",
+        "kind `phantom`",
+        FINGERPRINT,
+        "5 train, 1 test",
+        "3 points per class from the ground truth",
+        "`sam.pth`",
+        "createCLAHE(2.0, (8, 8))",
+    ):
+        assert text in card, text
+    assert "an older checkpoint" not in card
+    everything = b"".join(x.read_bytes() for x in folder.iterdir())
+    for private in (b"patient_7", b"secret", str(workdir).encode()):
+        assert private not in everything, private
+
+
+def test_the_card_says_what_figures_and_prompts_need_to_be_understood(exported):
+    _, workdir, folder, _ = exported
+    described = json.loads((folder / "config.json").read_text())
+    found = artifact.find_evaluations(workdir, 1)
+    plain = model_card.write_card(described, found)
+    described["checkpoint_chosen_on"] = "test"
+    described["prompts"]["order"] = "rowcol"
+    described["data"] |= {"kind": "care", "fingerprint": "another"}
+    special = model_card.write_card(described, found)
+    for text in ("figures are too high", "(row, column)", "windowed by others", "of other data"):
+        assert text in special and text not in plain, text
+    assert "has not been evaluated" in model_card.write_card(described, [])
+
+
+def test_packed_data_are_said_to_be_what_they_were_packed_from(tmp_path):
+    saved = {"data": {"kind": "packed"}}
+    write_json(tmp_path / "data.json", {"kind": "care"})
+    assert source_kind(tmp_path, saved) == "care"
+
+
+def test_another_folder_is_not_overwritten_and_an_export_is(exported, monkeypatch):
+    _, workdir, folder, _ = exported
+    with pytest.raises(UsageError, match="holds something else than an exported model"):
+        artifact.export_run(workdir, workdir, torch=False)
+    with pytest.raises(UsageError, match="is a file"):
+        artifact.export_run(workdir, workdir / "config.json", torch=False)
+    before = (folder / "model.safetensors").read_bytes()
+    monkeypatch.setattr(artifact, "make_artefact", lambda *_: b"another")
+    artifact.export_run(workdir, folder, torch=False)
+    assert (folder / "model.jax_export").read_bytes() == b"another"
+    assert (folder / "model.safetensors").read_bytes() == before
+    assert not (folder / "usam.safetensors").exists()  # not of an earlier export
+
+
+def test_a_model_too_large_for_the_format_is_refused_before_anything_is_written():
+    huge = {"params": {"kernel": np.broadcast_to(np.float32(0), (1 << 29,))}}
+    with pytest.raises(WeightsError, match=r"take 2.15 GB, .* holds at most 2.13 GB"):
+        artifact.make_artefact(make_model(model_config()), huge)
+
+
+def test_the_tool_names_a_folder_without_a_run(tmp_path):
+    command = [sys.executable, "-m", "tools.export", str(tmp_path / "no"), str(tmp_path / "out")]
+    done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == WeightsError.exit_code
+    assert "has no finished checkpoint" in done.stderr and not (tmp_path / "out").exists()
+
+
+def assert_same_tree(a, b) -> None:
+    a, b = (traverse_util.flatten_dict(x, sep="/") for x in (a, b))
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_published_weights_come_back_under_their_names(tmp_path):
+    published = recipe.state_dict("usam_care")
+    variables = name_map.from_usam(published, model_config())
+    found = name_map.to_usam(variables, model_config())
+    unused = {name for name in published if name_map.why_unused(name)}
+    assert found.keys() == published.keys() - unused
+    for name, tensor in found.items():
+        assert tensor.dtype == np.float32 and tensor.flags.c_contiguous
+        np.testing.assert_array_equal(tensor, published[name], err_msg=name)
+    assert_same_tree(name_map.from_usam(found, model_config()), variables)
+
+
+@pytest.mark.parametrize("arch", ["usam", "sam"])
+def test_any_model_goes_there_and_back(exported, arch):
+    config = model_config(arch=arch, size="smallest", image_size=32, num_classes=5)
+    rng = np.random.default_rng(0)
+    flat = {
+        x.path: rng.normal(size=x.shape).astype(np.float32) for x in name_map.model_leaves(config)
+    }
+    variables = traverse_util.unflatten_dict(flat)
+    assert_same_tree(name_map.from_usam(name_map.to_usam(variables, config), config), variables)

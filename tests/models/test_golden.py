@@ -1,0 +1,236 @@
+"""Every figure that the published PyTorch code printed, met by the port (float32, CPU).
+
+Tolerances: the published code on one thread against itself on two differs by 1e-6 of the logits'
+norm, up to 0.6 % of a gradient's norm (a ReLU that flips at zero), and 4e-4 in AdamW losses.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import recipe
+from conftest import model_config
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from usam_jax.models import Prompts, make_model
+from usam_jax.training import losses, optimizer
+from usam_jax.weights import name_map
+
+PLACES = {
+    "inc": "backbone/inc",
+    **{f"down{i}": f"backbone/down{i}" for i in range(1, 5)},
+    **{f"block{i}": f"image_encoder/blocks_{i}" for i in (0, 2, 11)},
+    "neck": "image_encoder",
+    **{f"up{i}": f"mask_decoder/up{i}" for i in range(1, 5)},
+}
+
+
+def load(name: str) -> dict[str, np.ndarray]:
+    with np.load(recipe.GOLDEN / f"{name}.npz") as file:
+        return dict(file)
+
+
+def assert_probe(golden, name: str, array, rtol_norm: float) -> None:
+    """`array` (torch's layout) is `golden` at the samples, within `rtol_norm` of its RMS."""
+    row = list(golden["names"]).index(name)
+    value = golden["value"][row]
+    summary, sampled = recipe.probe(name, array, int(np.isfinite(value).sum()))
+    rms = golden["summary"][row][2] / np.sqrt(np.size(array))
+    np.testing.assert_allclose(sampled, value[: sampled.size], rtol=0, atol=rtol_norm * rms)
+    # The norm, relative; mean and deviation are bounded by it.
+    np.testing.assert_allclose(
+        summary, golden["summary"][row], rtol=rtol_norm, atol=rtol_norm * rms
+    )
+
+
+def make_prompts(mode: str, batch: int, count: int, salt: str = "") -> Prompts | None:
+    points = boxes = labels = None
+    if "points" in mode:
+        points = jnp.asarray(recipe.points(batch, count, salt))
+        labels = jnp.ones((batch, count), jnp.int32)
+    if "box" in mode:
+        boxes = jnp.asarray(recipe.boxes(batch, salt))
+    return None if mode == "no_prompt" else Prompts(points, labels, boxes)
+
+
+def nchw(x) -> np.ndarray:
+    return np.asarray(x).transpose(0, 3, 1, 2)
+
+
+def check_stages(
+    file: str, data_set: str, num_classes: int, mode: str, batch: int, count: int, variables
+):
+    golden = load(file)
+    model = make_model(model_config(num_classes=num_classes))
+    prompts = make_prompts(mode, batch, count)
+    images = jnp.asarray(recipe.images(batch))
+    logits, state = jax.jit(
+        lambda v, x, p: model.apply(v, x, p, capture_intermediates=True, mutable=["intermediates"])
+    )(variables, images, prompts)
+    calls = traverse_util.flatten_dict(state["intermediates"], sep="/")
+    for stage, place in PLACES.items():
+        found = calls[f"{place}/__call__"][0]
+        assert_probe(golden, stage, found if stage.startswith("block") else nchw(found), 2e-5)
+    tokens, source = calls["mask_decoder/transformer/__call__"][0]
+    assert_probe(golden, "transformer.0", tokens, 2e-5)
+    assert_probe(golden, "transformer.1", source, 2e-5)
+    sparse, _ = calls["prompt_encoder/__call__"][0]
+    if mode != "no_prompt":
+        assert_probe(golden, "sparse_prompt", sparse, 2e-5)
+    dense_pe = model.apply(variables, 14, method=lambda m, g: m.prompt_encoder.image_positions(g))
+    assert_probe(golden, "dense_pe", nchw(dense_pe), 2e-5)
+
+    row = list(golden["names"]).index("logits")
+    _, sampled = recipe.probe("logits", nchw(logits))
+    np.testing.assert_allclose(sampled, golden["value"][row], rtol=0, atol=1e-5)
+    labels = np.asarray(logits.argmax(-1))
+    counts = [np.bincount(x.ravel(), minlength=num_classes) for x in labels]
+    np.testing.assert_array_equal(counts, golden["label_counts"])
+
+
+@pytest.mark.parametrize("mode", ["no_prompt", "points", "box", "points_box"])
+def test_care_stages_equal_the_published_ones(mode, care_variables):
+    check_stages(f"care_eval_{mode}", "usam_care", 3, mode, 2, 6, care_variables)
+
+
+def test_word_stages_equal_the_published_ones():
+    variables = name_map.from_usam(recipe.state_dict("usam_word"), model_config(num_classes=17))
+    check_stages("word_eval_points", "usam_word", 17, "points", 1, 48, variables)
+
+
+def train_batch(step: int):
+    salt = f"step{step}"
+    labels = jnp.asarray(recipe.masks(2, 3, salt), jnp.int32)
+    return jnp.asarray(recipe.images(2, salt)), labels, make_prompts("points", 2, 6, salt)
+
+
+@functools.cache
+def make_grad_fn():
+    model = make_model(model_config())
+
+    def loss_fn(params, rest, images, labels, prompts):
+        logits, state = model.apply(
+            {"params": params, **rest}, images, prompts, train=True, mutable=["batch_stats"]
+        )
+        loss, parts = losses.segmentation_loss(logits, labels)
+        return loss, (parts, logits, state["batch_stats"])
+
+    return jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
+
+
+def run_steps(variables, tx, num_steps: int):
+    """Losses [steps, 3] (total, cross entropy, Dice) and what step 0 left behind."""
+    params = variables["params"]
+    rest = {k: v for k, v in variables.items() if k != "params"}
+    opt_state = tx.init(params)
+    update_fn = jax.jit(tx.update)
+    rows, first = [], None
+    for step in range(num_steps):
+        images, labels, prompts = train_batch(step)
+        (loss, (parts, logits, stats)), grads = make_grad_fn()(
+            params, rest, images, labels, prompts
+        )
+        rows.append([float(loss), float(parts["ce"]), float(parts["dice"])])
+        updates, opt_state = update_fn(grads, opt_state, params)
+        first = first or (grads, updates, stats, logits)
+        params = jax.tree.map(lambda p, u: p + u, params, updates)
+        rest = {**rest, "batch_stats": stats}
+    return np.array(rows), first
+
+
+def torch_tensors(tree, collection: str = "params") -> dict[str, np.ndarray]:
+    """The tree's arrays under their names in the published checkpoint, in torch's layout."""
+    out = {}
+    for path, array in traverse_util.flatten_dict(tree).items():
+        leaf = name_map.Leaf((collection, *path), array.shape)
+        for name, tensor in zip(leaf.torch_names, leaf.to_torch(np.asarray(array)), strict=True):
+            out[name if path[0] == "backbone" else f"sam.{name}"] = tensor
+    return out
+
+
+def has_gradient(name: str) -> bool:
+    """Whether the true gradient is other than zero.
+
+    A bias before BatchNorm and a key's bias in attention change no output: theirs is rounding.
+    """
+    before_norm = name.endswith((".conv.bias", "final_output.0.bias"))
+    return not before_norm and not name.endswith("k_proj.bias")
+
+
+def test_adamw_steps_equal_the_published_ones(care_variables):
+    golden = load("care_train_points")
+    config = ConfigDict(
+        {
+            "learning_rates": {"backbone": 1e-4, "image_encoder": 1e-4, "mask_decoder": 1e-3},
+            "weight_decay": 1e-4,
+        }
+    )
+    params = care_variables["params"]
+    tx = optimizer.make_optimizer(config, optimizer.polynomial_decay(num_steps=100), params)
+    rows, (grads, updates, stats, logits) = run_steps(care_variables, tx, 4)
+    np.testing.assert_allclose(rows[0], golden["losses"][0], rtol=0, atol=1e-6)
+    for row, expected, atol in zip(rows, golden["losses"], [1e-5, 1e-4, 5e-4, 2e-3], strict=True):
+        np.testing.assert_allclose(row, expected, rtol=0, atol=atol)
+    assert_probe(golden, "logits_train", nchw(logits), 1e-4)
+
+    stats = torch_tensors(stats, "batch_stats")
+    grads, updates = torch_tensors(grads), torch_tensors(updates)
+    checked = {"grad": 0, "update": 0, "stats": 0}
+    for row, name in enumerate(golden["names"]):
+        kind, _, tensor = str(name).partition("/")
+        summary, value = golden["summary"][row], golden["value"][row]
+        if kind == "stats" and "lowres_output" not in tensor:
+            assert_probe(golden, name, stats[tensor], 1e-5)
+        elif kind == "grad" and has_gradient(tensor):
+            found, samples = recipe.probe(name, grads[tensor], 8)
+            np.testing.assert_allclose(found[2], summary[2], rtol=0.02, err_msg=name)
+            rms = summary[2] / np.sqrt(grads[tensor].size)
+            # A gradient's deviation is 2 % of its norm; a sample may hold several times its share.
+            np.testing.assert_allclose(samples, value[:8], rtol=0.1, atol=0.1 * rms, err_msg=name)
+        elif kind == "update" and has_gradient(tensor):
+            # Adam's first step is a sign: compare where the gradient is well above rounding.
+            gradient = grads[tensor].ravel()
+            index = recipe.stream(f"probe/{name}").randint(0, gradient.size, size=8)
+            clear = np.abs(gradient[index]) > 0.1 * np.linalg.norm(gradient) / gradient.size**0.5
+            # A difference of two float32 parameters of order one; some gradients are near eps.
+            found, expected = updates[tensor].ravel()[index][clear], value[:8][clear]
+            np.testing.assert_allclose(found, expected, rtol=5e-3, atol=2.4e-7, err_msg=name)
+        else:
+            continue
+        checked[kind] += 1
+    assert checked == {"grad": 507, "update": 507, "stats": 36}
+
+
+def test_sgd_steps_equal_the_published_ones(care_variables):
+    golden = load("care_sgd_points")["losses"]
+    labels = {
+        part: "frozen" if part == optimizer.FROZEN else "trained"
+        for part in care_variables["params"]
+    }
+    tx = optax.partition({"trained": optax.sgd(0.02), "frozen": optax.set_to_zero()}, labels)
+    rows, _ = run_steps(care_variables, tx, 5)
+    np.testing.assert_allclose(rows[0], golden[0], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(rows, golden, rtol=0, atol=2e-5)
+
+
+def test_fresh_model_takes_from_sam_what_the_published_one_takes():
+    golden = load("sam_to_usam")
+    params, report = name_map.from_sam(recipe.state_dict("sam_vit_b"), model_config())
+    tensors = torch_tensors(params) | torch_tensors(report.constants, "constants")
+    tensors = {name.removeprefix("sam."): value for name, value in tensors.items()}
+    for name in golden["names"]:
+        assert_probe(golden, name, tensors[name], 1e-5)  # float32 weights of the interpolation
+    unused = {name for name, why in report.left.items() if why in name_map.UNUSED_PARTS.values()}
+    # The published code also loads what it then never uses.
+    also_loaded = {n for n in unused if "iou_prediction_head" not in n}
+    assert {*report.loaded, *also_loaded} == set(golden["loaded"])
+    assert len(report.resized) == 9
+    assert {
+        n
+        for n in golden["not_loaded"]
+        if n.startswith("mask_decoder") and not name_map.why_unused(n)
+    } == {n for n in report.fresh if n.startswith("mask_decoder")}

@@ -1,0 +1,367 @@
+"""The model's shapes, counts, variants and precision; the figures themselves are test_golden's."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import recipe
+from conftest import model_config
+from flax import linen as nn
+from flax import traverse_util
+
+from usam_jax.models import Prompts, init_variables, make_model, variable_shapes
+from usam_jax.models.common import layers
+from usam_jax.models.common.up_block import UpConvUnit
+from usam_jax.models.sam.attention import Attention, pick_offsets
+from usam_jax.models.sam.image_encoder import join_windows, split_windows
+from usam_jax.utils.errors import UsageError
+from usam_jax.weights import name_map
+
+BACKBONE = {"vit_b": 8_247_360, "vit_l": 12_967_488, "vit_h": 18_867_264}
+IMAGE_ENCODER = {"vit_b": 86_033_920, "vit_l": 303_446_016, "vit_h": 630_985_728}
+PATCH_EMBEDDING = {"vit_b": 590_592, "vit_l": 787_456, "vit_h": 984_320}
+
+
+def tiny(**changes):
+    return model_config(**{"size": "tiny", "image_size": 112, **changes})
+
+
+def make_variables(model):
+    """Arbitrary variables of the right shapes: compiling the initialisers would take far longer."""
+    shapes = variable_shapes(model)
+    flat = {}
+    for path, shape in traverse_util.flatten_dict(shapes).items():
+        noise = 0.1 * recipe.normal("/".join(path), shape.shape)
+        flat[path] = jnp.asarray(1 + abs(noise) if path[-1] in ("scale", "var") else noise)
+    return traverse_util.unflatten_dict(flat)
+
+
+def count_by_part(config) -> dict[str, int]:
+    model = make_model(config)
+    shapes = variable_shapes(model)["params"]
+    return {part: sum(x.size for x in jax.tree.leaves(tree)) for part, tree in shapes.items()}
+
+
+def make_inputs(size: int = 112, batch: int = 2):
+    images = jnp.asarray(recipe.images(batch, size=size))
+    points = jnp.asarray(recipe.points(batch, 4, size=size))
+    labels = jnp.array([[1, 1, 0, -1]] * batch, jnp.int32)
+    return images, points, labels, jnp.asarray(recipe.boxes(batch, size=size))
+
+
+@pytest.mark.parametrize("size", ["vit_b", "vit_l", "vit_h"])
+def test_parameter_counts_are_exact_for_each_part(size):
+    assert count_by_part(model_config(size=size)) == {
+        "backbone": BACKBONE[size],
+        "image_encoder": IMAGE_ENCODER[size],
+        "mask_decoder": 9_128_480,
+        "prompt_encoder": 1_536,
+    }
+    baseline = count_by_part(model_config(size=size, arch="sam"))
+    assert baseline["image_encoder"] == IMAGE_ENCODER[size] + PATCH_EMBEDDING[size]
+    assert "backbone" not in baseline
+
+
+@pytest.mark.parametrize(("name", "num_classes"), [("usam_care", 3), ("usam_word", 17)])
+def test_arrays_are_those_of_the_published_checkpoint_less_its_unused_ones(name, num_classes):
+    published = {n.removeprefix("sam."): s for n, s in recipe.manifest(name).items()}
+    used = {n: s for n, s in published.items() if not name_map.why_unused(n)}
+    leaves = name_map.model_leaves(model_config(num_classes=num_classes))
+    assert {n: leaf.torch_shape for leaf in leaves for n in leaf.torch_names} == used
+    buffers = ("running_mean", "running_var", "num_batches_tracked", "gaussian_matrix")
+    parameters = [s for n, s in published.items() if not n.endswith(buffers)]
+    if name == "usam_care":
+        assert sum(int(np.prod(s)) for s in parameters) == 104_155_791
+
+
+@pytest.mark.parametrize("arch", ["usam", "sam"])
+def test_encode_and_decode_compose_to_the_whole(arch):
+    model = make_model(tiny(arch=arch))
+    images, points, labels, boxes = make_inputs()
+    variables = make_variables(model)
+    apply = jax.jit(model.apply)
+    features = jax.jit(lambda v, x: model.apply(v, x, method="encode"))(variables, images)
+    decode = jax.jit(lambda v, f, p: model.apply(v, f, p, method="decode"))
+    for prompts in (
+        None,
+        Prompts(points, labels),
+        Prompts(None, None, boxes),
+        Prompts(points, labels, boxes),
+    ):
+        whole = apply(variables, images, prompts)
+        assert whole.shape == (2, 112, 112, 3)
+        assert whole.dtype == jnp.float32
+        # Compiled as one or as two, the same sums may be rounded in another order.
+        np.testing.assert_allclose(whole, decode(variables, features, prompts), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_skips", range(5))
+def test_only_the_deepest_skips_are_used(num_skips):
+    model = make_model(tiny(num_skips=num_skips))
+    images, points, labels, _ = make_inputs(batch=1)
+    variables = make_variables(model)
+    features = jax.jit(lambda v, x: model.apply(v, x, method="encode"))(variables, images)
+
+    def total(skips):
+        changed = features.replace(skips=skips)
+        return model.apply(variables, changed, Prompts(points, labels), method="decode").var()
+
+    gradients = jax.jit(jax.grad(total))(features.skips)
+    used = [bool(jnp.any(g != 0)) for g in gradients]
+    assert used == [4 - i <= num_skips for i in range(4)]
+
+
+def test_mask_tokens_can_be_one_per_class():
+    model = make_model(tiny(num_mask_tokens=3))
+    images, *_ = make_inputs()
+    variables = make_variables(model)
+    logits = jax.eval_shape(model.apply, variables, images, None)
+    assert logits.shape == (2, 112, 112, 3)
+    assert variables["params"]["mask_decoder"]["mask_tokens"].shape == (3, 64)
+
+
+@pytest.mark.parametrize("image_size", [96, 160])
+def test_sizes_whose_windows_need_padding_work(image_size):
+    model = make_model(tiny(image_size=image_size))
+    images, points, labels, _ = make_inputs(image_size)
+    logits = jax.jit(model.apply)(make_variables(model), images, Prompts(points, labels))
+    assert logits.shape == (2, image_size, image_size, 3)
+    assert bool(jnp.isfinite(logits).all())
+
+
+def test_windows_pad_at_the_bottom_and_right_and_join_again():
+    x = jnp.arange(2 * 10 * 10 * 3, dtype=jnp.float32).reshape(2, 10, 10, 3)
+    windows = split_windows(x, 7)
+    assert windows.shape == (8, 7, 7, 3)
+    np.testing.assert_array_equal(windows[1, :, :3], x[0, :7, 7:])
+    assert not windows[1, :, 3:].any()
+    np.testing.assert_array_equal(join_windows(windows, x.shape), x)
+
+
+def test_attention_equals_its_definition_written_as_loops():
+    side, heads, width = 3, 2, 8
+    x = jnp.asarray(recipe.normal("attention", (1, side, side, width)))
+    layer = Attention(heads, jnp.float32)
+    params = layer.init(jax.random.key(0), x)["params"]
+    tables = {n: recipe.normal(n, params[n].shape) for n in ("rel_pos_h", "rel_pos_w")}
+    params = {**params, **jax.tree.map(jnp.asarray, tables)}
+    found = layer.apply({"params": params}, x)
+
+    tokens = np.asarray(x, np.float64).reshape(side * side, width)
+    qkv = tokens @ np.asarray(params["qkv"]["kernel"]) + np.asarray(params["qkv"]["bias"])
+    q, k, v = qkv.reshape(side * side, 3, heads, -1).transpose(1, 2, 0, 3)
+    out = np.zeros((side * side, heads, width // heads))
+    for head in range(heads):
+        for i in range(side * side):
+            logits = np.zeros(side * side)
+            for j in range(side * side):
+                dy, dx = i // side - j // side + side - 1, i % side - j % side + side - 1
+                bias = q[head, i] @ tables["rel_pos_h"][dy] + q[head, i] @ tables["rel_pos_w"][dx]
+                logits[j] = q[head, i] @ k[head, j] / np.sqrt(width // heads) + bias
+            weights = np.exp(logits - logits.max())
+            out[i, head] = weights / weights.sum() @ v[head]
+    out = out.reshape(side * side, width) @ np.asarray(params["proj"]["kernel"])
+    expected = (out + np.asarray(params["proj"]["bias"])).reshape(found.shape)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)  # float32 rounding
+
+
+def test_bfloat16_computes_in_bfloat16_and_gives_float32_logits():
+    images, points, labels, _ = make_inputs()
+    prompts = Prompts(points, labels)
+    exact, rounded = make_model(tiny()), make_model(tiny(dtype="bfloat16"))
+    variables = make_variables(rounded)
+    assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+    features = jax.jit(lambda v, x: rounded.apply(v, x, method="encode"))(variables, images)
+    assert features.embedding.dtype == jnp.bfloat16
+    a, b = (jax.jit(m.apply)(variables, images, prompts) for m in (exact, rounded))
+    assert b.dtype == jnp.float32
+    # bfloat16 keeps 8 bits; some twenty layers deep a few per cent remain of the logits' norm.
+    assert float(jnp.linalg.norm(a - b) / jnp.linalg.norm(a)) < 0.1
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (3,)])
+def test_normalisation_has_the_gradients_that_jax_derives(axes):
+    x, above = (jnp.asarray(recipe.normal(name, (2, 3, 4, 5))) for name in ("x", "above"))
+    scale, bias = (jnp.asarray(recipe.normal(name, (5,))) for name in ("scale", "bias"))
+
+    def plain(x, scale, bias):
+        mean, var = x.mean(axes, keepdims=True), x.var(axes, keepdims=True)
+        return (x - mean) / jnp.sqrt(var + 1e-5) * scale + bias
+
+    def ours(x, scale, bias):
+        return layers.normalise(x, scale, bias, axes, 1e-5)[0]
+
+    expected, expected_backward = jax.vjp(plain, 3 * x + 1, scale, bias)
+    found, backward = jax.vjp(ours, 3 * x + 1, scale, bias)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    for a, b in zip(backward(above), expected_backward(above), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("skip_channels", [0, 2])
+@pytest.mark.parametrize("channels", [4, 16])
+def test_an_upsampling_unit_is_its_layers_one_after_the_other(channels, skip_channels):
+    def draw(*shape):
+        return jnp.asarray(recipe.normal(str(shape), shape))
+
+    x, skip = draw(2, 3, 5, channels), draw(2, 6, 10, skip_channels) if skip_channels else None
+    up, bias = draw(2, 2, channels, 6), draw(6)
+    convs = {"kernel": draw(3, 3, 6 + skip_channels, 7), "bias": draw(7)}
+    params = {"conv": convs, "norm": {"scale": 1 + 0.1 * draw(7), "bias": 0.5 * draw(7)}}
+    stats = {"norm": {"mean": jnp.zeros(7), "var": jnp.ones(7)}}
+
+    def at_once(x, skip, up, bias, params):
+        variables = {"params": params, "batch_stats": stats}
+        unit, given = UpConvUnit(7, jnp.float32), (x, skip, (up, bias), True)
+        return unit.apply(variables, *given, mutable="batch_stats")[0]
+
+    def one_by_one(x, skip, up, bias, params):
+        x = nn.ConvTranspose(6, (2, 2), strides=(2, 2)).apply(
+            {"params": {"kernel": up, "bias": bias}}, x
+        )
+        x = x if skip is None else jnp.concatenate([x, skip], axis=-1)
+        variables = {"params": params, "batch_stats": stats}
+        unit = layers.ConvUnit(7, jnp.float32)
+        return unit.apply(variables, x, True, mutable="batch_stats")[0]
+
+    given = (x, skip, up, bias, params)
+    (found, found_vjp), (expected, expected_vjp) = (
+        jax.vjp(f, *given) for f in (at_once, one_by_one)
+    )
+    # Sums of some hundred products of about 1, by another order.
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    above = draw(*found.shape)
+    pairs = zip(*(jax.tree.leaves(f(above)) for f in (found_vjp, expected_vjp)), strict=True)
+    for a, b in pairs:
+        np.testing.assert_allclose(a, b, atol=2e-5 * max(1, float(abs(b).max())))
+
+
+@pytest.mark.parametrize("side", [1, 2, 5])
+def test_each_query_picks_the_offset_of_each_key(side):
+    offsets = jnp.broadcast_to(jnp.arange(side - 1.0, -side, -1), (2, side, 2 * side - 1))
+    i, k = np.ogrid[:side, :side]
+    np.testing.assert_array_equal(pick_offsets(offsets), np.broadcast_to(i - k, (2, side, side)))
+
+
+def test_no_dtype_is_promoted_in_silence():
+    model = make_model(tiny())
+    images, points, labels, boxes = make_inputs()
+    apply = functools.partial(model.apply, train=True, mutable=["batch_stats"])
+    with jax.numpy_dtype_promotion("strict"):
+        variables = variable_shapes(model)
+        jax.eval_shape(apply, variables, images, Prompts(points, labels, boxes))
+
+
+def test_padding_points_are_replaced_by_their_own_embedding():
+    model = make_model(tiny())
+    variables = make_variables(model)
+    _, points, labels, _ = make_inputs()
+    prompts = Prompts(points, labels)
+    tokens, _ = model.apply(variables, prompts, 2, method=lambda m, p, b: m.prompt_encoder(p, b))
+    padding = variables["params"]["prompt_encoder"]["not_a_point_embed"][0]
+    assert tokens.shape == (2, 5, 64)  # SAM appends one padding token to points without a box
+    np.testing.assert_array_equal(tokens[:, 3], jnp.stack([padding, padding]))
+    np.testing.assert_array_equal(tokens[:, 4], jnp.stack([padding, padding]))
+
+
+def test_a_mixed_batch_gives_each_image_what_a_batch_of_its_kind_gives():
+    model = make_model(tiny())
+    images, points, labels, boxes = make_inputs()
+    variables = make_variables(model)
+    apply = jax.jit(model.apply)
+    prompts_of = {
+        (False, False): None,
+        (True, False): Prompts(points, labels),
+        (False, True): Prompts(None, None, boxes),
+        (True, True): Prompts(points, labels, boxes),
+    }
+    alone = {kind: apply(variables, images, prompts) for kind, prompts in prompts_of.items()}
+    count = points.shape[1]
+    for kinds in (((False, False), (True, False)), ((False, True), (True, True))):
+        given = jnp.array([[some] * count + [box] for some, box in kinds])
+        mixed = apply(variables, images, Prompts(points, labels, boxes, given))
+        for i, kind in enumerate(kinds):
+            # The same sums over more terms, some of them 0, may be rounded in another order.
+            np.testing.assert_allclose(mixed[i], alone[kind][i], rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="given"):
+        apply(variables, images, Prompts(points, labels, None, given))
+
+
+def test_fresh_parameters_are_distributed_as_torch_draws_them():
+    params = init_variables(make_model(tiny(image_size=32)), jax.random.key(1))["params"]
+    flat = traverse_util.flatten_dict(params, sep="/")
+    for path, fan_in in {
+        "backbone/down4/nConvs_1/conv": 96 * 9,
+        "image_encoder/blocks_0/attn/qkv": 96,
+        "mask_decoder/up4/up": 64 * 4,
+        "mask_decoder/output_hypernetworks_mlps/layers_0": 64,
+    }.items():
+        for leaf in ("kernel", "bias"):
+            array = flat[f"{path}/{leaf}"]
+            assert float(jnp.abs(array).max()) <= fan_in**-0.5
+        kernel = flat[f"{path}/kernel"]
+        # A uniform distribution's deviation is its bound over the square root of 3.
+        np.testing.assert_allclose(kernel.std() * (3 * fan_in) ** 0.5, 1.0, atol=0.03)
+    assert not flat["image_encoder/pos_embed"].any()
+    np.testing.assert_allclose(flat["mask_decoder/mask_tokens"].std(), 1.0, atol=0.15)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("size", "vit_x"),
+        ("arch", "unet"),
+        ("num_skips", 5),
+        ("image_size", 225),
+        ("dtype", "int8"),
+        ("num_classes", 1),
+    ],
+)
+def test_a_setting_that_does_not_exist_is_named(field, value):
+    with pytest.raises(UsageError, match=f"config.model.{field}: found {value!r}"):
+        make_model(tiny(**{field: value}))
+
+
+def test_points_without_labels_are_refused():
+    model = make_model(tiny())
+    images, points, *_ = make_inputs()
+    with pytest.raises(ValueError, match="point_labels"):
+        jax.eval_shape(model.init, jax.random.key(0), images, Prompts(points))
+
+
+@pytest.mark.parametrize("head_dim", [4, 8])
+def test_attention_and_its_gradients_are_alike_on_small_and_large_maps(head_dim):
+    """Against the definition, pair by pair: 2 s is above one head's width and below the other's."""
+    s, heads = 3, 2
+    d, t = heads * head_dim, s * s
+    x, above = (jax.random.normal(jax.random.key(i), (2, s, s, d)) for i in (0, 2))
+    attention = Attention(heads, jnp.float32)
+    params = attention.init(jax.random.key(1), x)["params"]
+    params = jax.tree.map(lambda p: jax.random.normal(jax.random.key(p.size), p.shape), params)
+    row, column = np.divmod(np.arange(t), s)
+    rows, columns = (y[:, None] - y[None] + s - 1 for y in (row, column))
+
+    def plain(params, x):
+        qkv = x.reshape(2, t, d) @ params["qkv"]["kernel"] + params["qkv"]["bias"]
+        q, k, v = jnp.moveaxis(qkv.reshape(2, t, 3, heads, head_dim), 2, 0)
+        relative = params["rel_pos_h"][rows] + params["rel_pos_w"][columns]
+        logits = jnp.einsum("bqnd,bknd->bnqk", q, k) * head_dim**-0.5
+        logits += jnp.einsum("bqnd,qkd->bnqk", q, relative)
+        y = jnp.einsum("bnqk,bknd->bqnd", jax.nn.softmax(logits), v).reshape(2, s, s, d)
+        return y @ params["proj"]["kernel"] + params["proj"]["bias"]
+
+    expected, expected_vjp = jax.vjp(plain, params, x)
+    found, found_vjp = jax.vjp(lambda p, x: attention.apply({"params": p}, x), params, x)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)  # float32 sums of 18 numbers
+    pairs = zip(*(jax.tree.leaves(f(above)) for f in (found_vjp, expected_vjp)), strict=True)
+    for a, b in pairs:
+        np.testing.assert_allclose(a, b, atol=1e-5 * float(abs(b).max()))
+
+
+def test_a_number_that_is_none_passes_the_activation():
+    x = jnp.array([-2.0, -0.0, 0.0, 3.0, jnp.nan, -jnp.inf, jnp.inf])
+    np.testing.assert_array_equal(layers.relu(x), nn.relu(x))
+    gradients = (jax.vjp(f, x)[1](jnp.ones(7))[0][:4] for f in (layers.relu, nn.relu))
+    np.testing.assert_array_equal(*gradients)

@@ -1,0 +1,589 @@
+"""From a CT file to a mask that lies exactly on it, and from clicks to labels."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import threading
+
+import jax
+import jax.numpy as jnp
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from conftest import ROOT, phantom_config, save_run
+from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+
+from usam_jax.data.phantoms.nifti_export import write_nnunet
+from usam_jax.data.preprocessing import Preparation
+from usam_jax.io import nifti
+from usam_jax.models import Prompts, init_variables, make_model
+from usam_jax.predict import Predictor, clicks, model, output, slices
+from usam_jax.predict.model import NO_CLICKS, Clicks
+from usam_jax.predict.slices import Options, predict_slices
+from usam_jax.predict.volume import Request, predict_volume
+from usam_jax.utils.errors import DataError, UsageError
+
+AXES = [
+    "".join(x)
+    for order in itertools.permutations(("LR", "PA", "SI"))
+    for x in itertools.product(*order)
+]
+OBLIQUE = np.array([[0.96, 0.2, -0.2], [-0.17, 0.97, 0.17], [0.23, -0.13, 0.96]])
+
+
+class Bright:
+    """In place of a network: class 1 where a slice is bright, 2 where it is brighter.
+
+    It tells by class 3 where its points are.
+    """
+
+    classes = ("background", "bright", "brighter", "point")
+    step = 7
+
+    def __init__(self, size, transposed=False):
+        self.preparation = Preparation(size, 40.0, 400.0, "clip", 0.0, transposed)
+
+    def encode(self, images):
+        return images
+
+    def decode(self, images, given):
+        labels = (images > 120).astype(np.uint8) + (images > 200)
+        for label, one in zip(labels, given, strict=True):
+            for x, y in np.rint(one.points_xy).astype(int):
+                label[y, x] = 3
+        return labels, np.eye(4, dtype=np.float32)[labels]
+
+
+def make_pattern(shape):
+    """HU of air with an object that no turn or flip maps onto itself; (column, row, slice)."""
+    labels = np.zeros(shape, np.uint8)
+    w, h, n = shape
+    labels[w // 4 : w // 2, h // 3 : h // 2, 2 : n - 3] = 1
+    labels[w // 4 : w // 4 + 5, h // 3 : h - 8, 2:5] = 2
+    hu = np.choose(labels, [-1000, 60, 240]).astype(np.int16)
+    return hu, labels
+
+
+def write(path, hu, axes, affine, dtype=np.int16, slope=1.0, inter=0.0):
+    """A file with these axes whose voxels lie as (column, row, slice) under an LPS `affine`."""
+    turn = ornt_transform(io_orientation(affine), axcodes2ornt(axes))
+    voxels = nibabel.orientations.apply_orientation(hu, turn)
+    turned = affine @ inv_ornt_aff(turn, hu.shape)
+    image = nibabel.Nifti1Image(np.zeros(voxels.shape, np.int16), turned)
+    header = image.header.as_byteswapped(">" if np.dtype(dtype).byteorder == ">" else "<")
+    header.set_data_dtype(dtype)
+    header["descrip"] = b"scanner 7"
+    header.set_xyzt_units("mm", "sec")
+    image = nibabel.Nifti1Image((voxels - inter) / slope, turned, header)
+    image.header.set_slope_inter(slope, inter)
+    image.set_sform(turned, code=1)
+    image.set_qform(turned, code=1)
+    nibabel.save(image, path)
+    return voxels
+
+
+def predict(path, out, size, **options):
+    source = output.read_source(path)
+    labels = np.zeros(source.hu.shape, np.uint8)
+    for done in predict_slices(Bright(size), source.hu, source.geometry, {}, Options(**options)):
+        labels[done.number] = done.labels
+    output.write_mask(out, source, labels)
+    return nibabel.load(path), nibabel.load(out)
+
+
+@pytest.mark.parametrize("rotation", [np.eye(3), OBLIQUE], ids=["straight", "oblique"])
+@pytest.mark.parametrize("axes", AXES)
+def test_a_mask_lies_on_its_ct_whatever_the_axes(tmp_path, axes, rotation):
+    hu, labels = make_pattern((40, 40, 9))
+    affine = np.eye(4)
+    affine[:3, :3] = rotation @ np.diag([-1.5, -1.5, 4.0])
+    affine[:3, 3] = (50, -20, 700)
+    voxels = write(tmp_path / "ct.nii.gz", hu, axes, affine)
+    ct, mask = predict(tmp_path / "ct.nii.gz", tmp_path / "mask.nii.gz", 40)
+    found = np.asarray(mask.dataobj)
+    np.testing.assert_array_equal(found, np.select([voxels > 200, voxels > 0], [2, 1], 0))
+    assert found.dtype == np.uint8 and set(np.unique(found)) == set(np.unique(labels))
+    np.testing.assert_array_equal(mask.affine, ct.affine)
+    a, b = sitk.ReadImage(tmp_path / "ct.nii.gz"), sitk.ReadImage(tmp_path / "mask.nii.gz")
+    assert (a.GetOrigin(), a.GetSpacing(), a.GetDirection(), a.GetSize()) == (
+        b.GetOrigin(),
+        b.GetSpacing(),
+        b.GetDirection(),
+        b.GetSize(),
+    )
+
+
+@pytest.mark.parametrize("end", [".nii", ".nii.gz"])
+@pytest.mark.parametrize(
+    ("dtype", "slope", "inter"), [("<i2", 1, 0), (">i2", 1, -1024), ("<i2", 2, -500)]
+)
+def test_scaled_and_big_endian_files_keep_their_header(tmp_path, end, dtype, slope, inter):
+    hu, labels = make_pattern((40, 36, 9))
+    affine = np.diag([-0.8, -1.2, 5.0, 1.0])  # pixels higher than wide
+    write(tmp_path / f"ct{end}", hu, "LPS", affine, np.dtype(dtype), slope, inter)
+    ct, mask = predict(tmp_path / f"ct{end}", tmp_path / f"mask{end}", 96)
+    found = np.asarray(mask.dataobj)
+    overlap = 2 * ((found > 0) & (labels > 0)).sum() / ((found > 0).sum() + (labels > 0).sum())
+    assert overlap > 0.98  # resampled to square pixels and back
+    for field in ("descrip", "pixdim", "xyzt_units", "sform_code", "qform_code", "srow_x"):
+        np.testing.assert_array_equal(mask.header[field], ct.header[field])
+    assert mask.header.endianness == ct.header.endianness
+    assert mask.header.get_slope_inter() in ((1.0, 0.0), (None, None))
+
+
+def test_a_model_of_transposed_slices_gets_them_so(tmp_path):
+    hu, labels = make_pattern((40, 32, 9))
+    write(tmp_path / "ct.nii", hu, "LPS", np.diag([-1.5, -1.5, 4.0, 1.0]))
+    source = output.read_source(tmp_path / "ct.nii")
+    seen = []
+    model = Bright(40, transposed=True)
+    model.encode = lambda images: seen.append(images) or images
+    given = {3: Clicks(np.array([[30.0, 5.0]], np.float32), np.ones(1, np.int32))}
+    found = {
+        x.number: x.labels
+        for x in predict_slices(model, source.hu, source.geometry, given, Options())
+    }
+    upright = labels.transpose(2, 1, 0)
+    np.testing.assert_array_equal(found[4], upright[4])
+    assert found[3][5, 30] == 3  # the point came and went the same way
+    first = seen[0][3]
+    np.testing.assert_array_equal(first[:, 4:-4] > 120, upright[3].T > 0)
+
+
+def test_points_and_boxes_come_to_their_voxel_from_voxels_and_from_mm(tmp_path):
+    affine = np.eye(4)
+    affine[:3, :3] = OBLIQUE @ np.diag([-1.5, -1.5, 4.0])
+    hu, _ = make_pattern((40, 40, 9))
+    voxels = write(tmp_path / "ct.nii", hu, "PIR", affine)
+    source = output.read_source(tmp_path / "ct.nii")
+    at = [int(x) for x in np.argwhere(voxels > 200)[3]]
+    world = (nibabel.load(tmp_path / "ct.nii").affine @ [*at, 1])[:3].tolist()
+    for space, place in (("voxel", at), ("world", world)):
+        path = tmp_path / f"{space}.json"
+        path.write_text(
+            json.dumps({"space": space, "points": [{"at": place}, {"at": place, "label": 0}]})
+        )
+        ((number, found),) = clicks.read_clicks(path, source.geometry).items()
+        (x, y), _ = np.rint(found.points_xy).astype(int)
+        assert source.hu[number, y, x] == 240
+        assert found.point_labels.tolist() == [1, 0]
+    corners = np.argwhere(voxels > 0)
+    low, high = corners.min(0), corners.max(0)
+    text = ",".join(map(str, [*high, *low]))  # corners in either order
+    boxes = clicks.read_box(text, source.geometry)
+    inside = source.hu > 0
+    assert sorted(boxes) == np.flatnonzero(inside.any((1, 2))).tolist()
+    x0, y0, x1, y1 = next(iter(boxes.values())).box
+    rows, columns = np.flatnonzero(inside.any((0, 2))), np.flatnonzero(inside.any((0, 1)))
+    assert (x0, y0, x1, y1) == (columns[0], rows[0], columns[-1], rows[-1])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"space": "voxel", "points": [{"at": [1, 2, 90]}]}', "lies outside the volume"),
+        ('{"space": "world", "points": [{"at": [900, 0, 0]}]}', "lies outside the volume"),
+        ('{"points": [{"at": [1, 2, 3]}]}', "expected the keys space"),
+        ('{"space": "voxel", "points": [{"xy": [1, 2, 3]}]}', r"points\[0\]: found \['xy'\]"),
+        ('{"space": "voxel", "points": [{"at": [1, 2]}]}', "expected three numbers"),
+        ('{"space": "voxel", "points": [{"at": [1, 2, 3], "label": 2}]}', "label is 2"),
+        ('{"space": "mm", "points": []}', "space is 'mm'"),
+        ('{"space": "voxel"}', "holds no points"),
+        ("[1]", "found list, expected the keys"),
+        ("{", "cannot be read"),
+        ('{"space": "voxel", "points": null}', "points is None, expected a list"),
+        ('{"space": "voxel", "points": [{"at": [1, 2, 8.5]}]}', "lies outside the volume"),
+    ],
+)
+def test_a_points_file_that_is_wrong_is_told_what_is(tmp_path, content, message):
+    hu, _ = make_pattern((40, 40, 9))
+    write(tmp_path / "ct.nii", hu, "LPS", np.diag([-1.5, -1.5, 4.0, 1.0]))
+    geometry = nifti.read_geometry(tmp_path / "ct.nii")
+    (tmp_path / "points.json").write_text(content)
+    with pytest.raises(UsageError, match=message):
+        clicks.read_clicks(tmp_path / "points.json", geometry)
+    with pytest.raises(UsageError, match="expected i0,j0,k0,i1,j1,k1"):
+        clicks.read_box("1,2,3", geometry)
+
+
+class Follower(Bright):
+    """Finds the bright object around a point, in slices that have one; as a model with prompts does."""
+
+    classes = ("background", "bright", "brighter")
+
+    def decode(self, images, given):
+        labels = (images > 120).astype(np.uint8) + (images > 200)
+        for label, one in zip(labels, given, strict=True):
+            at = np.rint(one.points_xy).astype(int)
+            if not any(label[y, x] for x, y in at):
+                label[:] = 0
+        return labels, np.eye(3, dtype=np.float32)[labels]
+
+
+def write_points(path, source, places, label=1):
+    """A points file in mm from (column, row, slice) of slices that lie as an LPS file's voxels."""
+    affine = np.array(source.geometry.affine)
+    points = [{"at": (affine @ [*at, 1])[:3].tolist(), "label": label} for at in places]
+    path.write_text(json.dumps({"space": "world", "points": points}))
+    return str(path)
+
+
+def test_points_of_a_file_are_carried_and_the_mask_comes_last(tmp_path, monkeypatch):
+    hu, labels = make_pattern((40, 40, 16))
+    hu[..., 9], labels[..., 9] = -1000, 0
+    write(tmp_path / "ct.nii.gz", hu, "LPS", np.diag([-1.5, -1.5, 4.0, 1.0]))
+    source = output.read_source(tmp_path / "ct.nii.gz")
+    x, y, _ = np.argwhere(labels == 1)[0]
+    points = write_points(tmp_path / "points.json", source, [(x + 2, y + 2, 6)])
+    mask = tmp_path / "mask.nii.gz"
+    options = Options(carry=True, last=8)
+    request = Request(options, points, None, True)
+    told = predict_volume(Follower(40), tmp_path / "ct.nii.gz", mask, request)
+    expected = np.where(np.arange(16) < 9, labels, 0)
+    found = np.asarray(nibabel.load(mask).dataobj)
+    np.testing.assert_array_equal(found, expected)
+    spread = nibabel.load(tmp_path / "mask_probabilities.nii.gz").get_fdata()
+    np.testing.assert_array_equal(spread.argmax(-1), found)
+    assert told["slices"] == 8  # 8 down to 1, where nothing is any more
+    voxel_ml = 1.5 * 1.5 * 4 / 1000
+    assert told["volume_ml"]["bright"] == pytest.approx((found == 1).sum() * voxel_ml)
+    about = json.loads((tmp_path / "mask.json").read_text())
+    assert about["prompts"] == "on slices [6], carried to their neighbours"
+    with pytest.raises(UsageError, match=r"prompts on slice 6 of .* asks for 7 to 8"):
+        predict_volume(
+            Follower(40), tmp_path / "ct.nii.gz", mask, Request(options._replace(first=7), points)
+        )
+    monkeypatch.setattr(output, "write_probabilities", fail)
+    with pytest.raises(OSError, match="full"):
+        predict_volume(Follower(40), tmp_path / "ct.nii.gz", tmp_path / "other.nii.gz", request)
+    assert not list(tmp_path.glob("*other*"))
+
+
+def fail(*_arguments):
+    raise OSError("full")
+
+
+def test_a_box_and_the_largest_part_are_asked_for_by_volume(tmp_path):
+    hu, labels = make_pattern((40, 40, 9))
+    hu[2:6, 30:36, 3] = 60  # another bright part
+    write(tmp_path / "ct.nii", hu, "LPS", np.diag([-1.5, -1.5, 4.0, 1.0]))
+    seen = []
+
+    class Boxed(Bright):
+        def decode(self, images, given):
+            seen.extend(x.box for x in given)
+            return super().decode(images, given)
+
+    request = Request(Options(largest=True), None, "5,6,2,20,30,4")
+    told = predict_volume(Boxed(40), tmp_path / "ct.nii", tmp_path / "m.nii", request)
+    np.testing.assert_array_equal(np.asarray(nibabel.load(tmp_path / "m.nii").dataobj), labels)
+    assert [x is not None for x in seen[:9]] == [False, False, True, True, True] + [False] * 4
+    np.testing.assert_array_equal(seen[2], [5, 6, 20, 30])
+    assert told["warnings"] == []
+
+
+def test_points_come_to_the_same_place_of_a_smaller_and_of_a_transposed_slice():
+    for transposed in (False, True):
+        preparation = Preparation(32, 40.0, 400.0, "clip", 0.0, transposed)
+        shape, pixel_mm = (48, 64), (1.0, 1.0)  # half the size, with rows of air around
+        hu = np.full(shape, -1000.0)
+        hu[20:22, 40:42] = 400
+        image = preparation.from_hu(hu, pixel_mm)
+        (row,), (column,) = np.nonzero(image > 200)
+        (x, y) = preparation.points_in(np.array([[40.5, 20.5]]), shape, pixel_mm)[0]
+        assert (x, y) == pytest.approx((column, row))
+        labels = (image > 200).astype(np.uint8)
+        back = preparation.labels_back(labels, shape, pixel_mm)
+        np.testing.assert_array_equal(back, hu > 0)
+        spread = preparation.probabilities_back(
+            np.eye(2, dtype=np.float32)[labels], shape, pixel_mm
+        )
+        assert spread.shape == (48, 64, 2)
+        assert spread[20:22, 40:42, 1].min() > 0.5 > spread[:16, :, 1].max()
+
+
+def test_a_flipped_pass_has_its_clicks_where_they_were():
+    hu = np.full((2, 40, 40), -1000, np.int16)
+    affine = tuple(map(tuple, np.eye(4).tolist()))
+    geometry = nifti.Geometry((40, 40, 2), "LPS", affine, hu.shape, (4.0, 1.0, 1.0))
+    given = {1: Clicks(np.array([[6.0, 9.0]], np.float32), np.ones(1, np.int32))}
+    options = Options(2, flip=True)
+    found = {x.number: x.labels for x in predict_slices(Bright(40), hu, geometry, given, options)}
+    assert np.argwhere(found[1]).tolist() == [[9, 6]] and not found[0].any()
+
+
+def test_a_model_of_rows_and_columns_gets_its_points_so(monkeypatch, workdir):
+    loaded = model.load_network(workdir[0])
+    loaded.config["prompts"]["order"] = "rowcol"
+    seen = []
+    monkeypatch.setattr(model, "_decode", lambda *x: seen.append(x[-1]))
+    loaded.decode(None, [Clicks(np.array([[7.0, 30.0]], np.float32), np.ones(1, np.int32))])
+    assert seen[0]["points_xy"][0, 0].tolist() == [30, 7]
+
+
+def test_volumes_of_a_folder_that_would_share_a_mask_are_refused(tmp_path):
+    hu, _ = make_pattern((40, 40, 9))
+    for name in ("a.nii", "a.nii.gz"):
+        write(tmp_path / name, hu, "LPS", np.diag([-1.5, -1.5, 4.0, 1.0]))
+    with pytest.raises(DataError, match="would have the same mask"):
+        output.find_inputs(tmp_path)
+    with pytest.raises(UsageError, match="expected a folder for the masks"):
+        output.require_output(tmp_path / "m.nii.gz", several=True)
+
+
+def test_clicks_are_carried_up_and_down_until_nothing_is_there(tmp_path):
+    hu, labels = make_pattern((40, 40, 16))
+    hu[..., 9], labels[..., 9] = -1000, 0  # a gap
+    write(tmp_path / "ct.nii", hu, "LPS", np.diag([-1.5, -1.5, 4.0, 1.0]))
+    source = output.read_source(tmp_path / "ct.nii")
+    x, y, _ = np.argwhere(labels == 1)[0]
+    given = {6: Clicks(np.array([[x + 2, y + 2]], np.float32), np.ones(1, np.int32))}
+
+    def run(options):
+        done = predict_slices(Follower(40), source.hu, source.geometry, given, options)
+        return [(x.number, x.labels) for x in done]
+
+    alone = [number for number, found in run(Options()) if found.any()]
+    assert alone == [6]
+    carried = run(Options(carry=True))
+    numbers = [number for number, _ in carried]
+    assert numbers == [6, 7, 8, 9, 5, 4, 3, 2, 1]  # each once; 9 and 1 are empty, so it ends there
+    for number, found in carried:
+        np.testing.assert_array_equal(found, labels[..., number].T)
+
+
+def test_a_range_of_slices_flips_and_the_largest_part():
+    hu = np.full((10, 40, 40), -1000, np.int16)
+    hu[:, 5:10, 5:12] = 60
+    geometry = nifti.Geometry(
+        (40, 40, 10), "LPS", tuple(map(tuple, np.eye(4))), hu.shape, (4.0, 1.0, 1.0)
+    )
+    options = Options(batch_size=4, first=2, last=7)
+    found = {x.number: x for x in predict_slices(Bright(40), hu, geometry, {}, options, True)}
+    assert sorted(found) == [2, 3, 4, 5, 6, 7]
+    assert found[7].probabilities.shape == (40, 40, 4)
+    flipped = predict_slices(Bright(40), hu, geometry, {}, options._replace(flip=True))
+    for x in flipped:
+        np.testing.assert_array_equal(x.labels, found[x.number].labels)
+    box = Clicks(
+        np.array([[3.0, 4.0]], np.float32), np.ones(1, np.int32), np.float32([1, 2, 10, 20])
+    )
+    mirrored = slices.mirror(box, 40)
+    np.testing.assert_array_equal(mirrored.points_xy, [[36, 4]])
+    np.testing.assert_array_equal(mirrored.box, [29, 2, 38, 20])
+    labels = np.zeros((4, 20, 20), np.uint8)
+    labels[0, 2:8, 2:8], labels[3, 15:18, 15:18], labels[3, 2:5, 2:5] = 1, 1, 2
+    kept = slices.keep_largest(labels, 3)
+    assert (kept == 1).sum() == 36 and (kept == 2).sum() == 9
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.write_bytes(b"no volume"), "not a readable NIfTI"),
+        (
+            lambda path: nibabel.save(
+                nibabel.Nifti1Image(np.zeros((40, 40, 2, 3), np.int16), np.eye(4)), path
+            ),
+            "4 dimensions",
+        ),
+        (
+            lambda path: nibabel.save(
+                nibabel.Nifti1Image(np.zeros((20, 40, 5), np.int16), np.diag([-1, -1, 1, 1])), path
+            ),
+            "slices of 40 x 20 pixels",
+        ),
+        (
+            lambda path: nibabel.save(
+                nibabel.Nifti1Image(np.full((40, 40, 5), np.nan, np.float32), np.eye(4)), path
+            ),
+            "NaN",
+        ),
+    ],
+)
+def test_a_file_that_is_no_ct_is_refused_by_name(tmp_path, make, message):
+    path = tmp_path / "ct.nii"
+    make(path)
+    with pytest.raises(DataError, match=message) as caught:
+        output.read_source(path)
+    assert str(path) in str(caught.value)
+
+
+def test_values_that_are_no_hu_are_doubted():
+    assert "values from 0 to 1" in output.doubt_values(np.linspace(0, 1, 9))
+    assert not output.doubt_values(np.array([-1000, 300]))
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A run with a small model as it was made, and its variables."""
+    folder = tmp_path_factory.mktemp("run")
+    config = phantom_config()
+    model = make_model(config.model)
+    variables = init_variables(model, jax.random.key(3))
+    save_run(folder, config, variables)
+    return folder, model, variables
+
+
+def test_a_click_gives_what_the_model_gives_and_does_not_compile_again(workdir):
+    folder, model, variables = workdir
+    predictor = Predictor.load(folder)
+    rng = np.random.default_rng(0)
+    image = rng.random((32, 32), np.float32)
+    predictor.set_image(image)
+    points = np.array([[4.0, 9.0], [20.0, 7.0]])
+    labels, probabilities = predictor.predict(points, [1, 0])
+    exact = np.floor(image * 255) / 255  # as it is packed
+    prompts = Prompts(jnp.asarray(points, jnp.float32)[None], jnp.array([[1, 0]]))
+    logits = jax.jit(model.apply)(variables, jnp.asarray(exact, jnp.float32)[None], prompts)
+    np.testing.assert_allclose(probabilities, jax.nn.softmax(logits)[0], atol=1e-4)
+    np.testing.assert_array_equal(labels, probabilities.argmax(-1))
+    before = model._encode._cache_size(), model._decode._cache_size()
+    for count in range(4):
+        predictor.predict(
+            rng.uniform(0, 31, (count, 2)), None, [1, 2, 20, 21] if count % 2 else None
+        )
+    predictor.set_image(rng.random((32, 32)))
+    predictor.predict()
+    assert (model._encode._cache_size(), model._decode._cache_size()) == before
+
+
+def test_slices_of_any_size_come_back_on_their_own_pixels(workdir):
+    predictor = Predictor.load(workdir[0])
+    predictor.set_slice(np.random.default_rng(0).uniform(-1000, 400, (50, 70)), (0.9, 0.7))
+    labels, probabilities = predictor.predict([[69.0, 49.0]], [1], [0, 0, 69, 49])
+    assert labels.shape == (50, 70) and probabilities.shape == (50, 70, 3)
+    np.testing.assert_allclose(probabilities.sum(-1), 1, atol=1e-5)
+
+
+def test_threads_have_an_image_each(workdir):
+    predictor = Predictor.load(workdir[0])
+    images = np.random.default_rng(1).random((4, 32, 32))
+    alone = []
+    for image in images:
+        predictor.set_image(image)
+        alone.append(predictor.predict([[5, 5]])[1])
+    found, barrier = {}, threading.Barrier(4)
+
+    def work(i):
+        predictor.set_image(images[i])
+        barrier.wait()  # all have set theirs before any predicts
+        found[i] = predictor.predict([[5, 5]])[1]
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i in range(4):
+        np.testing.assert_array_equal(found[i], alone[i])
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda p: p.predict(), UsageError, "call set_image first"),
+        (lambda p: p.set_image(np.zeros((3, 40, 40))), DataError, "expected \\[h w\\]"),
+        (lambda p: p.set_image(np.zeros((20, 40))), DataError, "of 32 pixels or more"),
+        (lambda p: p.set_image(np.full((40, 40), np.nan)), DataError, "NaN"),
+        (
+            lambda p: p.set_image(np.linspace(-1000, 400, 1600).reshape(40, 40)),
+            DataError,
+            "set_slice",
+        ),
+    ],
+)
+def test_what_is_no_slice_is_refused(workdir, call, error, message):
+    with pytest.raises(error, match=message):
+        call(Predictor.load(workdir[0]))
+
+
+def test_clicks_outside_the_image_are_refused(workdir):
+    predictor = Predictor.load(workdir[0])
+    predictor.set_image(np.zeros((40, 60)))
+    for arguments, message in (
+        (([[60, 3]],), r"\(x, y\) = \[60.0, 3.0\] lies outside the image of 60 x 40"),
+        (([[1, 3]], [2]), "expected 1 or 0 for each of 1 points"),
+        (([[1, 2, 3], [4, 5, 6]],), "expected \\[n 2\\]"),
+        ((None, None, [5, 5, 2, 9]), "expected x0, y0, x1, y1"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            predictor.predict(*arguments)
+
+
+def test_many_clicks_find_room():
+    many = Clicks(np.zeros((40, 2), np.float32), np.ones(40, np.int32))
+    arrays = model.pad_clicks([many, NO_CLICKS])
+    assert arrays["points_xy"].shape == (2, 64, 2)
+    assert arrays["prompts_given"].sum(1).tolist() == [40, 0]
+
+
+def test_a_folder_is_predicted_past_a_bad_volume_and_gone_on_with(workdir, tmp_path):
+    folder, *_ = workdir
+    write_nnunet(tmp_path / "data", num_train=2, num_test=0, size=40, num_slices=5)
+    images, out, report = tmp_path / "data" / "imagesTr", tmp_path / "masks", tmp_path / "run.json"
+    bad = images / "broken.nii.gz"
+    bad.write_bytes(min(images.iterdir()).read_bytes()[:900])
+    # The tests' smallest size is no size of the programs.
+    command = ["-i", images, "-o", out, f"--checkpoint={folder}", f"--report={report}"]
+    done = run_smallest(*command, "--save-probabilities")
+    assert done.returncode == 4, done.stderr
+    assert f"1 of 3 volumes failed: {bad}" in done.stderr and "Traceback" not in done.stderr
+    told = json.loads(report.read_text())["volumes"]
+    assert sorted(x["status"] for x in told.values()) == ["done", "done", "failed"]
+    for path in images.glob("phantom*"):
+        ct, mask = nibabel.load(path), nibabel.load(out / path.name)
+        np.testing.assert_array_equal(mask.affine, ct.affine)
+        assert mask.shape == ct.shape
+        spread = nibabel.load(out / path.name.replace(".nii.gz", "_probabilities.nii.gz"))
+        assert spread.shape == (*ct.shape, 3)
+        assert np.abs(spread.get_fdata().sum(-1) - 1).max() < 0.01
+        names = json.loads((out / path.name.replace(".nii.gz", ".json")).read_text())
+        assert names["labels"] == {"background": 0, "normal rectum": 1, "tumour": 2}
+        assert names["prompts"] == "none (automatic)"
+    assert not list(out.glob("broken*")) and not list(out.glob(".tmp*"))
+    bad.unlink()
+    again = run_smallest(*command, "--continue")
+    assert again.returncode == 0, again.stderr
+    assert "0 predicted, 2 there already" in again.stderr
+
+
+SMALLEST = (
+    "import runpy, sys; from usam_jax.models import usam; "
+    "usam.SIZES['smallest'] = usam.Size(48, 2, 2, (1,), window=7, dim=32); "
+    "runpy.run_module('usam_jax.predict', run_name='__main__', alter_sys=True)"
+)
+
+
+def run_smallest(*arguments):
+    return subprocess.run(
+        [sys.executable, "-c", SMALLEST, *map(str, arguments)],
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("-i", "nowhere", "-o", "m.nii.gz", "--checkpoint=x"), 3, "nowhere: is not there"),
+        (("-i", "{ct}", "-o", "{ct}", "--checkpoint=x"), 2, "is a CT to predict"),
+        (("-i", "{ct}", "-o", "{ct}/m.nii", "--checkpoint={run}"), 2, "cannot be made"),
+        (("-i", "{ct}", "-o", "m.nii", "--checkpoint=nowhere"), 5, "no finished checkpoint"),
+    ],
+)
+def test_wrong_usage_ends_with_its_exit_code(workdir, tmp_path, arguments, code, message):
+    ct = tmp_path / "ct.nii"
+    write(ct, make_pattern((40, 40, 9))[0], "LPS", np.diag([-1.5, -1.5, 4.0, 1.0]))
+    before = ct.read_bytes()
+    done = run_smallest(*(x.format(ct=ct, run=workdir[0]) for x in arguments))
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert ct.read_bytes() == before

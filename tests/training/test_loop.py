@@ -1,0 +1,411 @@
+"""The step, its sharding, the optimiser and the figures of an evaluation."""
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import ROOT, phantom_config
+from rich.console import Console
+
+from usam_jax.data import loader, splits
+from usam_jax.data.packed import prepare
+from usam_jax.evaluation import pixel_counts
+from usam_jax.training import checks, loop, losses, optimizer, run_record
+from usam_jax.utils import console
+from usam_jax.utils.errors import DataError, UsageError, UserError, WeightsError
+from usam_jax.utils.files import write_json
+from usam_jax.utils.mesh import check_batch_size, make_mesh, put_batch
+from usam_jax.weights import run_checkpoint
+
+
+@pytest.fixture(scope="module")
+def packed_phantoms(tmp_path_factory):
+    """The small config and its packed phantoms."""
+    folder = tmp_path_factory.mktemp("packed")
+    config = phantom_config(**{"data.packed_dir": str(folder)})
+    return config, prepare.prepare(config.data)
+
+
+def run_steps(config, packed, num_devices: int, count: int):
+    mesh = make_mesh(num_devices)
+    iterator, steps = loader.train_batches(packed, np.arange(24), config)
+    training = loop.make_training(config, steps, mesh)
+    state, train_step = training.start_fn(), training.train_step
+    before = jax.tree.map(np.array, state.variables())
+    rows = []
+    for _ in range(count):
+        state, values = train_step(state, put_batch(next(iterator), mesh))
+        rows.append([float(values[f"train/{name}"]) for name in ("loss", "ce", "dice")])
+    return np.array(rows), before, state, train_step
+
+
+NUM_STEPS = 5
+
+
+@pytest.fixture(scope="module")
+def one_device_run(packed_phantoms):
+    return run_steps(*packed_phantoms, 1, NUM_STEPS)
+
+
+def changed(config, **changes):
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict({k.replace("__", "."): x for k, x in changes.items()})
+    return config
+
+
+def bytes_per_device(state) -> int:
+    return sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state))
+
+
+def test_eight_devices_give_the_losses_of_one_with_the_state_on_each_or_split(
+    packed_phantoms, one_device_run
+):
+    config, packed = packed_phantoms
+    alike, _, state, _ = run_steps(config, packed, 8, NUM_STEPS)
+    split, _, split_state, step = run_steps(
+        changed(config, train__shard_state=True), packed, 8, NUM_STEPS
+    )
+    # Sums over the batch are taken in another order; BatchNorm and Dice still see all of it.
+    np.testing.assert_allclose(alike, one_device_run[0], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(split, one_device_run[0], rtol=0, atol=1e-5)
+    assert bytes_per_device(split_state) < bytes_per_device(state) / 4
+    assert step._cache_size() == 1
+
+
+@pytest.mark.faults  # for its minutes: each process compiles for itself
+def test_two_processes_of_four_devices_give_the_losses_of_one_device(
+    packed_phantoms, one_device_run
+):
+    config, _ = packed_phantoms
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        coordinator = f"localhost:{free.getsockname()[1]}"
+    script = [sys.executable, str(ROOT / "tests" / "run_process.py"), coordinator, "2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    started = [
+        subprocess.Popen(
+            [*script, str(i), config.data.packed_dir, str(NUM_STEPS)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for i in range(2)
+    ]
+    printed = [process.communicate(timeout=300)[0] for process in started]
+    for text in printed:
+        found = json.loads(text.splitlines()[-1])
+        assert found["devices"] == 8
+        np.testing.assert_allclose(found["losses"], one_device_run[0], rtol=0, atol=1e-5)
+
+
+def test_accumulation_equals_devices_that_see_their_share_alone(packed_phantoms):
+    config, packed = packed_phantoms
+    devices = changed(config, train__statistics="device")
+    parts = changed(config, train__accumulate=2)
+    a, *_ = run_steps(devices, packed, 2, 3)
+    b, *_ = run_steps(parts, packed, 1, 3)
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_its_count(
+    packed_phantoms, one_device_run, tmp_path
+):
+    config, packed = packed_phantoms
+    config = changed(config, train__ema_decay=0.75, model__remat=True)
+    mesh = make_mesh(1)
+    iterator, steps = loader.train_batches(packed, np.arange(24), config)
+    training = loop.make_training(config, steps, mesh)
+    state = training.start_fn()
+    begun = jax.tree.map(np.array, {x: getattr(state, x) for x in ("params", "batch_stats")})
+    state, values = training.train_step(state, put_batch(next(iterator), mesh))
+    # Computing activations twice may round otherwise, fused with other operations.
+    np.testing.assert_allclose(values["train/loss"], one_device_run[0][0, 0], rtol=0, atol=1e-5)
+    good = jax.tree.map(np.array, state)
+    done = {"params": good.params, "batch_stats": good.batch_stats}
+    expected = jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, begun, done)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), good.ema, expected)
+    evaluated = {name: state.variables()[name] for name in done}
+    assert jax.tree.all(jax.tree.map(np.array_equal, evaluated, good.ema))
+    write_json(tmp_path / "config.json", json.loads(config.to_json_best_effort()))
+    with run_checkpoint.Checkpoints(tmp_path) as saved:
+        saved.save(1, state, 0.5)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    loaded = run_checkpoint.load_variables(tmp_path, training.model, 1, device)
+    assert jax.tree.all(jax.tree.map(np.array_equal, loaded, state.variables()))
+    batch = next(iterator)
+    state, values = training.train_step(
+        state, put_batch({**batch, "points_xy": batch["points_xy"] * np.float32(np.nan)}, mesh)
+    )
+    assert not np.isfinite(values["train/loss"]) and int(values["train/skipped"]) == 1
+    for name in ("params", "batch_stats", "opt_state", "ema"):
+        same = jax.tree.map(np.array_equal, getattr(state, name), getattr(good, name))
+        assert jax.tree.all(same), name
+    assert (int(state.step), int(state.num_skipped), int(state.last_skipped)) == (2, 1, 2)
+    assert training.train_step._cache_size() == 1
+
+
+def test_the_step_is_compiled_once(one_device_run):
+    assert one_device_run[3]._cache_size() == 1
+
+
+def test_all_but_the_prompt_encoder_is_trained(one_device_run):
+    _, before, state, _ = one_device_run
+    after = jax.tree.map(np.array, state.variables())
+    same = jax.tree.map(np.array_equal, before, after)
+    assert jax.tree.all(same["constants"])
+    assert jax.tree.all(same["params"]["prompt_encoder"])
+    for part in ("backbone", "image_encoder", "mask_decoder"):
+        assert not any(jax.tree.leaves(same["params"][part])), part
+    assert not any(jax.tree.leaves(same["batch_stats"]))
+    assert int(state.step) == NUM_STEPS
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model.arch": "sam", "prompts.kind": "none"},
+        {"model.dtype": "bfloat16", "prompts.kind": "points_box", "optimizer.warmup": True},
+    ],
+)
+def test_variants_train(packed_phantoms, changes):
+    config, packed = packed_phantoms
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict({**changes, "data.augment": False, "train.batch_size": 24})
+    rows, _, state, _ = run_steps(config, packed, 1, 4)
+    assert rows[-1, 0] < rows[0, 0]
+    assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype(jnp.float32)}
+
+
+def test_learning_rates_decay_as_published():
+    factor_fn = optimizer.polynomial_decay(100)
+    np.testing.assert_allclose(factor_fn(0), 1.0)
+    np.testing.assert_allclose(factor_fn(50), 0.5**0.9, rtol=1e-6)
+    assert float(factor_fn(100)) == float(factor_fn(150)) == 0.0
+    warm = optimizer.polynomial_decay(100, warmup_steps=10)
+    np.testing.assert_allclose(warm(5), 0.5, rtol=1e-6)
+    np.testing.assert_allclose(warm(60), 0.5**0.9, rtol=1e-6)
+
+
+def test_a_part_without_a_learning_rate_is_an_error():
+    config = phantom_config().optimizer
+    params = {part: {} for part in ("backbone", "image_encoder", "mask_decoder", "new_part")}
+    with pytest.raises(UsageError, match="new_part"):
+        optimizer.make_optimizer(config, optimizer.polynomial_decay(1), params)
+
+
+def test_loss_is_its_formula_written_in_numpy():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(2, 5, 5, 3)).astype(np.float32)
+    labels = rng.integers(0, 3, (2, 5, 5))
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    y = np.eye(3)[labels]
+    ce = -np.log((p * y).sum(-1)).mean()
+    dice = np.mean(
+        [
+            1
+            - (2 * (p[..., c] * y[..., c]).sum() + 1e-5)
+            / ((p[..., c] ** 2).sum() + (y[..., c] ** 2).sum() + 1e-5)
+            for c in range(3)
+        ]
+    )
+    loss, parts = losses.segmentation_loss(jnp.asarray(logits), jnp.asarray(labels, jnp.int32))
+    np.testing.assert_allclose(parts["ce"], ce, rtol=1e-5)
+    np.testing.assert_allclose(parts["dice"], dice, rtol=1e-5)
+    np.testing.assert_allclose(loss, 0.4 * ce + 0.6 * dice, rtol=1e-5)
+
+
+def test_pooled_scores_equal_a_count_over_all_slices_and_leave_padding_out():
+    rng = np.random.default_rng(1)
+    labels, predicted = rng.integers(0, 4, (2, 7, 6, 6))
+    labels[labels == 3] = 0
+    predicted[predicted == 3] = 0
+    valid = np.array([True] * 5 + [False] * 2)
+    counts = pixel_counts.count_pixels(
+        jnp.asarray(predicted, jnp.int32), jnp.asarray(labels, jnp.int32), jnp.asarray(valid), 4
+    )
+    scores = pixel_counts.pooled_scores(np.asarray(counts), ("background", "a", "b", "c"))
+    for c, name in ((1, "a"), (2, "b")):
+        p, y = predicted[:5] == c, labels[:5] == c
+        assert scores.dice[name] == 2 * (p & y).sum() / (p.sum() + y.sum())
+        assert scores.iou[name] == (p & y).sum() / (p | y).sum()
+    assert scores.dice["c"] is None  # neither there nor predicted: no figure, and not in the mean
+    assert scores.mean_dice == (scores.dice["a"] + scores.dice["b"]) / 2
+
+
+def test_a_batch_must_split_over_the_devices():
+    with pytest.raises(UsageError, match=r"config.train.batch_size: found 6, .* multiple of the 8"):
+        check_batch_size(6, make_mesh(8), "config.train.batch_size")
+
+
+def test_contradicting_settings_are_named():
+    config = phantom_config()
+    config.model.num_classes = 4
+    with pytest.raises(UsageError, match=r"config.model.num_classes: found 4"):
+        checks.check_config(config, make_mesh(1))
+    for field, value in (
+        ("eval.select_on", "train"),
+        ("eval.split", "validation"),
+        ("train.num_epochs", 0),
+        ("data.val_fraction", 1.5),
+        ("prompts.kind", "clicks"),
+    ):
+        with pytest.raises(UsageError, match=rf"config.{field}: found {value!r}"):
+            checks.check_config(phantom_config(**{field: value}), make_mesh(1))
+
+
+def test_metrics_of_a_broken_run_are_dropped_past_its_checkpoint(tmp_path):
+    with console.MetricWriter(tmp_path, 0) as writer:
+        for step in (1, 2, 3):
+            writer.write(step, {"train/loss": 1.0 / step})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "train/lo')  # killed while writing
+    with console.MetricWriter(tmp_path, 2) as writer:
+        writer.write(3, {"train/loss": 0.5, "val/dice/tumour": None})
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [line[:10] for line in lines] == ['{"step": 1', '{"step": 2', '{"step": 3']
+    assert lines[2].endswith('"train/loss": 0.5, "val/dice/tumour": null}')
+
+
+def finish_run(workdir, config) -> None:
+    """What a run with a finished checkpoint leaves, as far as the config goes."""
+    (workdir / "checkpoints" / "5").mkdir(parents=True)
+    (workdir / "config.json").write_text(config.to_json_best_effort())
+
+
+def test_a_workdir_keeps_to_its_config_once_it_has_a_checkpoint(tmp_path):
+    other = phantom_config(**{"train.batch_size": 4, "prompts.kind": "none"})
+    (tmp_path / "config.json").write_text(phantom_config().to_json_best_effort())
+    run_checkpoint.check_config(tmp_path, other)  # nothing was trained yet, so nothing is lost
+    finish_run(tmp_path, phantom_config())
+    run_checkpoint.check_config(tmp_path, phantom_config())
+    with pytest.raises(UsageError) as caught:
+        run_checkpoint.check_config(tmp_path, other)
+    assert "config.train.batch_size: given 4, found 8" in str(caught.value)
+    assert "config.prompts.kind: given 'none', found 'points'" in str(caught.value)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    config = phantom_config()
+    with pytest.raises(WeightsError, match="has no finished checkpoint"):
+        run_checkpoint.check_run(tmp_path, config.model)
+    finish_run(tmp_path, config)
+    with pytest.raises(WeightsError, match=r"config.model.size: given 'vit_b', found 'smallest'"):
+        run_checkpoint.check_run(tmp_path, phantom_config(**{"model.size": "vit_b"}).model)
+
+
+def test_a_damaged_config_of_a_run_is_named(tmp_path):
+    finish_run(tmp_path, phantom_config())
+    (tmp_path / "config.json").write_text('{"model"')
+    with pytest.raises(UserError, match=r"config\.json: damaged"):
+        run_checkpoint.check_config(tmp_path, phantom_config())
+
+
+def test_the_best_and_the_last_two_checkpoints_stay(packed_phantoms, one_device_run, tmp_path):
+    config, _ = packed_phantoms
+    _, _, state, _ = one_device_run
+    write_json(tmp_path / "config.json", json.loads(config.to_json_best_effort()))
+    with run_checkpoint.Checkpoints(tmp_path) as saved:
+        for step, score in ((1, 0.2), (2, 0.9), (3, 0.5), (4, 0.1), (5, 0.3)):
+            saved.save(step, dataclasses.replace(state, step=jnp.int32(step)), score)
+    assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [2, 4, 5]
+    half_saved = tmp_path / "checkpoints" / "6.orbax-checkpoint-tmp"
+    half_saved.mkdir()
+    reopened = run_checkpoint.Checkpoints(tmp_path, read_only=True)
+    assert half_saved.exists()  # it may be a running training's
+    assert reopened.best_step == 2
+    assert reopened.latest_step == 5
+    target = run_checkpoint.abstract_arrays(
+        state, jax.sharding.SingleDeviceSharding(jax.devices()[3])
+    )
+    restored = reopened.restore(2, target)
+    assert int(restored.step) == 2
+    same = jax.tree.map(np.array_equal, restored.params, state.params)
+    assert jax.tree.all(same)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    model = loop.make_model(config.model)
+    variables = run_checkpoint.load_variables(tmp_path, model, 2, device)
+    assert variables.keys() == {"params", "batch_stats", "constants"}
+    assert jax.tree.all(jax.tree.map(np.array_equal, variables, state.variables()))
+    for path in (tmp_path / "checkpoints" / "2" / "state").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:10])
+    with pytest.raises(WeightsError, match=r"checkpoints/2: a damaged checkpoint"):
+        run_checkpoint.load_variables(tmp_path, model, 2, device)
+
+
+def test_a_checkpoint_that_will_not_fit_is_not_begun(one_device_run, tmp_path, monkeypatch):
+    with run_checkpoint.Checkpoints(tmp_path) as saved:
+        saved.save(1, one_device_run[2], 0.5)
+        saved.wait()
+        full = types.SimpleNamespace(free=10**6)
+        monkeypatch.setattr(run_checkpoint.shutil, "disk_usage", lambda path: full)
+        with pytest.raises(
+            WeightsError, match=r"needs 0\.0. GB, but 0\.00 GB of the disk are free"
+        ):
+            saved.save(2, one_device_run[2], 0.6)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint(
+    packed_phantoms, tmp_path
+):
+    config, _ = packed_phantoms
+    config = config.copy_and_resolve_references()
+    rates = {f"optimizer.learning_rates.{part}": 1e30 for part in config.optimizer.learning_rates}
+    config.update_from_flattened_dict(rates)
+    with pytest.raises(UserError, match=r"not finite at step \d+, on the slices phantom_"):
+        loop.train(config, tmp_path)
+    assert not list(tmp_path.glob("checkpoints/*tmp*"))
+
+
+def test_a_run_is_not_evaluated_on_what_it_was_trained_on(packed_phantoms, tmp_path):
+    config, packed = packed_phantoms
+    parts = splits.split_parts(packed, config.data, "val")
+    splits.write_record(tmp_path, packed, parts)
+    for name, part in parts.items():
+        splits.check_unseen(tmp_path, packed, part, name)
+    data = config.data.copy_and_resolve_references()
+    data.val_fraction = 0.5
+    other = splits.split_parts(packed, data, "val")["val"]
+    with pytest.raises(DataError, match=r"was trained on 8 of the 16 slices of the part val"):
+        splits.check_unseen(tmp_path, packed, other, "val")
+    splits.check_record(tmp_path, packed)
+    packed.manifest["fingerprint"], before = "other", packed.manifest["fingerprint"]
+    with pytest.raises(DataError, match="the data set has changed since"):
+        splits.check_record(tmp_path, packed)
+    packed.manifest["fingerprint"] = before
+
+
+def test_progress_inside_progress_is_drawn_on_a_terminal(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(console, "console", Console(file=stream, force_terminal=True, width=120))
+    with console.Progress("training", 2, "steps") as outer:
+        outer.advance(note="loss 0.5", per_step=8)
+        with console.Progress("evaluating", 1, "batches") as inner:
+            inner.advance()
+        console.say("epoch 1")
+        outer.advance()
+    text = stream.getvalue()
+    assert "training" in text and "evaluating" in text and "2/2" in text and "loss 0.5" in text
+
+
+def test_the_weights_that_a_run_began_with_are_recorded(packed_phantoms, tmp_path):
+    config, packed = packed_phantoms
+    (tmp_path / "sam.pth").write_bytes(b"weights")
+    config = changed(config, init_from=str(tmp_path / "sam.pth"))
+    run_record.RunRecord(tmp_path, config, packed, 0)
+    (start,) = json.loads((tmp_path / "run.json").read_text())["starts"]
+    assert start["init_from"] == {
+        "file": "sam.pth",
+        "sha256": hashlib.sha256(b"weights").hexdigest(),
+    }

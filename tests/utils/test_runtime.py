@@ -1,0 +1,76 @@
+"""The process around a run."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from usam_jax import main
+from usam_jax.evaluation.report import tables
+from usam_jax.utils.errors import UsageError
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, "x/usam_jax/jax"), ({"own": "y"}, "y")])
+def test_compiled_programs_are_kept_in_the_users_cache_or_where_the_user_says(given, expected):
+    environment = {x: y for x, y in os.environ.items() if x != "JAX_COMPILATION_CACHE_DIR"}
+    environment |= {"XDG_CACHE_HOME": "x", "PYTHONPATH": str(ROOT)}
+    environment |= {"JAX_COMPILATION_CACHE_DIR": given["own"]} if given else {}
+    code = (
+        "import jax; from usam_jax import runtime; runtime.keep_compiled_programs(); "
+        "print(jax.config.values['jax_compilation_cache_dir'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == expected
+
+
+FAULTS = """
+import ctypes, resource, sys
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # no huge pages, which would be few faults
+import jax, jax.numpy as jnp
+from usam_jax.utils import runtime
+if sys.argv[1] == "kept":
+    runtime.keep_memory()
+step = jax.jit(lambda x: x @ x)
+x = jnp.ones((3072, 3072))  # above the 32 MiB that glibc may keep of itself
+found = []
+for _ in range(6):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    step(x).block_until_ready()
+    found.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(min(found))  # the first steps still lay memory out, and threads at work at other times
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc's memory")
+def test_a_step_uses_the_memory_of_the_last_one_again():
+    def page_faults(how):
+        command = [sys.executable, "-c", FAULTS, how]
+        return int(subprocess.check_output(command, cwd=ROOT, text=True))
+
+    result = 3072**2 * 4 // os.sysconf("SC_PAGE_SIZE")
+    # On a busy machine one process of some dozens makes the result anew each time.
+    kept = min(page_faults("kept") for _ in range(3))
+    assert kept < result // 10 < page_faults("given back")
+
+
+def test_several_seeds_are_told_as_mean_and_deviation(tmp_path, capsys):
+    dice = [
+        {"rectum": 0.8, "tumour": None, "mean": 0.8},
+        {"rectum": 0.9, "tumour": None, "mean": 0.9},
+    ]
+    summaries = [{"pooled": {"dice": x, "iou": x}, "prompts": "none (automatic)"} for x in dice]
+    tables.print_seeds([0, 1], summaries, tmp_path)
+    printed = capsys.readouterr().out
+    assert "85.00 +- 7.07" in printed and "absent" in printed
+    assert (tmp_path / "seeds.json").is_file()
+
+
+def test_a_flag_that_should_be_numbers_is_named():
+    assert main.numbers("seeds", ["0", "12"]) == [0, 12]
+    with pytest.raises(UsageError, match=r"--seeds: found \['a'\], expected whole numbers"):
+        main.numbers("seeds", ["a"])

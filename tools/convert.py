@@ -1,0 +1,43 @@
+"""Converts SAM's weights, or a published U-SAM's, to this package's safetensors.
+
+    python -m tools.convert --config=configs/care.py SOURCE DESTINATION.safetensors
+
+SOURCE: sam_vit_b_01ec64.pth, facebook/sam-vit-base's model.safetensors, or a trained U-SAM's .pth.
+"""
+
+import pathlib
+import sys
+
+import numpy as np
+from ml_collections import ConfigDict
+from safetensors.numpy import save_file
+
+from usam_jax.utils import cli, console
+from usam_jax.utils.errors import UsageError, WeightsError
+from usam_jax.utils.files import replacing
+from usam_jax.weights import load
+
+
+def convert(source: pathlib.Path, destination: pathlib.Path, model: ConfigDict) -> None:
+    """Writes what `source` holds for the model of `config.model`, float32 arrays by path."""
+    variables, news = load.read_weights(source, model)
+    console.say(f"{source}: {news}")
+    arrays = {name: np.ascontiguousarray(x) for name, x in load.flatten(variables).items()}
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(destination) as temporary:
+            save_file(arrays, temporary)
+    except OSError as error:
+        raise WeightsError(f"{destination}: cannot be written ({error})") from error
+    console.say(f"{destination}: {len(arrays)} arrays, for --config.init_from={destination}")
+
+
+def main(config: ConfigDict, arguments: list[str]) -> None:
+    """What the command line asks for."""
+    if len(arguments) != 2 or not arguments[1].endswith(".safetensors"):
+        raise UsageError(f"found {arguments}, expected SOURCE DESTINATION.safetensors\n{__doc__}")
+    convert(pathlib.Path(arguments[0]), pathlib.Path(arguments[1]), config.model)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, sys.argv))

@@ -1,0 +1,102 @@
+"""A contact sheet of a data set: slices with outlined labels, where a flip is seen at once."""
+
+import itertools
+import math
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from usam_jax.data.case import Case, Cases
+from usam_jax.data.packed.build import in_order
+from usam_jax.data.packed.encode import pack_case
+from usam_jax.evaluation.report.plots import class_colours, outline
+from usam_jax.utils import console
+from usam_jax.utils.errors import DataError
+from usam_jax.utils.files import replacing
+
+COLUMNS, ROWS = 6, 4
+SIDES = {"R": (0.02, 0.5), "L": (0.98, 0.5), "A": (0.5, 0.97), "P": (0.5, 0.03)}
+
+
+class Tile(NamedTuple):
+    """A slice of the sheet: image and label uint8[h h]."""
+
+    title: str
+    image: np.ndarray
+    label: np.ndarray
+
+
+def save_contact_sheet(path: pathlib.Path, cases: Cases, settings: dict[str, Any]) -> None:
+    """Draws random slices of random cases, as they are packed with `settings`.
+
+    Where the source is a volume, each slice is marked with the patient's right, left, front (A)
+    and back (P). Cases that cannot be read are left out.
+    """
+    tiles = pick_tiles(cases, settings)
+    if not tiles:
+        raise DataError(f"{path}: there is no case that can be drawn")
+    classes = settings["classes"]
+    colours = class_colours(len(classes))
+    rows = math.ceil(len(tiles) / COLUMNS)
+    figure = Figure(figsize=(2.2 * COLUMNS, 2.4 * rows + 0.8), layout="constrained")
+    for ax in figure.subplots(rows, COLUMNS, squeeze=False).flat:
+        ax.axis("off")
+    for ax, tile in zip(figure.axes, tiles, strict=False):
+        ax.imshow(tile.image, cmap="gray", vmin=0, vmax=255)
+        outline(ax, tile.label, colours)
+        ax.set_title(tile.title, fontsize=7)
+        for side, (x, y) in SIDES.items() if settings["kind"] in ("word", "nnunet") else ():
+            ax.text(
+                x,
+                y,
+                side,
+                transform=ax.transAxes,
+                color="yellow",
+                fontsize=7,
+                ha="center",
+                va="center",
+            )
+    patches = [Patch(color=c, label=name) for c, name in zip(colours, classes[1:], strict=True)]
+    figure.legend(handles=patches, loc="outside lower center", ncols=8, fontsize=8)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=130)
+
+
+def pick_tiles(cases: Cases, settings: dict[str, Any]) -> list[Tile]:
+    """Random slices, with foreground where there is some, of random cases of all splits in turn."""
+    rng = np.random.default_rng(0)
+    shuffled = [
+        [(split, found[i]) for i in rng.permutation(len(found)) if found[i].num_slices]
+        for split, found in cases.items()
+    ]
+    chosen = [x for some in itertools.zip_longest(*shuffled) for x in some if x is not None]
+    chosen = chosen[: COLUMNS * ROWS]
+    # Few cases show several slices each, so that the sheet is full where there is enough.
+    each = math.ceil(COLUMNS * ROWS / max(len(chosen), 1))
+    draws = rng.random((len(chosen), each))
+
+    def make_tiles(number: int) -> list[Tile]:
+        split, case = chosen[number]
+        return read_tiles(split, case, draws[number], settings)
+
+    with console.Progress("contact sheet", len(chosen), "cases") as bar:
+        tiles = []
+        for _, some in in_order(make_tiles, list(range(len(chosen)))):
+            tiles += some
+            bar.advance()
+    return tiles[: COLUMNS * ROWS]
+
+
+def read_tiles(split: str, case: Case, draws: np.ndarray, settings: dict[str, Any]) -> list[Tile]:
+    """As many slices of a case as there are draws from [0, 1), from its feet to its head."""
+    try:
+        images, labels = pack_case(case, settings)
+    except DataError:
+        return []  # among the findings already
+    rows = np.flatnonzero(labels.any((1, 2))) if labels.any() else np.arange(len(labels))
+    picked = np.unique(rows[(draws * len(rows)).astype(int)])
+    place = f", slice {{}} of {len(labels)}" if len(labels) > 1 else ""
+    return [Tile(f"{split}/{case.name}{place.format(i + 1)}", images[i], labels[i]) for i in picked]

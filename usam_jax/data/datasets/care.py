@@ -1,0 +1,106 @@
+"""CARE as distributed: one `.npz` a slice, and a table of their names."""
+
+import collections
+import csv
+import functools
+import pathlib
+
+import numpy as np
+
+from usam_jax.data.case import (
+    Case,
+    Slices,
+    file_names,
+    file_stamp,
+    natural_order,
+    unusable_case,
+)
+from usam_jax.utils.errors import DataError, list_some
+
+SHAPE = (224, 224)
+WHERE = (
+    "CARE is given out by its authors on request (see the paper's project page); its folder holds "
+    "train/train_npz and test/test_npz. configs/phantom.py needs no data."
+)
+
+
+def care_cases(root: pathlib.Path, split: str, num_classes: int) -> list[Case]:
+    """The slices `ROOT/SPLIT/SPLIT_npz/*.npz`, those of `SPLIT_bbox.csv` if there is one."""
+    folder = root / split / f"{split}_npz"
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder} is not there; config.data.root is {str(root)!r}, expected a folder with the "
+            f"CARE data set.\n{WHERE}"
+        )
+    table = root / split / f"{split}_bbox.csv"
+    names = read_names(table) if table.is_file() else file_names(folder, ".npz")
+    if not names:
+        raise DataError(f"{folder} holds no slices (NAME.npz).\n{WHERE}")
+    return [
+        care_case(folder / f"{name}.npz", table, num_classes)
+        for name in sorted(names, key=natural_order)
+    ]
+
+
+def read_names(table: pathlib.Path) -> list[str]:
+    """The column `name` of CARE's CSV. The boxes beside it are not read: labels give them."""
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+            names = [row["name"].strip().removesuffix(".npz") for row in rows]
+    except (OSError, KeyError, AttributeError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(
+            f"{table}: found no readable column `name` ({error!r}), expected the columns name and "
+            "bbox",
+            "delete the file to use every .npz of the folder",
+        ) from error
+    if not names:
+        raise DataError(f"{table}: names no slice", "delete it to use every .npz of the folder")
+    repeated = [name for name, count in collections.Counter(names).items() if count > 1]
+    if repeated:
+        raise DataError(f"{table}: names that occur more than once:\n{list_some(repeated)}")
+    return names
+
+
+def care_case(path: pathlib.Path, table: pathlib.Path, num_classes: int) -> Case:
+    if not path.is_file():
+        missing = DataError(
+            f"{path} is not there, but {table} names it", "copy it, or delete its row"
+        )
+        return unusable_case(path.stem, missing)
+    load_fn = functools.partial(load_care_slice, path, num_classes)
+    return Case(path.stem, None, 1, file_stamp(path), load_fn, files=(path,))
+
+
+def load_care_slice(path: pathlib.Path, num_classes: int) -> Slices:
+    """One slice; labels above the last class count as it, as the data set's authors do.
+
+    Raises DataError that names the file for anything but an image and a label of 224x224.
+    """
+    try:
+        # Opened here, for np.load leaves a damaged archive open.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            absent = [key for key in ("image", "label") if key not in file.files]
+            if absent:
+                raise DataError(f"{path}: lacks {absent}, found the keys {sorted(file.files)}")
+            image, label = file["image"], file["label"]
+    except DataError:
+        raise
+    except Exception as error:  # damage shows up as nearly any error, a tokenizer's among them
+        raise DataError(f"{path}: not a readable .npz ({error})", "copy it anew") from error
+    for key, array in (("image", image), ("label", label)):
+        if array.shape != SHAPE:
+            raise DataError(f"{path}: {key} has the shape {array.shape}, expected {SHAPE}")
+        if array.dtype.kind not in "fiub":
+            raise DataError(f"{path}: {key} has the type {array.dtype}, expected numbers")
+        if not np.isfinite(array).all():
+            raise DataError(f"{path}: {key} holds NaN or infinite values")
+    odd = label[(label != np.round(label)) | (label < 0)]
+    if odd.size:
+        raise DataError(
+            f"{path}: label holds {odd.flat[0]:g} in {odd.size} pixels, expected whole numbers "
+            f"from 0"
+        )
+    labels = np.minimum(label, num_classes - 1).astype(np.uint8)
+    # In its own precision: a rounded value may be the next grey level.
+    return image[None], labels[None]

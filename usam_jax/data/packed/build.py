@@ -1,0 +1,155 @@
+"""Cases to the arrays of a packed data set, on all cores; stopped, it goes on where it was."""
+
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import numpy as np
+
+from usam_jax.data.case import Case, Cases
+from usam_jax.data.packed.encode import checksums, describe_case, pack_case
+from usam_jax.data.packed.format import MANIFEST, map_array
+from usam_jax.utils import console
+from usam_jax.utils.errors import DataError, list_some
+from usam_jax.utils.files import read_json, write_json
+
+PROGRESS = "progress.json"
+SAVE_EVERY_SLICES = 200  # between two notes of how far packing came
+MAX_WORKERS = 16  # a large volume takes a gigabyte while it is read
+CHECK = (
+    "python -m tools.prepare SOURCE --check tells all that is wrong; mend or remove those and start "
+    "again (nothing is packed twice)."
+)
+
+T = TypeVar("T")
+R = TypeVar("R")
+Earlier = dict[tuple[str, str], tuple[pathlib.Path, dict[str, Any]]]
+
+
+def count_slices(cases: list[Case]) -> int:
+    return sum(case.num_slices for case in cases)
+
+
+def pack(
+    cases: Cases, settings: dict[str, Any], fingerprint: str, folder: pathlib.Path
+) -> dict[str, Any]:
+    """Packs every case; what an earlier packing, whole or stopped, has of a case is copied."""
+    arrays = folder / fingerprint[:12]
+    arrays.mkdir(exist_ok=True)
+    earlier = find_earlier(folder, settings)
+    done = read_json(arrays / PROGRESS).get("splits") or {split: {} for split in cases}
+    problems: list[str] = []
+    for split, found in cases.items():
+        if found:
+            problems += pack_split(found, split, settings, done, arrays, earlier)
+    if problems:
+        raise DataError(f"{len(problems)} cases cannot be used:\n{list_some(problems)}\n{CHECK}")
+    manifest = {
+        "fingerprint": fingerprint,
+        "settings": settings,
+        "arrays": arrays.name,
+        "held_out": {},
+        "splits": {x: [done[x][case.name] for case in listed] for x, listed in cases.items()},
+    }
+    write_json(folder / MANIFEST, manifest)
+    for progress in folder.glob(f"*/{PROGRESS}"):
+        if progress.parent != arrays:
+            shutil.rmtree(progress.parent)
+    return manifest
+
+
+def find_earlier(folder: pathlib.Path, settings: dict[str, Any]) -> Earlier:
+    """Where each case is packed already, by split and name: its arrays' folder and its record."""
+    found: Earlier = {}
+    for path in folder.glob(f"*/{PROGRESS}"):
+        progress = read_json(path)
+        if progress["settings"] != settings:
+            continue
+        for split, records in progress["splits"].items():
+            found |= {(split, name): (path.parent, x) for name, x in records.items()}
+    return found
+
+
+def pack_split(
+    cases: list[Case],
+    split: str,
+    settings: dict[str, Any],
+    all_done: dict[str, dict[str, Any]],
+    folder: pathlib.Path,
+    earlier: Earlier,
+) -> list[str]:
+    """Packs the cases of a split that are not done; returns what is wrong with the others.
+
+    Threads suffice to keep all cores busy: reading, unpacking and OpenCV release Python's lock.
+    """
+    size, done = settings["image_size"], all_done[split]
+    shape = (count_slices(cases), size, size)
+    images = open_array(folder / f"{split}_images.npy", shape, bool(done))
+    labels = open_array(folder / f"{split}_labels.npy", shape, bool(done))
+    starts = np.cumsum([0, *(case.num_slices for case in cases)]).tolist()
+
+    def pack_number(number: int) -> dict[str, Any] | str:
+        case, row = cases[number], starts[number]
+        try:
+            packed = copy_case(case, split, earlier) or pack_case(case, settings)
+        except DataError as error:
+            return str(error)
+        images[row : starts[number + 1]], labels[row : starts[number + 1]] = packed
+        return {"row": row, **describe_case(case, *packed)}
+
+    problems: list[str] = []
+    unsaved = 0
+    todo = [number for number, case in enumerate(cases) if case.name not in done]
+    with console.Progress(f"packing {split}", len(cases), "cases", len(done)) as bar:
+        for number, result in in_order(pack_number, todo):
+            bar.advance()
+            if isinstance(result, str):
+                problems.append(result)
+            else:
+                done[cases[number].name] = result
+                unsaved += cases[number].num_slices
+            if unsaved >= SAVE_EVERY_SLICES or number == todo[-1]:
+                unsaved = 0
+                images.flush()
+                labels.flush()
+                write_json(folder / PROGRESS, {"settings": settings, "splits": all_done})
+    return problems
+
+
+def copy_case(case: Case, split: str, earlier: Earlier) -> tuple[np.ndarray, np.ndarray] | None:
+    """The packed images and labels of a case that has not changed since an earlier packing.
+
+    None where there are none, or where they are not what was packed then.
+    """
+    folder, record = earlier.get((split, case.name), (None, {}))
+    if folder is None or record["stamp"] != case.stamp:
+        return None
+    rows = slice(record["row"], record["row"] + case.num_slices)
+    paths = (folder / f"{split}_{kind}.npy" for kind in ("images", "labels"))
+    images, labels = (np.array(map_array(x)[rows]) for x in paths)
+    return (images, labels) if checksums(images, labels) == record["crc32"] else None
+
+
+def in_order(function: Callable[[T], R], items: list[T]) -> Iterator[tuple[T, R]]:
+    """Calls `function` on all cores, a few items ahead, and gives items and results in order."""
+    workers = min(os.cpu_count() or 1, MAX_WORKERS)
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for start in range(0, len(items), 4 * workers):
+                some = items[start : start + 4 * workers]
+                yield from zip(some, pool.map(function, some), strict=True)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def open_array(path: pathlib.Path, shape: tuple[int, ...], begun: bool) -> np.memmap:
+    """The array that is being packed, anew unless `begun`, with its disk space taken at once."""
+    mode = "r+" if begun else "w+"
+    array = np.lib.format.open_memmap(path, mode=mode, dtype=np.uint8, shape=shape)
+    with path.open("r+b") as file:
+        # A write into a hole of a full disk would kill the process instead of raising an error.
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array

@@ -1,0 +1,62 @@
+"""One case to what is packed of it: uint8 slices, and their record in the manifest."""
+
+import dataclasses
+import zlib
+from typing import Any
+
+import cv2
+import numpy as np
+
+from usam_jax.data.case import Case
+from usam_jax.io.nifti import fit_square
+
+CLAHE_TILES = (8, 8)
+
+
+def make_clahe(limit: float) -> Any:
+    return cv2.createCLAHE(clipLimit=limit, tileGridSize=CLAHE_TILES) if limit else None
+
+
+def pack_case(case: Case, settings: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels of a case, uint8[n size size] both."""
+    size, intensity = settings["image_size"], settings["intensity"]
+    clahe = make_clahe(settings["clahe_limit"])
+    grey, labels = case.load_fn()
+    images = [pack_image(x, size, intensity, clahe, case.pixel_mm) for x in grey]
+    fitted = [fit_square(x, size, case.pixel_mm, labels=True) for x in labels]
+    return np.stack(images), np.stack(fitted)
+
+
+def pack_image(
+    grey: np.ndarray,
+    size: int,
+    intensity: str,
+    clahe: Any,
+    pixel_mm: tuple[float, float] = (1.0, 1.0),
+) -> np.ndarray:
+    """Grey float[h w] in [0, 1] to uint8[size size], contrast-limited equalised if asked.
+
+    "clip" bounds values outside [0, 1]; "wrap" lets them overflow as the published code did.
+    """
+    if intensity == "clip":
+        grey = np.clip(grey, 0.0, 1.0)
+    image = (grey * 255).astype(np.int64).astype(np.uint8)
+    image = fit_square(image, size, pixel_mm, labels=False)
+    return clahe.apply(image) if clahe else image
+
+
+def checksums(images: np.ndarray, labels: np.ndarray) -> list[int]:
+    return [zlib.crc32(x.tobytes()) for x in (images, labels)]
+
+
+def describe_case(case: Case, images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    return {
+        "name": case.name,
+        "patient": case.patient,
+        "num_slices": case.num_slices,
+        "stamp": case.stamp,
+        "foreground": [int(label.any()) for label in labels],
+        "crc32": checksums(images, labels),
+        "geometry": dataclasses.asdict(case.geometry) if case.geometry else None,
+        "label_file": str(case.files[1].resolve()) if case.geometry and case.files else None,
+    }

@@ -1,0 +1,140 @@
+"""Phantoms as NIfTI files in nnU-Net's raw layout, for everything that begins with a file."""
+
+import itertools
+import pathlib
+from typing import Any
+
+import nibabel
+import numpy as np
+from nibabel.orientations import axcodes2ornt, ornt_transform
+
+from usam_jax.data.packed.build import in_order
+from usam_jax.data.phantoms.anatomy import VERSION, Phantom, make_patient
+from usam_jax.io.nifti import AXES, READ_ERRORS
+from usam_jax.utils import console
+from usam_jax.utils.errors import DataError, UsageError, list_some
+from usam_jax.utils.files import replacing, write_json
+
+FILE_AXES = ("LPS", "LPS", "RAS", "RAS", "LAS", "LAS", "PIR", "ASL")  # the common ones more often
+FOLDERS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
+ENDING = ".nii.gz"
+
+
+def write_nnunet(
+    folder: pathlib.Path,
+    num_train: int,
+    num_test: int,
+    size: int = 256,
+    num_slices: int | None = None,
+    seed: int = 0,
+) -> None:
+    """Writes `num_train` + `num_test` patients, numbered through, as an nnU-Net v2 raw data set.
+
+    Images are int16 HU and labels uint8, both [size size num_slices] before the file's axes are
+    turned; without `num_slices` each patient's own. Axes, origin and tilt differ by patient. Stopped
+    and started again, it keeps the patients that are whole. Raises UsageError for a folder that
+    holds other files, DataError for one that cannot be written.
+    """
+    numbers = range(num_train + num_test)
+    texts = [describe(seed, number, size, num_slices) for number in numbers]
+    paths = [patient_paths(folder, x, "Tr" if x < num_train else "Ts") for x in numbers]
+
+    def write(number: int) -> None:
+        made = make_patient(seed, number, size, num_slices)
+        for path, volume in zip(paths[number], to_volumes(made, seed, number), strict=True):
+            volume.header["descrip"] = texts[number]
+            with replacing(path) as temporary:
+                nibabel.save(volume, temporary)
+
+    try:
+        make_folders(folder, list(itertools.chain(*paths)))
+        todo = [x for x in numbers if not all(is_whole(path, texts[x]) for path in paths[x])]
+        if todo:
+            (folder / "dataset.json").unlink(missing_ok=True)
+        with console.Progress(
+            "phantoms", len(numbers), "patients", len(numbers) - len(todo)
+        ) as bar:
+            for _ in in_order(write, todo):
+                bar.advance()
+        write_json(folder / "dataset.json", description(num_train))
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written ({error})") from error
+
+
+def patient_paths(
+    folder: pathlib.Path, number: int, part: str
+) -> tuple[pathlib.Path, pathlib.Path]:
+    """Where a patient's image and labels are."""
+    name = f"phantom_{number:04d}"
+    return (
+        folder / f"images{part}" / f"{name}_0000{ENDING}",
+        folder / f"labels{part}" / f"{name}{ENDING}",
+    )
+
+
+def make_folders(folder: pathlib.Path, paths: list[pathlib.Path]) -> None:
+    """Makes the folders of `paths`. Raises UsageError where the layout's hold other files."""
+    for parent in {path.parent for path in paths}:
+        parent.mkdir(parents=True, exist_ok=True)
+    found = {path for name in FOLDERS for path in (folder / name).glob("[!.]*")}
+    others = sorted(str(path) for path in found - set(paths))
+    if others:
+        raise UsageError(
+            f"{folder}: {len(others)} files are none of the phantoms asked for:\n"
+            f"{list_some(others)}\nRemove them or give another folder."
+        )
+
+
+def describe(seed: int, number: int, size: int, num_slices: int | None) -> bytes:
+    """What a file was made of, for its header, so that another data set's is not kept."""
+    return f"phantom v{VERSION} {seed} {number} {size} {num_slices or 'own'}".encode()
+
+
+def is_whole(path: pathlib.Path, text: bytes) -> bool:
+    """Files are renamed when they are whole; so the header is all there is to look at."""
+    try:
+        volume: Any = nibabel.load(path)
+    except READ_ERRORS:
+        return False
+    return volume.header["descrip"].item() == text
+
+
+def to_volumes(made: Phantom, seed: int, number: int) -> tuple[Any, Any]:
+    """A patient's image and labels on one grid, with axes and an affine that are drawn."""
+    # Another stream than the anatomy's, which starts from [seed, number].
+    rng = np.random.default_rng([seed, number, 1])
+    affine = draw_affine(rng, made)
+    axes = tuple(FILE_AXES[rng.integers(len(FILE_AXES))])
+    turn = ornt_transform(axcodes2ornt(AXES), axcodes2ornt(axes))
+    hu = np.rint(made.image).astype(np.int16)
+    image, labels = (
+        nibabel.Nifti1Image(voxels.transpose(2, 1, 0), affine).as_reoriented(turn)
+        for voxels in (hu, made.labels)
+    )
+    return image, labels
+
+
+def draw_affine(rng: np.random.Generator, made: Phantom) -> np.ndarray:
+    """From the voxels (column, row, slice) to RAS mm: some table position, one in four tilted."""
+    depth, height, width = made.spacing_mm
+    tilt, turn = np.deg2rad(rng.uniform(-8, 8, 2)) * (rng.random() < 0.25)
+    a, b = np.cos(turn), np.sin(turn)
+    c, d = np.cos(tilt), np.sin(tilt)
+    rotation = np.array([[1, 0, 0], [0, c, -d], [0, d, c]]) @ np.array(
+        [[a, -b, 0], [b, a, 0], [0, 0, 1]]
+    )
+    affine = np.eye(4)
+    affine[:3, :3] = rotation @ np.diag([-width, -height, depth])
+    middle = affine[:3, :3] @ (np.array(made.image.shape[::-1]) / 2)
+    affine[:3, 3] = rng.uniform((-20, -40, -900), (20, 40, 900)) - middle
+    return affine
+
+
+def description(num_train: int) -> dict[str, Any]:
+    """What nnU-Net's `dataset.json` says."""
+    return {
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, "normal rectum": 1, "tumour": 2},
+        "numTraining": num_train,
+        "file_ending": ENDING,
+    }

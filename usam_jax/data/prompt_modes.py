@@ -1,0 +1,137 @@
+"""The ways to prompt that one evaluation compares, all of one shape so that one program serves them."""
+
+import dataclasses
+import re
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from usam_jax.data.prompts import PADDING, AddPrompts, eval_kind, make_add_prompts
+from usam_jax.utils.errors import UsageError
+
+NAMES = re.compile(r"none|box|points(?P<count>[1-9]\d*)(?P<box>_box)?")
+EXPECTED = "none, box, pointsN or pointsN_box (N for each class)"
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mode:
+    """One way to prompt: as `add_prompts` does, every point and corner moved by `noise` pixels."""
+
+    add_prompts: AddPrompts
+    noise: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """As a folder's name: `points3`, `points3_rowcol`, `points3_box`, `box`, `none`."""
+        prompts = self.add_prompts
+        name = eval_kind(prompts.kind)
+        if "points" in name:
+            negative = f"_negative{prompts.negative_points}" if prompts.negative_points else ""
+            name = name.replace("points", f"points{prompts.points_per_class}{negative}")
+            name += "_rowcol" if prompts.order == "rowcol" else ""
+        return f"{name}_moved{self.noise:g}" if self.noise else name
+
+    def describe(self) -> str:
+        """Where the prompts come from, in words, for every result."""
+        prompts = self.add_prompts
+        count = prompts.points_per_class
+        points = f"{count} point{'s' * (count > 1)} per class"
+        if prompts.order == "rowcol":
+            points += " as (row, column)"
+        if prompts.negative_points:
+            points += f" and {prompts.negative_points} of the background"
+        words = {
+            "none": "none (automatic)",
+            "points": f"{points} from the ground truth",
+            "box": "box from the ground truth",
+            "points_box": f"{points} and box from the ground truth",
+        }
+        moved = f", moved by {self.noise:g} pixels" if self.noise else ""
+        return words[eval_kind(prompts.kind)] + moved
+
+    @property
+    def num_points(self) -> int:
+        prompts = self.add_prompts
+        if "points" not in eval_kind(prompts.kind):
+            return 0
+        return (prompts.num_classes - 1) * prompts.points_per_class + prompts.negative_points
+
+    def __call__(self, label: np.ndarray, row: int, num_points: int) -> Arrays:
+        """The prompts of a slice, filled up to `num_points`; `prompts_given` tells what is there.
+
+        points_xy float32[p 2], point_labels int32[p], boxes_xyxy float32[4], prompts_given
+        bool[p+1], the last of them the box's. Noise depends on the slice's row alone.
+        """
+        found = self.add_prompts({"label": label}, None)
+        missing = num_points - self.num_points
+        points = found.get("points_xy", np.zeros((0, 2), np.float32))
+        box = found.get("boxes_xyxy", np.zeros(4, np.float32))
+        if self.noise:
+            rng = np.random.default_rng(row)
+            points = move(points, self.noise, label.shape[0], rng)
+            corners = move(box.reshape(2, 2), self.noise, label.shape[0], rng)
+            box = np.sort(corners, axis=0).reshape(4)
+        labels = found.get("point_labels", np.zeros(0, np.int32))
+        given = np.arange(num_points + 1) < self.num_points
+        given[-1] = "boxes_xyxy" in found
+        return {
+            "points_xy": np.pad(points, ((0, missing), (0, 0))),
+            "point_labels": np.pad(labels, (0, missing), constant_values=PADDING),
+            "boxes_xyxy": box,
+            "prompts_given": given,
+        }
+
+
+def move(xy: np.ndarray, pixels: float, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Each point float32[n 2] moved by so many pixels in a random direction, kept in the slice."""
+    angle = rng.uniform(0, 2 * np.pi, len(xy))
+    offsets = pixels * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
+    return np.clip(xy + offsets, 0, size - 1).astype(np.float32)
+
+
+def main_mode(config: ConfigDict) -> Mode:
+    """What `config.prompts` asks for."""
+    return Mode(make_add_prompts(config))
+
+
+def other_modes(config: ConfigDict) -> list[Mode]:
+    """What `config.eval.prompts` asks for besides, by name. Raises UsageError for other names."""
+    main = main_mode(config)
+    modes: dict[str, Mode] = {}
+    for name in config.eval.prompts:
+        found = NAMES.fullmatch(str(name))
+        if not found:
+            raise UsageError(f"config.eval.prompts: found {name!r}, expected {EXPECTED}")
+        kind, count = name, 1
+        if found["count"]:
+            kind, count = f"points{found['box'] or ''}", int(found["count"])
+        mode = Mode(
+            dataclasses.replace(
+                main.add_prompts, kind=kind, points_per_class=count, negative_points=0
+            )
+        )
+        modes[mode.name] = mode
+    modes.pop(main.name, None)
+    return list(modes.values())
+
+
+def noisy_modes(config: ConfigDict) -> list[Mode]:
+    """What `config.eval.noise` asks for: the main prompts, moved. None where there is no prompt."""
+    main = main_mode(config)
+    if not all(isinstance(x, int | float) and x > 0 for x in config.eval.noise):
+        raise UsageError(f"config.eval.noise: found {config.eval.noise}, expected pixels above 0")
+    if main.name == "none":
+        return []
+    return [dataclasses.replace(main, noise=float(x)) for x in config.eval.noise]
+
+
+def trained_with(saved: dict[str, Any]) -> str:
+    """The prompts of training, in words, from the config of a run."""
+    prompts = saved["prompts"]
+    mode = main_mode(ConfigDict({"prompts": prompts, "model": saved["model"]}))
+    if prompts["kind"] == "mixed":
+        return f"mixed: none, a box, both, or {mode.describe()}"
+    return mode.describe()

@@ -1,0 +1,290 @@
+"""Two evaluations of the same cases against each other, pair by pair.
+
+Reads this program's `summary.json` and nnU-Net's (v2). Differences are B - A.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from usam_jax.data.case import natural_order
+from usam_jax.data.datasets.volume_sets import stem
+from usam_jax.evaluation.case_metrics import ClassScore, name_status
+from usam_jax.evaluation.summary import RESAMPLES, SCHEMA_VERSION, SEED, SUMMARY, bootstrap, mean
+from usam_jax.utils.errors import DataError, UsageError, list_some
+from usam_jax.utils.files import read_json
+
+NUM_CHANGED = 10
+MEAN = "mean"
+LOWER_IS_BETTER = ("HD95",)
+REMARKS = ("prompts", "data_fingerprint", "resolution")  # a difference may be what is compared
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """One evaluation: by case and class number its scores, and what they were made with.
+
+    `names` are the classes by number, empty where they are not known; `patients` are by case, None
+    where not known. `settings` are those that must not differ, `remarks` those that may; both as far
+    as they are known.
+    """
+
+    source: str
+    names: dict[str, str]
+    settings: dict[str, Any]
+    remarks: dict[str, Any]
+    patients: dict[str, str | None]
+    scores: dict[str, dict[str, ClassScore]]
+
+
+def find_summary(folder: pathlib.Path) -> pathlib.Path:
+    """The summary in a folder, or the only one of a run. Raises UsageError for none or several."""
+    if (folder / SUMMARY).is_file():
+        return folder / SUMMARY
+    found = sorted(folder.glob(f"eval/*/{SUMMARY}"))
+    if len(found) > 1:
+        listed = list_some([str(x.parent) for x in found])
+        raise UsageError(f"{folder}: holds {len(found)} evaluations; give one of:\n{listed}")
+    if not found:
+        raise UsageError(
+            f"{folder}: holds neither {SUMMARY} nor eval/NAME/{SUMMARY}; evaluate or score it "
+            "first, or give --reference=LABELS if it holds predictions"
+        )
+    return found[0]
+
+
+def read_side(folder: pathlib.Path) -> Side:
+    """The evaluation in a folder. Raises DataError for a summary that is none of the two kinds."""
+    path = find_summary(folder)
+    try:
+        summary = json.loads(path.read_text())
+        make = make_side if "schema_version" in summary else nnunet_side
+        return make(summary, path.parent)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path}: cannot be used ({error!r}), expected a summary of this program or of nnU-Net v2",
+            "evaluate or score it anew",
+        ) from error
+
+
+def make_side(summary: dict[str, Any], folder: pathlib.Path) -> Side:
+    """Of a summary of this program. Raises DataError for one of another version."""
+    version = summary["schema_version"]
+    if version != SCHEMA_VERSION:
+        raise DataError(
+            f"{folder / SUMMARY}: has the schema_version {version}, expected {SCHEMA_VERSION}",
+            "evaluate or score it anew",
+        )
+    cases = {x["case"]: x for x in summary["metric_per_case"]}
+    require_distinct(len(summary["metric_per_case"]), len(cases), folder)
+    return Side(
+        source=str(folder),
+        names={str(i): x for i, x in enumerate(summary["classes"]) if i},
+        settings={
+            "empty_policy": summary["empty_policy"]["name"],
+            "nsd_tolerance": summary["nsd_tolerance"],
+            "distance_unit": summary["distance_unit"],
+        },
+        remarks={x: summary[x] for x in REMARKS if x in summary},
+        patients={name: x["patient"] for name, x in cases.items()},
+        scores={name: x["metrics"] for name, x in cases.items()},
+    )
+
+
+def nnunet_side(summary: dict[str, Any], folder: pathlib.Path) -> Side:
+    """Of a summary of nnU-Net, with the class names of a `dataset.json` beside it."""
+    rows = summary["metric_per_case"]
+    cases = {file_stem(x.get("reference_file") or x["prediction_file"]): x["metrics"] for x in rows}
+    require_distinct(len(rows), len(cases), folder)
+    numbers = {number for metrics in cases.values() for number in metrics} - {"0"}
+    labels = read_json(folder / "dataset.json").get("labels", {})
+    names = {str(tuple(x) if isinstance(x, list) else x): name for name, x in labels.items()}
+    return Side(
+        source=str(folder),
+        names={x: names[x] for x in numbers} if numbers <= names.keys() else {},
+        settings={"empty_policy": "worst"},  # as nnU-Net counts missed classes and false alarms
+        remarks={},
+        patients=dict.fromkeys(cases),
+        scores={
+            case: {number: nnunet_score(metrics[number]) for number in numbers}
+            for case, metrics in cases.items()
+        },
+    )
+
+
+def nnunet_score(metrics: dict[str, Any]) -> ClassScore:
+    """With None for NaN, which nnU-Net writes for a class that is absent, and with a status."""
+    status = name_status(metrics["n_ref"], metrics["n_pred"])
+    figures = {x: metrics[x] for x in ("Dice", "IoU")}
+    return {x: None if math.isnan(y) else y for x, y in figures.items()} | {"status": status}
+
+
+def file_stem(path: str) -> str:
+    """The name of a case by its file's."""
+    return stem(pathlib.PureWindowsPath(path))  # splits at both kinds of slashes
+
+
+def require_distinct(count: int, num_names: int, folder: pathlib.Path) -> None:
+    if not count or num_names < count:
+        raise DataError(
+            f"{folder / SUMMARY}: holds {count} cases of {num_names} names, expected some, each of "
+            "a name of its own"
+        )
+
+
+def require_comparable(a: Side, b: Side, metric: str) -> None:
+    """Raises DataError where two evaluations differ in what makes their figures comparable."""
+    names = [{"classes": x.names} if x.names else {} for x in (a, b)]
+    one, other = a.settings | names[0], b.settings | names[1]
+    for field in one.keys() & other.keys():
+        if one[field] != other[field]:
+            raise DataError(
+                f"{field} differs: {one[field]} in {a.source}, {other[field]} in {b.source}",
+                "evaluate or score both alike",
+            )
+    for side, against in ((a, b), (b, a)):
+        if alone := sorted(side.scores.keys() - against.scores.keys(), key=natural_order):
+            raise DataError(
+                f"{len(alone)} cases of {side.source} are not in {against.source}:\n"
+                f"{list_some(alone)}\nEvaluate both on the same cases."
+            )
+    numbers = [sorted({n for found in x.scores.values() for n in found}) for x in (a, b)]
+    if numbers[0] != numbers[1]:
+        raise DataError(
+            f"classes differ: {numbers[0]} in {a.source}, {numbers[1]} in {b.source}",
+            "evaluate or score both alike",
+        )
+    for side in (a, b):
+        if any(metric not in x for found in side.scores.values() for x in found.values()):
+            raise UsageError(f"--metric={metric}: {side.source} has none; try Dice or IoU")
+
+
+def find_warnings(a: Side, b: Side) -> list[str]:
+    """What a reader of the comparison should know."""
+    found = []
+    for field in REMARKS:
+        x, y = a.remarks.get(field), b.remarks.get(field)
+        if x != y and None not in (x, y):
+            found.append(f"{field} differs: {x} in A, {y} in B")
+    patients = [x for x in case_patients(a, b).values() if x is not None]
+    if len(set(patients)) < len(patients):
+        found.append("some cases are of one patient; the p-values take all cases as independent")
+    return found
+
+
+def case_patients(a: Side, b: Side) -> dict[str, str | None]:
+    """Whose the cases are, as far as one side knows."""
+    return {case: a.patients[case] or b.patients[case] for case in a.scores}
+
+
+def pair_cases(a: Side, b: Side, metric: str) -> list[dict[str, Any]]:
+    """A row for each case and class: case, class, metric, a, b, difference and both statuses."""
+    rows = []
+    names = a.names or b.names
+    for case in sorted(a.scores, key=natural_order):
+        for number in sorted(a.scores[case], key=natural_order):
+            x, y = a.scores[case][number], b.scores[case][number]
+            row = make_row(case, names.get(number, f"class {number}"), metric, x[metric], y[metric])
+            rows.append(row | {"a_status": x["status"], "b_status": y["status"]})
+    return rows
+
+
+def make_row(case: str, name: str, metric: str, a: float | None, b: float | None) -> dict[str, Any]:
+    difference = None if a is None or b is None else b - a
+    return {"case": case, "class": name, "metric": metric, "a": a, "b": b, "difference": difference}
+
+
+def mean_rows(rows: list[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
+    """A row for each case with the means over those classes that have a figure on both sides."""
+    kept: dict[str, list[dict[str, Any]]] = {row["case"]: [] for row in rows}
+    for row in rows:
+        if row["difference"] is not None:
+            kept[row["case"]].append(row)
+    return [
+        make_row(case, MEAN, metric, *(mean([x[side] for x in found]) for side in ("a", "b")))
+        for case, found in kept.items()
+    ]
+
+
+def compare_pairs(rows: list[dict[str, Any]], patients: dict[str, str | None]) -> dict[str, Any]:
+    """Figures over the rows of one class; `left_out` are those that lack a figure on a side.
+
+    `p` is of the two-sided Wilcoxon signed-rank test of the differences, None where all are 0.
+    """
+    kept = [x for x in rows if x["difference"] is not None]
+    one_sided = [x for x in rows if (x["a"] is None) != (x["b"] is None)]
+    result: dict[str, Any] = {
+        "n": len(kept),
+        "left_out": len(rows) - len(kept),
+        "one_sided": len(one_sided),
+    }
+    if not kept:
+        fields = ("a", "b", "difference", "ci95", "median_difference", "p")
+        return result | dict.fromkeys(fields) | {"b_better": 0, "equal": 0, "a_better": 0}
+    difference = np.array([x["difference"] for x in kept])
+    owners = [patients[x["case"]] or f"case {x['case']}" for x in kept]
+    gain = -difference if kept[0]["metric"] in LOWER_IS_BETTER else difference
+    return result | {
+        "a": mean([x["a"] for x in kept]),
+        "b": mean([x["b"] for x in kept]),
+        "difference": float(difference.mean()),
+        "ci95": bootstrap(difference, np.unique(owners, return_inverse=True)[1]),
+        "median_difference": float(np.median(difference)),
+        "b_better": int((gain > 0).sum()),
+        "equal": int((gain == 0).sum()),
+        "a_better": int((gain < 0).sum()),
+        "p": float(stats.wilcoxon(difference).pvalue) if difference.any() else None,
+    }
+
+
+def correct_holm(p_values: list[float | None]) -> list[float | None]:
+    """Holm's correction over the p-values that are there."""
+    order = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
+    corrected: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, i) in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p))
+        corrected[i] = largest
+    return corrected
+
+
+def compare(a: Side, b: Side, metric: str) -> dict[str, Any]:
+    """All figures of a comparison, ready for JSON.
+
+    Raises DataError where the sides cannot be compared, UsageError where one lacks the metric.
+    """
+    require_comparable(a, b, metric)
+    patients, rows = case_patients(a, b), pair_cases(a, b, metric)
+    names = dict.fromkeys(x["class"] for x in rows)
+    by_class = {name: [x for x in rows if x["class"] == name] for name in names}
+    classes = {name: compare_pairs(found, patients) for name, found in by_class.items()}
+    corrected = correct_holm([x["p"] for x in classes.values()])
+    for figures, p in zip(classes.values(), corrected, strict=True):
+        figures["p_holm"] = p
+    classes[MEAN] = compare_pairs(mean_rows(rows, metric), patients)
+    changed = sorted((x for x in rows if x["difference"]), key=lambda x: -abs(x["difference"]))
+    drawn = "cases" if None in patients.values() else "patients"
+    return {
+        "schema_version": 1,
+        "a": a.source,
+        "b": b.source,
+        "metric": metric,
+        "distance_unit": (b.settings | a.settings).get("distance_unit"),
+        "num_cases": len(a.scores),
+        "interval": {
+            "method": f"percentile bootstrap of the mean difference over {drawn}",
+            "level": 0.95,
+            "resamples": RESAMPLES,
+            "seed": SEED,
+        },
+        "p": "two-sided Wilcoxon signed-rank test; p_holm is corrected over the classes, p is not",
+        "warnings": find_warnings(a, b),
+        "classes": classes,
+        "most_changed": changed[:NUM_CHANGED],
+        "cases": rows,
+    }

@@ -1,0 +1,134 @@
+"""Batches through the model: encoded once, decoded for each way to prompt."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from usam_jax.data import loader
+from usam_jax.data.packed.format import Packed
+from usam_jax.data.prompt_modes import Mode
+from usam_jax.data.splits import Part
+from usam_jax.evaluation import pixel_counts
+from usam_jax.models import Prompts, USam
+from usam_jax.models.usam import Features
+from usam_jax.utils import console
+from usam_jax.utils.mesh import over_batch, put_batch, replicated
+
+
+def batch_images(images: jax.Array) -> jax.Array:
+    """uint8 slices to the model's grey values in [0, 1]."""
+    return images.astype(jnp.float32) / 255
+
+
+def batch_prompts(batch: dict[str, Any]) -> Prompts | None:
+    """The prompts of a batch; None where it has none."""
+    fields = ("points_xy", "point_labels", "boxes_xyxy", "prompts_given")
+    found = {name.removeprefix("prompts_"): batch[name] for name in fields if name in batch}
+    return Prompts(**found) if found else None
+
+
+class Forward(NamedTuple):
+    """The model's halves, each compiled once for all batches and all ways to prompt.
+
+    `encode`: (variables, images uint8[b h w]) -> features. `decode`: (variables, features, prompts,
+    labels, valid) -> pixel counts int32[b k 3], predicted classes uint8[b h w].
+    """
+
+    encode: Callable[..., Any]
+    decode: Callable[..., Any]
+
+
+def make_forward(model: USam, mesh: Mesh) -> Forward:
+    def encode(variables: Any, images: jax.Array) -> Any:
+        return model.apply(variables, batch_images(images), method="encode")
+
+    def decode(
+        variables: Any, features: Features, prompts: dict[str, Any], labels: Any, valid: Any
+    ) -> tuple[Any, Any]:
+        logits: Any = model.apply(variables, features, batch_prompts(prompts), method="decode")
+        predicted = logits.argmax(-1).astype(jnp.int32)
+        counts = pixel_counts.count_pixels(predicted, labels, valid, logits.shape[-1])
+        return counts, predicted.astype(jnp.uint8)
+
+    split, everywhere = over_batch(mesh), replicated(mesh)
+    # The variables stay as they lie.
+    return Forward(
+        jax.jit(encode, in_shardings=(None, split), out_shardings=split),
+        jax.jit(
+            decode,
+            in_shardings=(None, split, split, split, split),
+            out_shardings=(everywhere, everywhere),
+        ),
+    )
+
+
+class Outcome(NamedTuple):
+    """A batch under one way to prompt: counts int32[b k 3] and classes uint8[b h w], on the device."""
+
+    counts: jax.Array
+    predicted: jax.Array
+
+
+def stream(
+    forward: Forward,
+    variables: Any,
+    packed: Packed,
+    part: Part,
+    modes: list[Mode],
+    config: ConfigDict,
+    mesh: Mesh,
+    what: str,
+) -> Iterator[tuple[np.ndarray, dict[str, Outcome]]]:
+    """The rows int[n] of each batch of a part in order, and by mode what the model makes of them.
+
+    The last batch has fewer rows than its arrays. On an accelerator each batch is given while the
+    next is computed.
+    """
+    size, rows = config.eval.batch_size, part.rows
+    process, processes = jax.process_index(), jax.process_count()
+    batches, num_batches = loader.eval_batches(
+        packed, part.split, rows, config, modes, process, processes
+    )
+
+    def compute(batch: loader.Batch) -> dict[str, Outcome]:
+        placed = put_batch(batch, mesh)
+        features = forward.encode(variables, placed["image"])
+        labels, valid = placed["label"].astype(jnp.int32), placed["valid"]
+        return {
+            name: Outcome(*forward.decode(variables, features, prompts, labels, valid))
+            for name, prompts in placed["prompts"].items()
+        }
+
+    with console.Progress(what, num_batches, "batches") as bar:
+        before: tuple[np.ndarray, dict[str, Outcome]] | None = None
+        for number, batch in enumerate(batches):
+            computed = compute(batch)
+            if before:
+                yield before
+                bar.advance(per_step=size)
+            before = rows[number * size :][:size], computed
+        if before:
+            yield before
+            bar.advance(per_step=size)
+
+
+def count_part(
+    forward: Forward,
+    variables: Any,
+    packed: Packed,
+    part: Part,
+    mode: Mode,
+    config: ConfigDict,
+    mesh: Mesh,
+) -> np.ndarray:
+    """Pixel counts int32[n k 3] of the n slices of a part, in order."""
+    outcomes = stream(
+        forward, variables, packed, part, [mode], config, mesh, f"evaluating {part.split}"
+    )
+    counts = [np.asarray(found[mode.name].counts)[: len(rows)] for rows, found in outcomes]
+    return np.concatenate(counts)

@@ -1,0 +1,295 @@
+"""Pictures of an evaluation: slices beside their truth, cases by class, size and moved prompts."""
+
+import dataclasses
+import pathlib
+import textwrap
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import NullLocator, ScalarFormatter
+
+from usam_jax.data.prompts import BACKGROUND, FOREGROUND
+from usam_jax.evaluation.case_metrics import MISSED, OK
+from usam_jax.utils.files import replacing
+
+# Each set is told apart by colour-blind eyes.
+TWO_CLASSES = ("#00b4ff", "#ff5a36")
+TWO_KINDS = ("#0072b2", "#e69f00")
+METRICS = {"Dice": TWO_KINDS[0], "NSD": TWO_KINDS[1], "HD95": "#999999"}
+FALSE_POSITIVE, FALSE_NEGATIVE, WRONG_CLASS = 1, 2, 3
+ERRORS = {"false positive": "#e83fb8", "false negative": "#00b487", "wrong class": "#f0e442"}
+POINTS = {FOREGROUND: ("foreground point", "yellow"), BACKGROUND: ("background point", "red")}
+
+DPI = 110
+MAX_DOTS = 200  # cases; more of them hide the boxes
+UPRIGHT_NAMES = 5  # classes; more of them need slanting labels
+DISTANCE_TICKS = (0, 5, 10, 20, 50, 100, 200, 500, 1000)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """A predicted slice that people look at.
+
+    image, truth and predicted are uint8[h w]; prompts are points_xy float32[p 2], point_labels
+    int32[p], boxes_xyxy float32[4] and prompts_given bool[p+1], the last of them the box's.
+    dice is the mean over the case's classes, 0 to 1.
+    """
+
+    case: str
+    name: str
+    why: str
+    dice: float | None
+    image: np.ndarray
+    truth: np.ndarray
+    predicted: np.ndarray
+    prompts: dict[str, np.ndarray]
+
+
+def class_colours(num_classes: int) -> list[Any]:
+    """A colour for each class but the background."""
+    if num_classes <= 3:
+        return list(TWO_CLASSES[: num_classes - 1])
+    return [colormaps["tab20"](i % 20) for i in range(num_classes - 1)]
+
+
+def find_errors(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Where and how classes [h w] differ: 0, FALSE_POSITIVE, FALSE_NEGATIVE, WRONG_CLASS uint8[h w]."""
+    cases = [truth == predicted, truth == 0, predicted == 0]
+    return np.select(cases, [0, FALSE_POSITIVE, FALSE_NEGATIVE], WRONG_CLASS).astype(np.uint8)
+
+
+def region_of_interest(*labels: np.ndarray) -> tuple[float, float, float]:
+    """Centre (x, y) and half width, in pixels, of a square that shows all foreground closely."""
+    size = labels[0].shape[0]
+    rows, columns = np.nonzero(np.any([label > 0 for label in labels], axis=0))
+    if not rows.size:
+        return size / 2, size / 2, size / 2
+    x, y = (columns.min() + columns.max()) / 2, (rows.min() + rows.max()) / 2
+    half = min(size / 2, max(size / 5, 0.6 * np.ptp(columns), 0.6 * np.ptp(rows)))
+    inside = (half - 0.5, size - 0.5 - half)
+    return float(np.clip(x, *inside)), float(np.clip(y, *inside)), float(half)
+
+
+def outline(axes: Any, label: np.ndarray, colours: list[Any]) -> None:
+    for value, colour in enumerate(colours, start=1):
+        if (label == value).any():
+            axes.contour(label == value, levels=[0.5], colors=[colour], linewidths=1.2)
+
+
+def draw_prompts(axes: Any, prompts: dict[str, np.ndarray]) -> None:
+    """The prompts that are given."""
+    points_given, box_given = prompts["prompts_given"][:-1], prompts["prompts_given"][-1]
+    for kind, (_, colour) in POINTS.items():
+        points = prompts["points_xy"][points_given & (prompts["point_labels"] == kind)]
+        axes.plot(points[:, 0], points[:, 1], "o", ms=3, mfc=colour, mec="black", mew=0.5)
+    if box_given:
+        x0, y0, x1, y1 = prompts["boxes_xyxy"]
+        axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec="yellow", lw=0.8))
+
+
+def draw_errors(axes: Any, image: np.ndarray, errors: np.ndarray) -> None:
+    """The kinds of error that `find_errors` tells, over the dimmed image."""
+    axes.imshow(image, cmap="gray", vmin=0, vmax=2 * 255)
+    wrong = np.ma.masked_equal(errors, 0)
+    colours = ListedColormap(list(ERRORS.values()))
+    axes.imshow(wrong, cmap=colours, vmin=1, vmax=len(ERRORS), interpolation="nearest")
+
+
+def save_slices(
+    path: pathlib.Path, shown: list[Shown], classes: tuple[str, ...], title: str = ""
+) -> None:
+    """A row for each slice: the image and, closer, truth with prompts, prediction and errors."""
+    colours = class_colours(len(classes))
+    figure = Figure(figsize=(12, 3 * len(shown) + 0.9 + 0.05 * len(classes)), layout="constrained")
+    figure.suptitle(title, parse_math=False)
+    grid = figure.subplots(len(shown), 4, squeeze=False)
+    for axes, one in zip(grid, shown, strict=True):
+        x, y, half = region_of_interest(one.truth, one.predicted)
+        for ax in axes:
+            ax.imshow(one.image, cmap="gray", vmin=0, vmax=255)
+            ax.set_xticks([])
+            ax.set_yticks([])
+        axes[0].add_patch(
+            Rectangle((x - half, y - half), 2 * half, 2 * half, fill=False, ec="white", lw=0.8)
+        )
+        outline(axes[1], one.truth, colours)
+        draw_prompts(axes[1], one.prompts)
+        outline(axes[2], one.predicted, colours)
+        draw_errors(axes[3], one.image, find_errors(one.truth, one.predicted))
+        for ax in axes[1:]:
+            ax.set_xlim(x - half, x + half)
+            ax.set_ylim(y + half, y - half)
+        dice = "absent" if one.dice is None else f"{100 * one.dice:.1f} %"
+        words = f"{textwrap.fill(one.name, 34)}\n{one.why}\nDice of the case {dice}"
+        axes[0].set_ylabel(words, fontsize=9, parse_math=False)
+    titles = ("image", "truth and prompts", "prediction", "errors")
+    for ax, text in zip(grid[0], titles, strict=True):
+        ax.set_title(text)
+    groups = [[Patch(color=c, label=x) for c, x in zip(colours, classes[1:], strict=True)]]
+    groups.append([Patch(color=colour, label=name) for name, colour in ERRORS.items()])
+    groups.append(prompt_marks(shown))
+    draw_legend(figure, [x for x in groups if x])
+    save(figure, path)
+
+
+def prompt_marks(shown: list[Shown]) -> list[Any]:
+    """What the legend shows of the prompts that are given in some slice."""
+    given = [x.prompts["point_labels"][x.prompts["prompts_given"][:-1]] for x in shown]
+    marks: list[Any] = [
+        Line2D([], [], ls="", marker="o", ms=5, mfc=colour, mec="black", mew=0.5, label=name)
+        for kind, (name, colour) in POINTS.items()
+        if any((labels == kind).any() for labels in given)
+    ]
+    if any(x.prompts["prompts_given"][-1] for x in shown):
+        marks.append(Patch(fc="white", ec="goldenrod", label="box"))
+    return marks
+
+
+def draw_legend(figure: Figure, groups: list[list[Any]]) -> None:
+    """A legend below the pictures where each group begins a row."""
+    columns = min(6, max(len(group) for group in groups))
+    cells: list[Any] = []
+    for group in groups:
+        blanks = -len(group) % columns
+        cells += group + [Patch(alpha=0, label=" ")] * blanks
+    # A legend is filled column by column.
+    by_column = [x for i in range(columns) for x in cells[i::columns]]
+    figure.legend(handles=by_column, loc="outside lower center", ncols=columns, fontsize=9)
+
+
+def save_boxes(path: pathlib.Path, summary: dict[str, Any]) -> None:
+    """The spread of the cases' Dice and NSD and, below, of HD95, by class."""
+    names, unit = summary["classes"][1:], summary["distance_unit"]
+    dots = summary["num_cases"] <= MAX_DOTS
+    figure = Figure(figsize=(max(6.5, 1.5 + 0.7 * len(names)), 8.5), layout="constrained")
+    top, bottom = figure.subplots(2, 1)
+    shares = {x: case_values(summary, x, 100) for x in ("Dice", "NSD")}
+    draw_boxes(top, shares, names, dots)
+    top.set_ylabel("per cent")
+    top.set_ylim(-3, 103)
+    patches = [Patch(color=METRICS[x], label=x) for x in shares]
+    top.legend(handles=patches, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
+    draw_boxes(bottom, {"HD95": case_values(summary, "HD95")}, names, dots)
+    # A missed class counts as far as the volume is long, and would flatten all other boxes.
+    bottom.set_yscale("symlog", linthresh=10)
+    highest = max(10.0, 1.2 * bottom.get_ylim()[1])
+    bottom.set_yticks([x for x in DISTANCE_TICKS if x <= highest])
+    bottom.yaxis.set_major_formatter(ScalarFormatter())
+    bottom.yaxis.set_minor_locator(NullLocator())
+    bottom.set_ylim(-0.5, highest)
+    bottom.set_ylabel(f"HD95 ({unit}), logarithmic above 10")
+    save(figure, path)
+
+
+def case_values(summary: dict[str, Any], metric: str, scale: float = 1.0) -> list[np.ndarray]:
+    """For each foreground class the cases' values of a metric float64[n], where it is defined."""
+    cases = [x["metrics"] for x in summary["metric_per_case"]]
+    numbers = [str(i) for i in range(1, len(summary["classes"]))]
+    found = [[x[i][metric] for x in cases if x[i][metric] is not None] for i in numbers]
+    return [scale * np.array(values, float) for values in found]
+
+
+def draw_boxes(
+    axes: Any, by_metric: dict[str, list[np.ndarray]], names: list[str], dots: bool
+) -> None:
+    """For each class a box of each metric, side by side, and the cases as dots if `dots`."""
+    rng = np.random.default_rng(0)
+    width = 0.7 / len(by_metric)
+    middle = (len(by_metric) - 1) / 2
+    for i, (metric, values) in enumerate(by_metric.items()):
+        colour = METRICS[metric]
+        places = np.arange(len(names)) + (i - middle) * width
+        axes.boxplot(
+            values,
+            positions=places,
+            widths=0.8 * width,
+            manage_ticks=False,
+            showfliers=not dots,
+            patch_artist=True,
+            boxprops={"fc": colour, "alpha": 0.5},
+            medianprops={"color": "black"},
+            flierprops={"marker": ".", "ms": 3},
+        )
+        for place, found in zip(places, values, strict=True) if dots else ():
+            x = place + width * rng.uniform(-0.25, 0.25, found.size)
+            axes.plot(x, found, "o", ms=2.5, mfc=colour, mec="black", mew=0.3, zorder=3)
+    counts = [x.size for x in next(iter(by_metric.values()))]
+    labels = [f"{name}\nn = {n}" for name, n in zip(names, counts, strict=True)]
+    slant: dict[str, Any] = {}
+    if len(names) > UPRIGHT_NAMES:
+        slant = {"rotation": 45, "ha": "right", "rotation_mode": "anchor", "fontsize": 9}
+    axes.set_xticks(range(len(names)), labels, **slant)
+    axes.set_xlim(-0.5, len(names) - 0.5)
+    axes.grid(axis="y", alpha=0.3)
+
+
+def save_sizes(path: pathlib.Path, summary: dict[str, Any], name: str) -> None:
+    """Each case's Dice of the class `name` against the class's volume in the truth."""
+    number = str(summary["classes"].index(name))
+    scores = [x["metrics"][number] for x in summary["metric_per_case"]]
+    figure = Figure(figsize=(6.5, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for status, marker, colour in ((OK, "o", TWO_KINDS[0]), (MISSED, "X", TWO_KINDS[1])):
+        # A policy may leave the Dice of a missed class undefined; it overlaps nowhere.
+        points = [
+            (x["reference_volume"], 100 * (x["Dice"] or 0)) for x in scores if x["status"] == status
+        ]
+        if points:
+            label = f"{'missed' if status == MISSED else 'predicted'} (n = {len(points)})"
+            x, y = zip(*points, strict=True)
+            axes.plot(x, y, marker, ls="", c=colour, mec="black", mew=0.4, alpha=0.8, label=label)
+    if axes.lines:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
+        axes.grid(alpha=0.3)
+    else:
+        words = f"No case has {name} in the ground truth."
+        axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center")
+        axes.set_xticks([])
+    axes.set_xlabel(f"{name} in the ground truth ({summary['volume_unit']})")
+    axes.set_ylabel("Dice of the case (%)")
+    axes.set_ylim(-5, 105)
+    save(figure, path)
+
+
+def save_noise(
+    path: pathlib.Path,
+    noise: list[dict[str, Any]],
+    classes: tuple[str, ...],
+    automatic: float | None = None,
+) -> None:
+    """Pooled Dice of each class and their mean against how far the prompts were moved, in pixels.
+
+    `noise` is a list of {"pixels": x, "dice": {class: 0 to 1 or None}}, `classes` begins with the
+    background, and `automatic` is the mean Dice without prompts.
+    """
+    names = classes[1:]
+    figure = Figure(figsize=(7.5, max(4.5, 1 + 0.22 * len(names))), layout="constrained")
+    axes = figure.subplots()
+    pixels = [x["pixels"] for x in noise]
+    lines = [(x, c, 1.2) for x, c in zip(names, class_colours(len(classes)), strict=True)]
+    for name, colour, thickness in (*lines, ("mean", "black", 3.0)):
+        dice = [np.nan if x["dice"][name] is None else 100 * x["dice"][name] for x in noise]
+        axes.plot(pixels, dice, "o-", c=colour, lw=thickness, ms=4, label=name)
+    if automatic is not None:
+        axes.axhline(
+            100 * automatic, c="black", ls="--", lw=1.2, label="mean of this model without prompts"
+        )
+    axes.set_title("Prompts come from the ground truth", fontsize=11)
+    axes.set_xlabel("prompts moved by (pixels)")
+    axes.set_ylabel("pooled Dice (%)")
+    axes.set_ylim(0, 100)
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize=9)
+    save(figure, path)
+
+
+def save(figure: Figure, path: pathlib.Path) -> None:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=DPI)

@@ -1,0 +1,166 @@
+"""Which slices of an evaluation are shown, and the report that shows them."""
+
+import dataclasses
+import pathlib
+import shutil
+from typing import Any
+
+import numpy as np
+
+from usam_jax.data.packed.format import Packed
+from usam_jax.data.prompt_modes import Mode
+from usam_jax.evaluation.case_metrics import Scoring
+from usam_jax.evaluation.case_scorer import CaseResult
+from usam_jax.evaluation.report import plots
+from usam_jax.evaluation.report.html import write_report
+from usam_jax.evaluation.report.plots import Shown
+from usam_jax.evaluation.summary import mean
+
+MAX_CASES = 40  # that have a picture of their own
+LARGEST_ERROR = "largest error"
+STRIP = 2  # worst, median and best cases each
+
+# Row of a slice to its case's number and why it is shown.
+Chosen = dict[int, tuple[int, str]]
+
+
+def case_dice(result: CaseResult) -> float | None:
+    """The mean over the classes that have a figure."""
+    return mean([score["Dice"] for score in result.scores])
+
+
+def rank_cases(results: list[CaseResult]) -> list[int]:
+    """Numbers of the cases from the worst to the best, without those that have no figure.
+
+    All, where none has one.
+    """
+    dice = {i: case_dice(x) for i, x in enumerate(results)}
+    ranked = sorted((i for i, x in dice.items() if x is not None), key=lambda i: dice[i] or 0.0)
+    return ranked or list(dice)
+
+
+def spread_evenly(ranked: list[int], count: int) -> list[int]:
+    """At most `count`, the first and the last among them."""
+    places = np.linspace(0, len(ranked) - 1, min(count, len(ranked)))
+    return [ranked[round(i)] for i in places]
+
+
+def pick_strip(ranked: list[int]) -> dict[int, str]:
+    """The worst, median and best cases and what they are; each case once."""
+    middle = max(0, (len(ranked) - STRIP) // 2)
+    groups = {
+        "worst": ranked[:STRIP],
+        "median": ranked[middle : middle + STRIP],
+        "best": ranked[-STRIP:],
+    }
+    picked: dict[int, str] = {}
+    for word, numbers in groups.items():
+        for number in numbers:
+            picked.setdefault(number, word)
+    return picked
+
+
+def choose_rows(
+    results: list[CaseResult],
+    cases: list[dict[str, Any]],
+    counts: dict[int, np.ndarray],
+    scoring: Scoring,
+) -> Chosen:
+    """Of each pictured case the slice with the largest error and that with most of the lesion.
+
+    `counts` int[k 3] by row; without a class that is a lesion, most of any class.
+    """
+    ranked = rank_cases(results)
+    lesions = [i for i, name in enumerate(scoring.classes) if name in scoring.lesions]
+    classes = lesions or list(range(1, len(scoring.classes)))
+    what = "largest " + (scoring.lesions[0] if len(lesions) == 1 else "area")
+    chosen: Chosen = {}
+    for number in sorted({*spread_evenly(ranked, MAX_CASES), *pick_strip(ranked)}):
+        case = cases[number]
+        rows = range(case["row"], case["row"] + case["num_slices"])
+        errors = {row: counts[row][1:, 1:].sum() for row in rows}
+        areas = {row: counts[row][classes][:, [0, 2]].sum() for row in rows}
+        chosen[max(errors, key=lambda row: errors[row])] = (number, LARGEST_ERROR)
+        most = max(areas, key=lambda row: areas[row])
+        if areas[most]:
+            both = most in chosen
+            chosen[most] = (number, f"{LARGEST_ERROR} and {what}" if both else what)
+    return chosen
+
+
+def make_shown(
+    row: int,
+    predicted: np.ndarray,
+    chosen: Chosen,
+    results: list[CaseResult],
+    packed: Packed,
+    split: str,
+    mode: Mode,
+) -> Shown:
+    number, why = chosen[row]
+    truth = np.array(packed.labels(split)[row])
+    return Shown(
+        case=results[number].name,
+        name=packed.slices(split)[row]["name"],
+        why=why,
+        dice=case_dice(results[number]),
+        image=np.array(packed.images(split)[row]),
+        truth=truth,
+        predicted=predicted,
+        prompts=mode(truth, row, mode.num_points),
+    )
+
+
+def draw_report(
+    folder: pathlib.Path,
+    summary: dict[str, Any],
+    results: list[CaseResult],
+    shown: list[Shown],
+    scoring: Scoring,
+) -> None:
+    """Writes `report.html`, `predictions.png`, `boxes.png`, `sizes.png`, `noise.png` and `cases/`."""
+    shutil.rmtree(folder / "cases", ignore_errors=True)  # another evaluation's
+    (folder / "cases").mkdir(parents=True)
+    by_case: dict[str, list[Shown]] = {}
+    for picture in shown:
+        by_case.setdefault(picture.case, []).append(picture)
+    strip = folder / "predictions.png"
+    picked = {results[i].name: word for i, word in pick_strip(rank_cases(results)).items()}
+    worst = {
+        name: next(x for x in by_case[name] if x.why.startswith(LARGEST_ERROR)) for name in picked
+    }
+    plots.save_slices(
+        strip,
+        [
+            dataclasses.replace(worst[name], why=f"{word} case: {worst[name].why}")
+            for name, word in picked.items()
+        ],
+        scoring.classes,
+        "Worst, median and best cases",
+    )
+    paths = []
+    for name, pictures in by_case.items():
+        paths.append(folder / "cases" / f"{name}.png")
+        plots.save_slices(paths[-1], pictures, scoring.classes)
+    boxes, sizes, noise = (folder / f"{x}.png" for x in ("boxes", "sizes", "noise"))
+    plots.save_boxes(boxes, summary)
+    sections = [
+        ("Worst, median and best cases", "By the mean of Dice over the classes.", [strip]),
+        ("All cases", "Dice, surface Dice and distance of each case, by class.", [boxes]),
+    ]
+    for name in scoring.lesions[:1]:
+        plots.save_sizes(sizes, summary, name)
+        sections.append((f"Size of the {name}", "Are small ones missed?", [sizes]))
+    if len(summary["noise"]) > 1:
+        automatic = summary["other_prompts"].get("none", {}).get("dice", {}).get("mean")
+        plots.save_noise(noise, summary["noise"], scoring.classes, automatic)
+        text = (
+            "The same prompts, moved. They still tell which slices have nothing to find, and that "
+            "alone may be what the model uses."
+        )
+        sections.append(("Imprecise prompts", text, [noise]))
+    text = "The slice with the largest error and that with most of the lesion."
+    if len(paths) < len(results):
+        text += f" {len(paths)} of {len(results)} cases, evenly from the worst to the best."
+    sections.append(("Case by case", text, paths))
+    write_report(folder / "report.html", summary, sections)

@@ -1,0 +1,135 @@
+"""Scores a folder of predicted label volumes against their references, without a model."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from usam_jax.data.case import file_names, natural_order
+from usam_jax.data.datasets.volume_sets import (
+    ENDINGS,
+    class_names,
+    read_description,
+    require_same_grid,
+)
+from usam_jax.data.packed.build import in_order
+from usam_jax.evaluation.case_metrics import Scoring, score_case
+from usam_jax.evaluation.case_scorer import CaseResult
+from usam_jax.evaluation.summary import summarise
+from usam_jax.io.nifti import read_geometry, read_labels
+from usam_jax.utils import console
+from usam_jax.utils.errors import DataError, UsageError, list_some
+
+DESCRIPTION = "dataset.json"
+MAX_LISTED = 200
+
+
+def find_classes(predictions: pathlib.Path, references: pathlib.Path) -> tuple[str, ...]:
+    """The classes that a `dataset.json` in or around the folders names.
+
+    Raises UsageError where there is none, or where two of them disagree.
+    """
+    paths = [x / DESCRIPTION for x in (predictions, references, references.resolve().parent)]
+    found = {x: class_names(read_description(x)) for x in paths if x.is_file()}
+    if not found:
+        raise UsageError(
+            f"the classes are not known: {predictions}, {references} and the folder above it hold "
+            f"no {DESCRIPTION}; give --classes=background,NAME,... in the order of the labels"
+        )
+    if len(set(found.values())) > 1:
+        lines = list_some([f"{path}: {', '.join(names)}" for path, names in found.items()])
+        raise UsageError(f"the classes are not the same everywhere:\n{lines}\nGive --classes.")
+    return next(iter(found.values()))
+
+
+def find_volumes(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """The volumes of a folder by the name of their case.
+
+    Raises DataError where there are none, or two of one name.
+    """
+    expected = " or ".join(f"NAME{end}" for end in ENDINGS)
+    try:
+        found = [(name, end) for end in ENDINGS for name in file_names(folder, end)]
+    except OSError as error:
+        raise DataError(
+            f"{folder}: cannot be read ({error.strerror}), expected a folder of {expected}"
+        ) from error
+    volumes = {name: folder / f"{name}{end}" for name, end in found}
+    if not volumes:
+        raise DataError(f"{folder}: holds no label volumes, expected {expected}")
+    if len(volumes) < len(found):
+        twice = sorted({name for name, end in found if volumes[name].name != f"{name}{end}"})
+        raise DataError(
+            f"{folder}: holds {len(twice)} cases twice, as {' and as '.join(ENDINGS)}:\n"
+            f"{list_some(twice)}\nRemove one of each."
+        )
+    return volumes
+
+
+def find_unpaired(
+    predictions: dict[str, pathlib.Path], references: dict[str, pathlib.Path]
+) -> list[str]:
+    """What is wrong with volumes that lack their partner, a line for each."""
+    missing = sorted(references.keys() - predictions.keys(), key=natural_order)
+    unknown = sorted(predictions.keys() - references.keys(), key=natural_order)
+    return [
+        f"{references[x]}: has no prediction of that name; predict it, a missing case is no score"
+        for x in missing
+    ] + [
+        f"{predictions[x]}: has no reference of that name; remove it, or give its reference"
+        for x in unknown
+    ]
+
+
+def read_pair(
+    prediction: pathlib.Path, reference: pathlib.Path, num_classes: int
+) -> tuple[list[np.ndarray], list[str]]:
+    """The labels uint8[n h w] of both files, prediction first, and all that is wrong with them."""
+    labels: list[np.ndarray] = []
+    faults: list[str] = []
+    for path in (prediction, reference):
+        try:
+            labels.append(read_labels(path, num_classes))
+        except DataError as error:
+            faults.append(str(error))
+    try:
+        require_same_grid(reference, prediction)
+    except DataError as error:
+        faults.append(str(error))
+    return labels, list(dict.fromkeys(faults))
+
+
+def score_folder(
+    predictions: pathlib.Path, references: pathlib.Path, scoring: Scoring
+) -> dict[str, Any]:
+    """The summary of all cases, each scored in 3-D on the voxels of its files.
+
+    Whose the volumes are is not known. Raises DataError with all faults of all files.
+    """
+    predicted, truths = find_volumes(predictions), find_volumes(references)
+    faults = find_unpaired(predicted, truths)
+    names = sorted(predicted.keys() & truths.keys(), key=natural_order)
+    results: list[CaseResult] = []
+
+    def score(name: str) -> CaseResult | list[str]:
+        files = predicted[name], truths[name]
+        labels, wrong = read_pair(*files, len(scoring.classes))
+        if wrong or faults:  # after a fault the others are only read, to tell theirs as well
+            return wrong
+        spacing = read_geometry(files[1]).spacing_mm
+        scores = score_case(labels[1], labels[0], spacing, scoring)
+        return CaseResult(name, None, str(files[1]), str(files[0]), scores)
+
+    with console.Progress("scoring", len(names), "cases") as bar:
+        for _, result in in_order(score, names):
+            bar.advance()
+            if isinstance(result, list):
+                faults += result
+            else:
+                results.append(result)
+    if faults:
+        raise DataError(
+            f"{predictions} cannot be scored against {references}; found {len(faults)} faults:\n"
+            f"{list_some(faults, MAX_LISTED)}"
+        )
+    return summarise(results, scoring, in_mm=True)

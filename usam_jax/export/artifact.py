@@ -1,0 +1,186 @@
+"""A run's best checkpoint as files for others: a program, its weights, what they are, and a card.
+
+The program needs JAX alone to run; the weights are for this package and, on request, for torch.
+"""
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from safetensors.numpy import save
+
+from usam_jax.data.packed.encode import CLAHE_TILES
+from usam_jax.data.preprocessing import Preparation, make_preparation, source_kind
+from usam_jax.data.prompt_modes import trained_with
+from usam_jax.evaluation.inference import batch_images
+from usam_jax.export.model_card import write_card
+from usam_jax.models import Prompts, USam, make_model
+from usam_jax.models.usam import IMAGE_MEAN, IMAGE_STD
+from usam_jax.training import run_record
+from usam_jax.utils import console
+from usam_jax.utils.errors import UsageError, WeightsError
+from usam_jax.utils.files import checksum, read_json, replacing, write_json
+from usam_jax.weights import load, name_map, run_checkpoint
+from usam_jax.weights.name_map import Variables
+
+ARTEFACT, WEIGHTS, TORCH = "model.jax_export", "model.safetensors", "usam.safetensors"
+CONFIG, CARD = "config.json", "README.md"
+PLATFORMS = ("cpu", "cuda")
+# A flatbuffer ends at 2 GiB; the program itself takes a megabyte or two.
+MAX_WEIGHT_BYTES = (1 << 31) - (16 << 20)
+INPUTS = {
+    "images": "uint8[b h w], prepared as `preprocessing` says; h = w = image_size",
+    "points_xy": "float32[b p 2], (x, y) in pixels of the prepared image; p at least 1",
+    "point_labels": "int32[b p]; 1: foreground, 0: background, -1: no point",
+    "boxes_xyxy": "float32[b 4], (x0, y0, x1, y1) in pixels of the prepared image",
+    "prompts_given": "bool[b p+1]; which points count and, last, whether the box does",
+}
+OUTPUTS = {
+    "labels": "uint8[b h w], numbers of `classes`",
+    "probabilities": "float32[b h w k], of each class; they add up to 1",
+}
+
+
+def make_artefact(model: USam, variables: Variables) -> bytes:
+    """The whole prediction, weights inside, as a serialised `jax.export` for PLATFORMS.
+
+    It takes INPUTS in their order and gives OUTPUTS; the batch b and the points p may be any number
+    from 1 on. Raises WeightsError for weights beyond the format's limit.
+    """
+    size = sum(x.nbytes for x in jax.tree.leaves(variables))
+    if size > MAX_WEIGHT_BYTES:
+        raise WeightsError(
+            f"the weights take {size / 1e9:.2f} GB, and a {ARTEFACT} holds at most "
+            f"{MAX_WEIGHT_BYTES / 1e9:.2f} GB; export a smaller config.model.size"
+        )
+
+    def predict(
+        images: jax.Array, points: jax.Array, labels: jax.Array, boxes: jax.Array, given: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        prompts = Prompts(points, labels, boxes, given)
+        logits: Any = model.apply(variables, batch_images(images), prompts)
+        return logits.argmax(-1).astype(jnp.uint8), jax.nn.softmax(logits)
+
+    b, p = jax.export.symbolic_shape("b, p")
+    side = model.image_size
+    shapes = [
+        jax.ShapeDtypeStruct(shape, dtype)
+        for shape, dtype in (
+            ((b, side, side), jnp.uint8),
+            ((b, p, 2), jnp.float32),
+            ((b, p), jnp.int32),
+            ((b, 4), jnp.float32),
+            ((b, p + 1), jnp.bool_),
+        )
+    ]
+    exported = jax.export.export(jax.jit(predict), platforms=PLATFORMS)(*shapes)
+    return bytes(exported.serialize())
+
+
+def describe_preprocessing(preparation: Preparation) -> dict[str, Any]:
+    """How an axial slice in HU becomes the program's image."""
+    return {
+        "orientation": "rows from front to back, columns from the patient's right to left",
+        "transposed": preparation.transposed,
+        "window_level_hu": preparation.level,
+        "window_width_hu": preparation.width,
+        "intensity": preparation.intensity,
+        "image_size": preparation.size,
+        "resampling": "square pixels, the longer side to image_size; by area to shrink, else linear",
+        "padding": "0, evenly on both sides; an odd pixel goes below or to the right",
+        "clahe_limit": preparation.clahe_limit,
+        "clahe_tiles": list(CLAHE_TILES),
+        "normalisation_inside": {"scale": 1 / 255, "mean": IMAGE_MEAN, "std": IMAGE_STD},
+    }
+
+
+def describe_run(workdir: pathlib.Path, saved: dict[str, Any], step: int) -> dict[str, Any]:
+    """What config.json tells, ready for JSON; no path and no name of a case is in it."""
+    record, kind = read_json(workdir / "data.json"), source_kind(workdir, saved)
+    return {
+        "schema_version": 1,
+        "classes": list(saved["data"]["classes"]),
+        "preprocessing": describe_preprocessing(make_preparation(saved, kind)),
+        "inputs": INPUTS,
+        "outputs": OUTPUTS,
+        "model": saved["model"],
+        "prompts": {"trained_with": trained_with(saved), **saved["prompts"]},
+        "checkpoint_step": step,
+        "checkpoint_chosen_on": saved["eval"]["select_on"],
+        "init_from": pathlib.Path(saved["init_from"]).name,
+        "data": {
+            "kind": kind,
+            "fingerprint": record.get("fingerprint"),
+            "num_slices": {name: len(record.get(name, [])) for name in ("train", "val", "test")},
+        },
+        "versions": run_record.versions(),
+    }
+
+
+def find_evaluations(workdir: pathlib.Path, step: int) -> list[dict[str, Any]]:
+    """The summaries of the evaluations of this checkpoint."""
+    found = [read_json(path) for path in sorted((workdir / "eval").glob("*/summary.json"))]
+    return [x for x in found if x.get("checkpoint_step") == step]
+
+
+def require_own(folder: pathlib.Path) -> None:
+    """Raises UsageError for a folder that holds something else, such as the run itself."""
+    if folder.is_file() or (
+        folder.is_dir() and any(folder.iterdir()) and not (folder / ARTEFACT).is_file()
+    ):
+        raise UsageError(
+            f"{folder} is a file, or a folder that holds something else than an exported model; "
+            "give one that is not there yet"
+        )
+
+
+def export_run(workdir: pathlib.Path, folder: pathlib.Path, torch: bool) -> None:
+    """Writes a run's best checkpoint to `folder`: ARTEFACT, WEIGHTS, CONFIG, CARD and, if asked, TORCH.
+
+    Raises WeightsError where there is no checkpoint, it is too large or `folder` cannot be written,
+    and UsageError where `folder` holds something else.
+    """
+    require_own(folder)
+    saved = run_checkpoint.require_config(workdir)
+    config = ConfigDict(saved["model"])
+    step, variables = run_checkpoint.load_best(workdir, config)
+    description = describe_run(workdir, saved, step)
+    artefact = make_artefact(make_model(config), variables)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # First, for `require_own` knows an export that was stopped by it.
+        with replacing(folder / ARTEFACT) as temporary:
+            temporary.write_bytes(artefact)
+        save_weights(folder / WEIGHTS, load.flatten(variables), description)
+        (folder / TORCH).unlink(missing_ok=True)  # an earlier checkpoint's
+        if torch:
+            save_weights(folder / TORCH, name_map.to_usam(variables, config), description)
+        names = [ARTEFACT, WEIGHTS, *([TORCH] if torch else [])]
+        description["sha256"] = {name: checksum(folder / name) for name in names}
+        write_json(folder / CONFIG, description)
+        with replacing(folder / CARD) as temporary:
+            temporary.write_text(write_card(description, find_evaluations(workdir, step)))
+    except OSError as error:
+        raise WeightsError(f"{folder}: cannot be written ({error})") from error
+    for name in (*names, CONFIG, CARD):
+        console.say(f"{folder / name}: {(folder / name).stat().st_size / 1e6:.1f} MB")
+    if torch:
+        reasons = "\n".join(f"  {part}: {why}" for part, why in name_map.UNUSED_PARTS.items())
+        console.say(f"{TORCH} lacks what the model has not; load it with strict=False:\n{reasons}")
+
+
+def save_weights(
+    path: pathlib.Path, arrays: dict[str, np.ndarray], description: dict[str, Any]
+) -> None:
+    """Arrays by name as safetensors, with what one needs to know of them."""
+    arrays = {name: np.ascontiguousarray(x) for name, x in arrays.items()}
+    about = {name: description[name] for name in ("classes", "model", "preprocessing")}
+    with replacing(path) as temporary:
+        # One entry: several are written in a random order, which would change the checksum.
+        # Not by `save_file`, which lets nobody but its owner read the file.
+        temporary.write_bytes(save(arrays, {"usam_jax": json.dumps(about)}))

@@ -1,0 +1,274 @@
+"""A folder of DICOM slices as a volume.
+
+Where a slice lies is taken from its position and orientation in the patient alone: file names,
+InstanceNumber, SliceThickness and PatientPosition mislead too often. The grid of a series' files
+has the axes (column, row, file), the files sorted along the normal of the slices.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+import pydicom
+from nibabel import orientations
+from pydicom.pixels import get_decoder
+from pydicom.uid import UID
+
+from usam_jax.io.nifti import MAX_OFF_VOXELS, Geometry, to_slices
+from usam_jax.utils.errors import DataError, list_some
+
+# What is used is checked here; pydicom would complain, file by file, of all the rest.
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+
+Header = pydicom.FileDataset
+SAME_IN_ALL = {"Rows": 1, "Columns": 1, "PixelSpacing": 2, "ImageOrientationPatient": 6}
+MAX_DIFFERENCE = 1e-4  # of those between files; some scanners write them with few digits
+MIN_GAP_MM = 0.01
+MAX_TILT_DEGREES = 0.1
+UNTILT = "have the workstation resample it without tilt"
+EXPECTED = {  # of each slice, the values taken and what to do about others
+    "Modality": (("CT",), "give a CT series"),
+    "NumberOfFrames": ((1, None, ""), "export multi-frame files as single slices (classic CT)"),
+    "PhotometricInterpretation": (("MONOCHROME2", "MONOCHROME1"), "leave out colour pictures"),
+    # Dual-energy maps have other units; US means that none was told.
+    "RescaleType": (("HU", None, "", "US", "HU_MOD"), "give a series in HU"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """A CT series: HU float32[n h w] that lie as those of `volumes.read_slices`, and their files.
+
+    `files` go along the third axis of the file grid (`geometry.affine`, `geometry.file_axes`),
+    which may run from the head down. `notes` tell what of the folder was left out.
+    """
+
+    hu: np.ndarray
+    geometry: Geometry
+    files: tuple[pathlib.Path, ...]
+    notes: tuple[str, ...]
+
+
+def is_series(folder: pathlib.Path) -> bool:
+    """Whether the folder itself, not one below it, holds DICOM. Raises as `split_files`."""
+    return folder.is_dir() and bool(split_files(folder)[0])
+
+
+def split_files(folder: pathlib.Path) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
+    """The folder's files that bear DICOM's mark, and the others; by name.
+
+    Raises DataError where one cannot be read.
+    """
+    dicom: list[pathlib.Path] = []
+    others: list[pathlib.Path] = []
+    try:
+        for path in sorted(x for x in folder.iterdir() if x.is_file()):
+            with path.open("rb") as stream:
+                (dicom if stream.read(132)[128:] == b"DICM" else others).append(path)
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from error
+    return dicom, others
+
+
+def read_series(folder: pathlib.Path) -> Series:
+    """The one CT series in a folder.
+
+    Raises DataError for anything but slices of HU on one regular grid, all of them there; one
+    slice alone is taken to be as thick as it says.
+    """
+    headers, notes = find_slices(folder)
+    for header in headers:
+        check_slice(header)
+    check_alike(headers)
+    headers, affine = sort_slices(headers)
+    frames = np.empty((len(headers), headers[0].Rows, headers[0].Columns), np.float32)
+    for frame, header in zip(frames, headers, strict=True):
+        frame[:] = read_hu(header)
+    transform = to_slices(affine)
+    hu = orientations.apply_orientation(frames.transpose(2, 1, 0), transform).transpose(2, 1, 0)
+    x, y, z = np.linalg.norm(affine[:3, :3], axis=0)[transform[:, 0].argsort()].tolist()
+    geometry = Geometry(
+        file_shape=frames.shape[::-1],
+        file_axes="".join(orientations.aff2axcodes(affine)),
+        affine=tuple(tuple(row) for row in affine.tolist()),
+        shape=hu.shape,
+        spacing_mm=(z, y, x),
+    )
+    return Series(hu, geometry, tuple(path_of(x) for x in headers), notes)
+
+
+def path_of(header: Header) -> pathlib.Path:
+    """The file that a header was read from."""
+    return pathlib.Path(str(header.filename))
+
+
+def fault(header: Header, problem: str, mend: str = "export the series anew") -> DataError:
+    """The error for a file's `problem`."""
+    return DataError(f"{path_of(header)}: {problem}", mend)
+
+
+def read_header(path: pathlib.Path) -> Header:
+    """All of a file but its pixels. Raises DataError where it is damaged."""
+    try:
+        header = pydicom.dcmread(path, stop_before_pixels=True)
+        for element in header:  # each is parsed when first looked at
+            str(element.value)
+    except Exception as error:  # damage leads pydicom to exceptions of many kinds
+        raise DataError(f"{path}: the header cannot be read ({error})", "copy it anew") from error
+    return header
+
+
+def read_numbers(header: Header, keyword: str, count: int, lengths: bool = False) -> np.ndarray:
+    """A tag's numbers float64[count]. Raises DataError for none, others, or lengths not above 0."""
+    found = header.get(keyword, "missing")
+    try:
+        numbers = np.array(found, np.float64).reshape(-1)
+    except (TypeError, ValueError):
+        numbers = np.array([np.nan])
+    if len(numbers) != count or not np.isfinite(numbers).all() or (lengths and numbers.min() <= 0):
+        expected = f"{count} number" + "s" * (count > 1) + " above 0" * lengths
+        raise fault(header, f"{keyword} is {found}, expected {expected}")
+    return numbers
+
+
+def find_slices(folder: pathlib.Path) -> tuple[list[Header], tuple[str, ...]]:
+    """The headers of the folder's slices, and notes on its other files.
+
+    Raises DataError where there are no slices, or those of several series.
+    """
+    dicom, others = split_files(folder)
+    localisers: list[pathlib.Path] = []
+    series: dict[str, list[Header]] = {}
+    for path in dicom:
+        header = read_header(path)
+        if "DirectoryRecordSequence" in header:
+            others.append(path)
+        elif "LOCALIZER" in str(header.get("ImageType")):
+            localisers.append(path)
+        else:
+            series.setdefault(str(header.get("SeriesInstanceUID")), []).append(header)
+    if broken := [x for x in others if x.suffix == ".dcm"]:
+        raise DataError(f"{broken[0]}: is no DICOM file", "copy it anew, or remove it")
+    notes = tuple(
+        f"{folder}: {len(paths)} left out as {kind}: {', '.join(x.name for x in paths[:3])}"
+        + ", ..." * (len(paths) > 3)
+        for kind, paths in (("no DICOM slice", others), ("localiser", localisers))
+        if paths
+    )
+    if not series:
+        found = "; ".join(notes) or f"{folder}: holds no file"
+        raise DataError(found, "expected the slices of one CT series; give the folder with them")
+    if len(series) > 1:
+        lines = [
+            f'{name}: {x[0].get("Modality")} "{x[0].get("SeriesDescription", "")}", {len(x)} files'
+            for name, x in series.items()
+        ]
+        problem = f"{folder}: holds {len(series)} series, expected one:\n{list_some(lines)}"
+        raise DataError(f"{problem}\nGive a folder that holds one of them alone.")
+    return next(iter(series.values())), notes
+
+
+def check_slice(header: Header) -> None:
+    """Raises DataError for what is no single slice of HU, or a tilted one."""
+    for keyword, (values, mend) in EXPECTED.items():
+        if (found := header.get(keyword)) not in values:
+            raise fault(header, f"{keyword} is {found}, expected {values[0]}", mend)
+    if header.get("GantryDetectorTilt"):
+        tilt = read_numbers(header, "GantryDetectorTilt", 1)[0]
+        if abs(tilt) > MAX_TILT_DEGREES:
+            raise fault(header, f"GantryDetectorTilt is {tilt} degrees, expected 0", UNTILT)
+
+
+def check_alike(headers: Sequence[Header]) -> None:
+    """Raises DataError for slices that differ in size, spacing or direction, or have a wrong one."""
+    first = headers[0]
+    for keyword, count in SAME_IN_ALL.items():
+        lengths = keyword != "ImageOrientationPatient"
+        for header in headers:
+            numbers, others = (read_numbers(x, keyword, count, lengths) for x in (header, first))
+            if np.abs(numbers - others).max() > MAX_DIFFERENCE:
+                problem = f"{keyword} is {header[keyword].value}, but {first[keyword].value} in "
+                mend = "give a folder with slices of one kind"
+                raise fault(header, f"{problem}{path_of(first).name} of the same series", mend)
+    for header in headers:  # positions in different frames cannot be compared
+        frames = [str(x.get("FrameOfReferenceUID", "")) for x in (header, first)]
+        if frames[0] != frames[1]:
+            problem = (
+                f"FrameOfReferenceUID is {frames[0]}, but {frames[1]} in {path_of(first).name}"
+            )
+            raise fault(header, problem, "give the slices of one frame of reference")
+    axes = read_numbers(first, "ImageOrientationPatient", 6).reshape(2, 3)
+    if np.abs(axes @ axes.T - np.eye(2)).max() > 10 * MAX_DIFFERENCE:
+        found = f"ImageOrientationPatient is {axes.ravel().tolist()}"
+        raise fault(first, f"{found}, expected two unit vectors at a right angle")
+
+
+def sort_slices(headers: Sequence[Header]) -> tuple[list[Header], np.ndarray]:
+    """The headers along the normal of the slices, and the affine float64[4 4] of their grid.
+
+    The affine leads from (column, row, file) to RAS mm, as a NIfTI file's does. Raises DataError
+    as `measure_step`.
+    """
+    row, column = read_numbers(headers[0], "ImageOrientationPatient", 6).reshape(2, 3)
+    between_rows, between_columns = read_numbers(headers[0], "PixelSpacing", 2)
+    normal = np.cross(row, column)
+    positions = np.stack([read_numbers(x, "ImagePositionPatient", 3) for x in headers])
+    order = np.argsort(positions @ normal, kind="stable")
+    headers, positions = [headers[i] for i in order], positions[order]
+    if len(headers) > 1:
+        max_drift = MAX_OFF_VOXELS * min(between_rows, between_columns)
+        step = measure_step(headers, positions - positions[0], normal, max_drift)
+    else:
+        step = float(read_numbers(headers[0], "SliceThickness", 1, lengths=True)[0])
+    axes = row * between_columns, column * between_rows, normal * step, positions[0]
+    lps = np.vstack([np.stack(axes, axis=1), [0, 0, 0, 1]])
+    return headers, np.diag([-1, -1, 1, 1]) @ lps
+
+
+def measure_step(
+    headers: Sequence[Header], offsets: np.ndarray, normal: np.ndarray, max_drift: float
+) -> float:
+    """The distance in mm of sorted slices; `offsets` float64[n 3] are their positions'.
+
+    Raises DataError for slices that are sheared, there twice or missing.
+    """
+    names, along = [path_of(x).name for x in headers], offsets @ normal
+    drift = np.linalg.norm(offsets - np.outer(along, normal), axis=1)
+    gaps, step = np.diff(along), float(along[-1] / (len(along) - 1))
+    usual, near, far = float(np.median(gaps)), int(gaps.argmin()), int(drift.argmax())
+    if gaps[near] < MIN_GAP_MM:
+        where = f"lies at the same place as {names[near + 1]}, {headers[near].ImagePositionPatient}"
+        mend = "leave out copies; give a folder for each time of a series over time"
+        raise fault(headers[near], where, mend)
+    if drift[far] > max_drift:
+        found = f"lies {drift[far]:.3g} mm beside the normal of {names[0]}"
+        raise fault(headers[far], f"{found}, expected 0: the gantry was tilted", UNTILT)
+    if np.abs(along - step * np.arange(len(along))).max() > MAX_OFF_VOXELS * usual:
+        i = int(np.abs(gaps - usual).argmax())
+        ends = " and ".join(f"{names[j]} at {headers[j].ImagePositionPatient}" for j in (i, i + 1))
+        raise DataError(
+            f"{path_of(headers[0]).parent}: {ends} are {gaps[i]:.4g} mm apart, expected "
+            f"{usual:.4g} mm as elsewhere: a slice between them is missing, or one is too many",
+            "export the whole series, evenly spaced",
+        )
+    return step
+
+
+def read_hu(header: Header) -> np.ndarray:
+    """The HU float32[rows columns] of a slice. Raises DataError where they cannot be read."""
+    slope, inter = (read_numbers(header, f"Rescale{x}", 1) for x in ("Slope", "Intercept"))
+    if not slope:
+        raise fault(header, "RescaleSlope is 0, expected another number")
+    syntax = UID(header.file_meta.get("TransferSyntaxUID", "missing"))
+    try:
+        decoder = get_decoder(syntax)
+        if decoder.is_available:
+            stored = pydicom.dcmread(path_of(header)).pixel_array
+            return (stored * slope + inter).astype(np.float32)
+        mend = f"pip install what one of these asks for: {'; '.join(decoder.missing_dependencies)}"
+    except NotImplementedError:
+        mend = "export it uncompressed"
+    except Exception as error:  # as in `read_header`
+        raise fault(header, f"the pixels cannot be read ({error})", "copy it anew") from error
+    raise fault(header, f"no decoder for its TransferSyntaxUID, {syntax} ({syntax.name})", mend)

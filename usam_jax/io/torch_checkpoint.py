@@ -1,0 +1,168 @@
+"""Torch checkpoints and safetensors read as numpy arrays, without torch."""
+
+import io
+import itertools
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+
+from usam_jax.io.torch_pickle import DTYPES, Storage, Tensor, brief, expect_text, own, unpickle
+from usam_jax.utils.errors import WeightsError, list_some
+
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_STATE_KEYS = ("model", "state_dict", "model_state_dict", "net", "module")
+# A tensor takes some 200 bytes of pickle: far more than any model has.
+_MAX_PICKLE_BYTES = 16 << 20
+# Tied weights repeat a storage and expanded ones repeat an element; honest files do little of it.
+_MAX_EXPANSION = 4
+_ADVICE = (
+    "Expected a torch checkpoint or a .safetensors file of plain tensors. Check the download or, "
+    "where you trust the file, load it with torch and run torch.save(model.state_dict(), PATH)."
+)
+
+_ReadStorage = Callable[[Storage], bytes]
+
+
+def load(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Reads the weights of a torch checkpoint or safetensors file, running nothing that is in it.
+
+    The state dict is the file's entry "model", "state_dict", "model_state_dict", "net" or "module",
+    else the file's whole object; the prefix "module." goes where all names have it. The arrays have
+    the tensors' shapes and dtypes (bfloat16 is that of ml_dtypes) and own their memory. Raises
+    `WeightsError` for a file that is missing, damaged, more than plain data, or without weights.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            arrays = _load_by_content(file, os.fstat(file.fileno()).st_size)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error} {_ADVICE}") from None
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise WeightsError(f"{path}: {error.strerror}; check the path. {_ADVICE}") from error
+    except Exception as error:  # damage shows up as nearly any error, MemoryError among them
+        found = f"cannot be read ({type(error).__name__}: {str(error)[:200]})"
+        raise WeightsError(f"{path}: {found}; is it damaged or cut short? {_ADVICE}") from error
+    if all(name.startswith("module.") for name in arrays):  # from DistributedDataParallel
+        return {name.removeprefix("module."): array for name, array in arrays.items()}
+    return arrays
+
+
+def _load_by_content(file: io.BufferedReader, file_bytes: int) -> dict[str, np.ndarray]:
+    head = file.read(9)
+    file.seek(0)
+    if head[8:] == b"{":
+        return _load_safetensors(file.read())
+    if head.startswith(b"PK\3\4"):
+        with zipfile.ZipFile(file) as archive:
+            return _read_tensors(*_open_zip(archive, file_bytes), file_bytes)
+    if head.startswith(b"\x80"):
+        return _read_tensors(*_open_legacy(file, file_bytes), file_bytes)
+    raise WeightsError(f"no checkpoint; it starts with {head!r}.")
+
+
+def _load_safetensors(data: bytes) -> dict[str, np.ndarray]:
+    # `safetensors.numpy` knows bfloat16 only in its later releases.
+    dtypes = {name: dtype for _, name, dtype in DTYPES}
+    arrays = {}
+    for name, entry in safetensors.deserialize(data):
+        if entry["dtype"] not in dtypes:
+            raise WeightsError(f"{brief(name)} has the unsupported dtype {entry['dtype']}.")
+        flat = np.frombuffer(entry["data"], dtypes[entry["dtype"]])
+        arrays[name] = own(flat.reshape(entry["shape"]))
+    if not arrays:
+        raise WeightsError("holds no tensors.")
+    return arrays
+
+
+def _open_zip(archive: zipfile.ZipFile, file_bytes: int) -> tuple[Any, _ReadStorage]:
+    def read_entry(name: str, limit: int) -> bytes:
+        entry = archive.getinfo(name)
+        if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
+            raise WeightsError(f"entry {brief(name)} is compressed, which torch never does.")
+        if entry.file_size > limit:
+            raise WeightsError(f"entry {brief(name)} claims {entry.file_size} bytes, over {limit}.")
+        return archive.read(entry)
+
+    names = archive.namelist()
+    roots = [name[:-8] for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
+    if len(roots) != 1:
+        raise WeightsError(f"a zip archive with {len(roots)} entries NAME/data.pkl, not one.")
+    root = roots[0]
+    if f"{root}byteorder" in names and read_entry(f"{root}byteorder", 8) != b"little":
+        raise WeightsError("was not written on a little-endian machine.")
+
+    def read_storage(storage: Storage) -> bytes:
+        data = read_entry(f"{root}data/{storage.key}", file_bytes)
+        if len(data) != storage.nbytes:
+            raise WeightsError(
+                f"storage {brief(storage.key)} has {len(data)} bytes, not {storage.nbytes}."
+            )
+        return data
+
+    pickled = read_entry(f"{root}data.pkl", min(file_bytes, _MAX_PICKLE_BYTES))
+    return unpickle(io.BytesIO(pickled), {}), read_storage
+
+
+def _open_legacy(file: io.BufferedReader, file_bytes: int) -> tuple[Any, _ReadStorage]:
+    # Five pickles (magic number, protocol, system, object, storage keys), then the storages, each
+    # after its number of elements and always little-endian.
+    pickles = io.BytesIO(file.read(min(file_bytes, _MAX_PICKLE_BYTES)))
+    if unpickle(pickles, {}) != _LEGACY_MAGIC:
+        raise WeightsError("a pickle, but not one that torch.save wrote.")
+    storages: dict[str, Storage] = {}
+    _protocol, _system, found, keys = (unpickle(pickles, storages) for _ in range(4))
+    position = pickles.tell()
+    positions = {}
+    for storage in map(storages.__getitem__, map(expect_text, keys)):
+        file.seek(position)
+        numel = int.from_bytes(file.read(8), "little")
+        positions[storage.key] = position + 8
+        position += 8 + storage.nbytes
+        if numel != storage.numel or position > file_bytes:
+            raise WeightsError(f"storage {brief(storage.key)} is cut short or not as declared.")
+
+    def read_storage(storage: Storage) -> bytes:
+        file.seek(positions[storage.key])
+        return file.read(storage.nbytes)
+
+    return found, read_storage
+
+
+def _find_state(found: Any) -> dict[str, Tensor]:
+    if not isinstance(found, dict):
+        raise WeightsError(f"holds no state dict but {brief(found)}.")
+    for state in (*(found.get(key) for key in _STATE_KEYS), found):
+        if not isinstance(state, dict) or not any(isinstance(v, Tensor) for v in state.values()):
+            continue
+        others = [
+            f"{brief(name)}: {brief(value)}"
+            for name, value in state.items()
+            if not (isinstance(name, str) and isinstance(value, Tensor))
+        ]
+        if others:
+            raise WeightsError(f"the state dict has more than tensors:\n{list_some(others)}\n")
+        return state
+    keys = list_some([brief(key) for key in found]) or "  (none)"
+    raise WeightsError(f"no state dict, whole or in {', '.join(_STATE_KEYS)}; keys:\n{keys}\n")
+
+
+def _read_tensors(found: Any, read: _ReadStorage, file_bytes: int) -> dict[str, np.ndarray]:
+    tensors = _find_state(found)
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    if total > _MAX_EXPANSION * file_bytes:
+        raise WeightsError(f"claims {total} bytes of tensors in a file of {file_bytes} bytes.")
+    # Entries of a zip file can lie in one another, and each would be read.
+    stored = sum(storage.nbytes for storage in {x.storage for x in tensors.values()})
+    if stored > file_bytes:
+        raise WeightsError(f"claims {stored} bytes of storages in a file of {file_bytes} bytes.")
+    arrays = {}
+    # Storage by storage, so that each is read once and one is held at a time.
+    by_storage = sorted(tensors.items(), key=lambda item: item[1].storage.key)
+    for storage, group in itertools.groupby(by_storage, key=lambda item: item[1].storage):
+        buffer = read(storage)
+        arrays.update({name: tensor.copy_from(buffer) for name, tensor in group})
+    return {name: arrays[name] for name in tensors}

@@ -1,0 +1,92 @@
+"""SAM's vision transformer: windowed and global attention with decomposed relative positions."""
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from usam_jax.models.common.layers import Dtype, GreyConv, LayerNorm, Mlp, conv, gelu
+from usam_jax.models.sam.attention import Attention
+
+
+def split_windows(x: Float[Array, "b h w d"], window: int) -> Float[Array, "n s s d"]:
+    """Non-overlapping windows of a map that is zero-padded at the bottom and right to fit."""
+    b, h, w, d = x.shape
+    x = jnp.pad(x, ((0, 0), (0, -h % window), (0, -w % window), (0, 0)))
+    rows, columns = x.shape[1] // window, x.shape[2] // window
+    x = x.reshape(b, rows, window, columns, window, d)
+    return x.swapaxes(2, 3).reshape(-1, window, window, d)
+
+
+def join_windows(x: Float[Array, "n s s d"], shape: tuple[int, ...]) -> Float[Array, "b h w d"]:
+    """The map of `shape` (b, h, w, d) that `split_windows` took apart, without its padding."""
+    b, h, w, d = shape
+    window = x.shape[1]
+    rows, columns = -(-h // window), -(-w // window)
+    x = x.reshape(b, rows, columns, window, window, d).swapaxes(2, 3)
+    return x.reshape(b, rows * window, columns * window, d)[:, :h, :w]
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block; `window` 0 attends globally."""
+
+    num_heads: int
+    window: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
+        attention = Attention(self.num_heads, self.dtype, name="attn")
+        y = LayerNorm(1e-6, name="norm1")(x)
+        if self.window:
+            y = join_windows(attention(split_windows(y, self.window)), y.shape)
+        else:
+            y = attention(y)
+        x = x + y
+        mlp = Mlp(4 * x.shape[-1], gelu, self.dtype, name="mlp")
+        return x + mlp(LayerNorm(1e-6, name="norm2")(x))
+
+
+class PatchEmbed(nn.Module):
+    """Non-overlapping patches of the image to tokens."""
+
+    width: int
+    patch_size: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w 1"]) -> Float[Array, "b i j d"]:
+        size = self.patch_size
+        return GreyConv(self.width, size, size, self.dtype, name="proj")(x)
+
+
+class ImageEncoder(nn.Module):
+    """The transformer and its neck: a map at 1/16 of the image's size to its embedding.
+
+    With `patch_size` 0 the input is the convolutional encoder's f4; otherwise it is the image,
+    and SAM's own patch embedding comes first (the paper's first design, its row S).
+    """
+
+    depth: int
+    num_heads: int
+    global_blocks: tuple[int, ...]
+    window: int
+    width: int
+    dim: int
+    patch_size: int
+    dtype: Dtype
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j d"]:
+        if self.patch_size:
+            x = PatchEmbed(self.width, self.patch_size, self.dtype, name="patch_embed")(x)
+        shape = (1, *x.shape[1:])
+        x = x + self.param("pos_embed", nn.initializers.zeros, shape).astype(self.dtype)
+        block = nn.remat(Block) if self.remat else Block
+        for i in range(self.depth):
+            window = 0 if i in self.global_blocks else self.window
+            x = block(self.num_heads, window, self.dtype, name=f"blocks_{i}")(x)
+        x = conv(self.dim, self.width, 1, self.dtype, "neck_0", bias=False)(x)
+        x = LayerNorm(1e-6, name="neck_1")(x)
+        x = conv(self.dim, self.dim, 3, self.dtype, "neck_2", bias=False)(x)
+        return LayerNorm(1e-6, name="neck_3")(x)

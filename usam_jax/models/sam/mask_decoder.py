@@ -1,0 +1,151 @@
+"""Image embedding, skips and prompt tokens to logits: the U's upsampling half, or SAM's own."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float
+
+from usam_jax.models.common.layers import (
+    BatchNorm,
+    ConvUnit,
+    Dtype,
+    LayerNorm,
+    conv,
+    gelu,
+    relu,
+    torch_uniform,
+)
+from usam_jax.models.common.up_block import UpConvUnit, up_conv, up_kernel
+from usam_jax.models.sam.transformer import TwoWayTransformer
+
+
+class UpBlock(nn.Module):
+    """Doubles the size, appends the skip if there is one, then two conv units (formula 6)."""
+
+    features: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w d"], skip: Float[Array, "b i j e"] | None, train: bool
+    ) -> Float[Array, "b i j f"]:
+        _, h, w, d = x.shape
+        up = up_kernel(d, d, self.dtype, "up")()
+        if h * w > d:
+            x = UpConvUnit(self.features, self.dtype, name="nConvs_0")(x, skip, up, train)
+        else:  # to join the kernels of two convolutions would take as long as it saves
+            x = up_conv(x, *up)
+            x = x if skip is None else jnp.concatenate([x, skip], axis=-1)
+            x = ConvUnit(self.features, self.dtype, name="nConvs_0")(x, train)
+        return ConvUnit(self.features, self.dtype, name="nConvs_1")(x, train)
+
+
+class TokenLinear(nn.Module):
+    """One linear layer for each token, as one batched product, tokens first."""
+
+    features: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "t b d"]) -> Float[Array, "t b e"]:
+        t, _, d = x.shape
+        init = torch_uniform(d)
+        kernel = self.param("kernel", init, (t, d, self.features)).astype(self.dtype)
+        bias = self.param("bias", init, (t, self.features)).astype(self.dtype)
+        return x @ kernel + bias[:, None]
+
+
+class TokenMlps(nn.Module):
+    """Each mask token's own three-layer MLP, to the channels of the upsampled map (formula 3)."""
+
+    features: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t e"]:
+        d = x.shape[-1]
+        x = nn.relu(TokenLinear(d, self.dtype, name="layers_0")(x.swapaxes(0, 1)))
+        x = nn.relu(TokenLinear(d, self.dtype, name="layers_1")(x))
+        return TokenLinear(self.features, self.dtype, name="layers_2")(x).swapaxes(0, 1)
+
+
+class MaskDecoder(nn.Module):
+    """Two-way transformer of mask and prompt tokens, then upsampling to logits.
+
+    With `num_skips` None the upsampling is SAM's own (the paper's S); otherwise it is U-SAM's
+    with the deepest `num_skips` of the four skips.
+    """
+
+    num_classes: int
+    num_mask_tokens: int
+    num_skips: int | None
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(
+        self,
+        embedding: Float[Array, "b g g d"],
+        skips: tuple[Float[Array, "b _ _ _"], ...],
+        sparse: Float[Array, "b n d"],
+        mask: Bool[Array, "b n"] | None,
+        dense: Float[Array, "1 1 1 d"],
+        position: Float[Array, "1 g g d"],
+        train: bool,
+    ) -> Float[Array, "b h w k"]:
+        b, g, _, d = embedding.shape
+        normal, t = nn.initializers.normal(1.0), self.num_mask_tokens
+        queries = jnp.concatenate(
+            [
+                self.param("iou_token", normal, (1, d)),
+                self.param("mask_tokens", normal, (t, d)),
+            ]
+        )
+        queries = jnp.broadcast_to(queries, (b, *queries.shape))
+        tokens = jnp.concatenate([queries, sparse], axis=1).astype(self.dtype)
+        source = (embedding + dense.astype(self.dtype)).reshape(b, g * g, d)
+        position = position.reshape(1, g * g, d).astype(self.dtype)
+        transformer = TwoWayTransformer(self.dtype, name="transformer")
+        if mask is not None:
+            mask = jnp.pad(mask, ((0, 0), (1 + t, 0)), constant_values=True)
+        tokens, source = transformer(tokens, source, position, mask)
+
+        mlps = TokenMlps(d // 8, self.dtype, name="output_hypernetworks_mlps")
+        weights = mlps(tokens[:, 1 : 1 + t])
+        source = source.reshape(b, g, g, d)
+        if self.num_skips is None:
+            return self.upsample_sam(source, weights)
+        return self.upsample_u(source, weights, skips, train)
+
+    def upsample_sam(
+        self, x: Float[Array, "b g g d"], weights: Float[Array, "b k e"]
+    ) -> Float[Array, "b h w k"]:
+        """SAM's `output_upscaling` to 1/4 size, one map a class, then 4x bilinear."""
+        d = x.shape[-1]
+        x = up_conv(x, *up_kernel(d, d // 4, self.dtype, "output_upscaling_0")())
+        x = gelu(LayerNorm(1e-6, name="output_upscaling_1")(x))
+        x = up_conv(x, *up_kernel(d // 4, d // 8, self.dtype, "output_upscaling_3")())
+        x = gelu(x)
+        maps = jnp.einsum("bkc,bhwc->bhwk", weights, x).astype(jnp.float32)
+        b, h, w, k = maps.shape
+        return jax.image.resize(maps, (b, 4 * h, 4 * w, k), "bilinear", antialias=False)
+
+    def upsample_u(
+        self,
+        x: Float[Array, "b g g d"],
+        weights: Float[Array, "b t e"],
+        skips: tuple[Float[Array, "b _ _ _"], ...],
+        train: bool,
+    ) -> Float[Array, "b h w k"]:
+        """Three up blocks to half size, the tokens' maps there, and a fourth to full size."""
+        d = x.shape[-1]
+        dropped = 4 - (self.num_skips or 0)  # the shallow ones go first
+        f0, f1, f2, f3 = (None if i < dropped else skip for i, skip in enumerate(skips))
+        x = UpBlock(d // 2, self.dtype, name="up4")(x, f3, train)
+        x = UpBlock(d // 4, self.dtype, name="up3")(x, f2, train)
+        x = UpBlock(d // 8, self.dtype, name="up2")(x, f1, train)
+        maps = jnp.einsum("btc,bhwc->bhwt", weights, x)
+        x = UpBlock(d // 8, self.dtype, name="up1")(maps, f0, train)
+        x = conv(d // 8, d // 8, 3, self.dtype, "final_output_0")(x)
+        x = relu(BatchNorm(name="final_output_1")(x, train))
+        x = conv(self.num_classes, d // 8, 1, self.dtype, "final_output_3", bias=False)(x)
+        return x.astype(jnp.float32)

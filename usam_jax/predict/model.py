@@ -1,0 +1,103 @@
+"""A trained model on its device: encoded once, decoded per prompt, each compiled once."""
+
+import functools
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from usam_jax.data.preprocessing import Preparation, make_preparation, source_kind
+from usam_jax.data.prompts import PADDING
+from usam_jax.evaluation.inference import batch_images, batch_prompts
+from usam_jax.models import make_model
+from usam_jax.models.usam import Features, USam
+from usam_jax.weights import run_checkpoint
+
+MIN_POINTS = 32  # that the arrays hold, so that another number of clicks does not compile anew
+
+
+class Clicks(NamedTuple):
+    """Prompts of one slice in pixels of the model's input.
+
+    points_xy float32[n 2], point_labels int32[n] (1 foreground, 0 background), box float32[4] or None.
+    """
+
+    points_xy: np.ndarray
+    point_labels: np.ndarray
+    box: np.ndarray | None = None
+
+
+NO_CLICKS = Clicks(np.zeros((0, 2), np.float32), np.zeros(0, np.int32))
+
+
+def pad_clicks(clicks: list[Clicks]) -> dict[str, np.ndarray]:
+    """The prompts of a batch in arrays of one shape; twice as many places where they are not enough."""
+    places = MIN_POINTS
+    while places < max(len(x.point_labels) for x in clicks):
+        places *= 2
+    b = len(clicks)
+    arrays = {
+        "points_xy": np.zeros((b, places, 2), np.float32),
+        "point_labels": np.full((b, places), PADDING, np.int32),
+        "boxes_xyxy": np.zeros((b, 4), np.float32),
+        "prompts_given": np.zeros((b, places + 1), bool),
+    }
+    for i, (points, labels, box) in enumerate(clicks):
+        n = len(labels)
+        arrays["points_xy"][i, :n] = points
+        arrays["point_labels"][i, :n] = labels
+        arrays["prompts_given"][i, :n] = True
+        if box is not None:
+            arrays["boxes_xyxy"][i] = box
+            arrays["prompts_given"][i, -1] = True
+    return arrays
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(model: USam, variables: Any, images: jax.Array) -> Any:
+    return model.apply(variables, batch_images(images), method="encode")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode(model: USam, variables: Any, features: Features, prompts: dict[str, Any]) -> Any:
+    logits: Any = model.apply(variables, features, batch_prompts(prompts), method="decode")
+    return logits.argmax(-1).astype(jnp.uint8), jax.nn.softmax(logits)
+
+
+class Network(NamedTuple):
+    """A run's best model with what its input needs; `config` is the run's."""
+
+    model: USam
+    variables: Any
+    preparation: Preparation
+    classes: tuple[str, ...]
+    config: dict[str, Any]
+    step: int
+
+    def encode(self, images: np.ndarray) -> Any:
+        """Features of uint8[b s s] that `preparation` made."""
+        return _encode(self.model, self.variables, images)
+
+    def decode(self, features: Any, clicks: list[Clicks]) -> tuple[Any, Any]:
+        """Classes uint8[b s s] and probabilities float32[b s s k], on the device."""
+        if self.config["prompts"]["order"] == "rowcol":  # as the model was trained
+            clicks = [x._replace(points_xy=x.points_xy[:, ::-1]) for x in clicks]
+        return _decode(self.model, self.variables, features, pad_clicks(clicks))
+
+
+def load_network(workdir: pathlib.Path) -> Network:
+    """The best checkpoint of a run. Raises WeightsError where there is none or it is damaged."""
+    saved = run_checkpoint.require_config(workdir)
+    config = ConfigDict(saved)
+    step, variables = run_checkpoint.load_best(workdir, config.model)
+    return Network(
+        make_model(config.model),
+        variables,
+        make_preparation(saved, source_kind(workdir, saved)),
+        tuple(saved["data"]["classes"]),
+        saved,
+        step,
+    )

@@ -1,0 +1,126 @@
+"""A CT file or folder in, a mask on the same voxels out."""
+
+import pathlib
+from typing import Any, NamedTuple
+
+import nibabel
+import numpy as np
+
+from usam_jax.data.datasets.volume_sets import ENDINGS, stem
+from usam_jax.data.preprocessing import MIN_SIZE
+from usam_jax.io import dicom
+from usam_jax.io.nifti import Geometry, from_slices, open_volume, read_geometry, read_slices
+from usam_jax.utils import console
+from usam_jax.utils.errors import DataError, UsageError
+from usam_jax.utils.files import replacing
+
+AIR_HU = -200.0  # a CT has voxels below
+
+
+class Source(NamedTuple):
+    """A CT as slices [n h w] in HU; `series` where it came as DICOM, else the file at `path`."""
+
+    path: pathlib.Path
+    hu: np.ndarray
+    geometry: Geometry
+    series: dicom.Series | None
+
+
+def read_source(path: pathlib.Path) -> Source:
+    """A NIfTI file or a folder of DICOM slices.
+
+    Raises DataError for what is neither, has NaN, or slices of less than MIN_SIZE pixels.
+    """
+    if path.is_dir():
+        series = dicom.read_series(path)
+        source = Source(path, series.hu, series.geometry, series)
+    else:
+        source = Source(path, read_slices(path), read_geometry(path), None)
+    count, height, width = source.hu.shape
+    if not count or min(height, width) < MIN_SIZE:
+        raise DataError(
+            f"{path}: has {count} slices of {height} x {width} pixels, expected {MIN_SIZE} or more",
+            "is the slice axis where the header says?",
+        )
+    if source.hu.dtype.kind == "f" and not np.isfinite(source.hu).all():
+        raise DataError(f"{path}: holds NaN or infinite values", "export it anew")
+    return source
+
+
+def doubt_values(hu: np.ndarray) -> str:
+    """Why the values may be no HU; nothing where they look like a CT's."""
+    low, high = float(hu.min()), float(hu.max())
+    if low < AIR_HU < high:
+        return ""
+    return f"values from {low:g} to {high:g} do not look like HU (air is -1000); is it a CT?"
+
+
+def find_inputs(path: pathlib.Path) -> dict[str, pathlib.Path]:
+    """The volumes at a path by name: one, or those of a folder. Raises DataError for none."""
+    if path.is_file():
+        if not path.name.endswith(ENDINGS):
+            raise DataError(f"{path}: expected NAME.nii.gz, NAME.nii or a folder")
+        return {stem(path): path}
+    if not path.is_dir():
+        raise DataError(f"{path}: is not there, expected a NIfTI file or a folder")
+    if dicom.is_series(path):
+        volumes = [x for x in path.iterdir() if x.name.endswith(ENDINGS)]
+        if volumes:
+            raise DataError(
+                f"{path}: holds DICOM slices and {volumes[0].name}", "give one of them at a time"
+            )
+        return {path.resolve().name: path}
+    files = [x for x in sorted(path.iterdir()) if not x.name.startswith(".")]
+    found: dict[str, pathlib.Path] = {}
+    for x in files:
+        if x.is_dir() and not dicom.is_series(x):
+            console.say(f"{x}: no DICOM slices right in it, left out")
+        elif x.is_dir() or x.name.endswith(ENDINGS):
+            name = x.name if x.is_dir() else stem(x)
+            if name in found:
+                raise DataError(f"{x} and {found[name]} would have the same mask", "rename one")
+            found[name] = x
+    if not found:
+        raise DataError(f"{path}: holds no NIfTI files (NAME.nii, NAME.nii.gz) and no DICOM slices")
+    return found
+
+
+def write_mask(path: pathlib.Path, source: Source, labels: np.ndarray) -> None:
+    """Writes labels uint8[n h w] on the source's own voxels, axes and affine, with its header."""
+    volume = from_slices(labels, source.geometry.affine)
+    with replacing(path) as temporary:
+        nibabel.save(make_image(source, volume), temporary)
+
+
+def write_probabilities(path: pathlib.Path, source: Source, values: np.ndarray) -> None:
+    """Writes probabilities uint8[k n h w], 255 being 1, as a NIfTI whose last axis is the class."""
+    volumes = np.stack([from_slices(x, source.geometry.affine) for x in values], axis=-1)
+    image = make_image(source, volumes)
+    image.header.set_slope_inter(1 / 255, 0)
+    with replacing(path) as temporary:
+        nibabel.save(image, temporary)
+
+
+def make_image(source: Source, voxels: np.ndarray) -> Any:
+    """An image with the source's header, or a new one for DICOM, that holds other voxels."""
+    affine = np.array(source.geometry.affine)
+    if source.series:
+        image: Any = nibabel.Nifti1Image(voxels, affine)
+        image.header.set_xyzt_units("mm")
+        return image
+    original = open_volume(source.path)
+    header = original.header.copy()
+    header.set_data_dtype(np.uint8)
+    header.set_slope_inter(1, 0)
+    header["cal_min"] = header["cal_max"] = 0  # the window of a CT hides a mask
+    return type(original)(voxels, original.affine, header)
+
+
+def require_output(path: pathlib.Path, several: bool) -> None:
+    """Raises UsageError where an output cannot be what it is asked to be."""
+    if several and (path.is_file() or path.name.endswith((*ENDINGS, ".dcm"))):
+        raise UsageError(f"-o {path}: expected a folder for the masks of a folder's volumes")
+    if not several and path.is_dir():
+        raise UsageError(f"-o {path}: is a folder, expected a file for one volume")
+    if not several and not path.name.endswith((*ENDINGS, ".dcm")):
+        raise UsageError(f"-o {path}: expected NAME.nii.gz, NAME.nii or NAME.dcm (DICOM-SEG)")

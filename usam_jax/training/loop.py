@@ -1,0 +1,223 @@
+"""Training: the loop that orders data, step, evaluation and checkpoints."""
+
+import contextlib
+import json
+import math
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from usam_jax.data import loader, splits
+from usam_jax.data.packed.format import Packed
+from usam_jax.data.packed.prepare import prepare
+from usam_jax.data.prompt_modes import main_mode
+from usam_jax.data.splits import Part
+from usam_jax.evaluation import pixel_counts
+from usam_jax.evaluation.inference import count_part, make_forward
+from usam_jax.evaluation.report.tables import percent
+from usam_jax.models import USam, init_variables, make_model, variable_shapes
+from usam_jax.training import checks, curves, optimizer, run_record, throughput
+from usam_jax.training.step import (
+    TrainState,
+    TrainStep,
+    create_state,
+    make_train_step,
+    placed_state,
+)
+from usam_jax.utils import console, runtime
+from usam_jax.utils.errors import Stopped, UserError
+from usam_jax.utils.files import write_json
+from usam_jax.utils.mesh import make_mesh, put_batch
+from usam_jax.weights import load, run_checkpoint
+from usam_jax.weights.run_checkpoint import Checkpoints
+
+
+class Training(NamedTuple):
+    """The parts of a run: its model, the step, the state as abstract arrays, and its beginning."""
+
+    model: USam
+    train_step: TrainStep
+    target: TrainState
+    start_fn: Callable[[], TrainState]
+
+
+def make_training(config: ConfigDict, steps_per_epoch: int, mesh: Mesh) -> Training:
+    """What a config trains with, nothing computed yet."""
+    model = make_model(config.model)
+    shapes = variable_shapes(model)
+    warmup = math.ceil(steps_per_epoch / 2) if config.optimizer.warmup else 0
+    factor_fn = optimizer.polynomial_decay(config.train.num_epochs * steps_per_epoch, warmup)
+    rates = optimizer.learning_rates(config.optimizer, shapes["params"])
+    tx = optimizer.make_optimizer(config.optimizer, factor_fn, shapes["params"])
+
+    def rates_fn(step: Any) -> dict[str, Any]:
+        return {f"lr/{part}": rate * factor_fn(step) for part, rate in rates.items()}
+
+    def start_fn() -> TrainState:
+        variables = init_variables(model, jax.random.key(config.seed))
+        loaded = load.load_initial(config, variables)
+        # From the host, for a device of one process cannot hand arrays to another's.
+        return create_state(tx, jax.device_get(loaded), target, config.train)
+
+    target = placed_state(tx, shapes, mesh, config.train)
+    train_step = make_train_step(model, tx, rates_fn, mesh, config.train, target)
+    return Training(model, train_step, target, start_fn)
+
+
+def check_finite(
+    values: dict[str, Any],
+    before: int,
+    state: TrainState,
+    packed: Packed,
+    part: Part,
+    config: ConfigDict,
+    checkpoints: Checkpoints,
+) -> None:
+    """Raises UserError, naming step, slices and last good checkpoint, where a step was skipped.
+
+    `before` were skipped in earlier starts. With `train.skip_nonfinite` they are only counted.
+    """
+    if values["train/skipped"] == before or config.train.skip_nonfinite:
+        return
+    step = int(state.last_skipped)
+    positions, _ = loader.row_batches(len(part), config)
+    slices = packed.slices(part.split)
+    names = [slices[row]["name"] for row in part.rows[positions[step - 1]]]
+    checkpoints.wait()
+    raise UserError(
+        f"the loss or a gradient was not finite at step {step}, on the slices {', '.join(names)}. "
+        f"That step changed nothing; the last checkpoint is that of step "
+        f"{checkpoints.latest_step} in {checkpoints.folder}. Look at those slices. To go on "
+        "without such steps: config.train.skip_nonfinite=True. In another --workdir: lower "
+        "config.optimizer.learning_rates, or config.model.dtype=float32."
+    )
+
+
+def publish(
+    step: int, writer: console.MetricWriter, record: run_record.RunRecord, config: ConfigDict
+) -> None:
+    """Brings `pixel_counts.csv`, `curves.png` and `run.json` up to a step."""
+    if writer.active:
+        rows = writer.read()
+        writer.write_csv(rows)
+        picture = writer.path.with_name("progress.png")
+        curves.save_progress(picture, rows, config.eval.select_on)
+        record.write(step)
+
+
+def next_batch(iterator: Iterator[loader.Batch]) -> loader.Batch:
+    """Raises UserError where a data worker was killed; its own errors come as they are."""
+    try:
+        return next(iterator)
+    except RuntimeError as error:
+        if "Worker process" not in str(error):
+            raise
+        raise UserError(
+            f"a process that prepares data was killed ({error}), perhaps for want of memory. The "
+            "same command goes on from the last checkpoint; try a lower config.data.num_workers."
+        ) from error
+
+
+def note_values(values: dict[str, Any]) -> str:
+    """What the progress line says of a step: the loss and each part's learning rate."""
+    loss = "not finite" if values["train/loss"] is None else f"{values['train/loss']:.4f}"
+    rates = "  ".join(f"{x.removeprefix('lr/')} {values[x]:.1e}" for x in values if "lr/" in x)
+    return f"loss {loss}  lr: {rates}"
+
+
+def train(config: ConfigDict, workdir: pathlib.Path, profile: tuple[int, int] = (0, 0)) -> None:
+    """Trains to the last epoch, going on from the workdir's last checkpoint if there is one.
+
+    The steps of `profile`, first and last, are written as a trace for TensorBoard. Raises
+    UsageError, DataError and WeightsError for what the user can mend, UserError where the loss is
+    not finite, and Stopped after a signal.
+    """
+    mesh, is_first = make_mesh(), runtime.is_first()
+    checks.check_config(config, mesh)
+    run_checkpoint.check_config(workdir, config)
+    packed = prepare(config.data)
+    parts = splits.split_parts(packed, config.data, config.eval.select_on)
+    splits.choose(parts, config)  # fails now rather than after the training
+    trained, chosen = parts["train"], parts[config.eval.select_on]
+    _, steps_per_epoch = loader.row_batches(len(trained), config)
+    num_steps = config.train.num_epochs * steps_per_epoch
+    training = make_training(config, steps_per_epoch, mesh)
+    with Checkpoints(workdir) as checkpoints:
+        state = checkpoints.restore_latest(training.target)
+        if state is None:
+            state = training.start_fn()
+            if is_first:
+                write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
+                splits.write_record(workdir, packed, parts)
+        else:
+            splits.check_record(workdir, packed)
+        first, skipped = int(state.step), int(state.num_skipped)
+        if first:
+            console.say(f"going on from step {first} of {num_steps} in {workdir}")
+        if skipped:
+            console.say(f"{skipped} steps so far were not finite and changed nothing")
+        console.say(
+            f"{len(trained)} slices to train on, {len(chosen)} of {config.eval.select_on} to "
+            f"choose the best epoch on; {steps_per_epoch} steps an epoch; {mesh.size} x "
+            f"{jax.devices()[0].device_kind}"
+        )
+        iterator, _ = loader.train_batches(
+            packed, trained.rows, config, first, jax.process_index(), jax.process_count()
+        )
+        halves = make_forward(training.model, mesh)
+        record = run_record.RunRecord(workdir, config, packed, first)
+        with (
+            contextlib.closing(iterator),
+            console.MetricWriter(workdir, first, active=is_first) as writer,
+            console.Progress("training", num_steps, "steps", first) as bar,
+            runtime.Profile(profile, workdir) as tracer,
+            runtime.StopSignal() as stop,
+        ):
+            speed = throughput.Meter(config.train.batch_size)
+            for step in range(first + 1, num_steps + 1):
+                tracer.before(step)
+                with speed.waiting():
+                    batch = next_batch(iterator)
+                batch = put_batch(batch, mesh)
+                with jax.transfer_guard("disallow"):
+                    state, values = training.train_step(state, batch)
+                speed.count()
+                epoch, rest = divmod(step, steps_per_epoch)
+                ends = not rest and (epoch % config.eval.every_epochs == 0 or step == num_steps)
+                note = ""
+                if step % config.train.log_every_steps == 0 or ends:
+                    found = jax.device_get(values)
+                    check_finite(found, skipped, state, packed, trained, config, checkpoints)
+                    figures = {
+                        name: float(x) if np.isfinite(x) else None for name, x in found.items()
+                    }
+                    writer.write(step, figures | speed.read())
+                    note = note_values(figures)
+                bar.advance(note=note, per_step=config.train.batch_size)
+                if ends:
+                    counts = count_part(
+                        halves, state.variables(), packed, chosen, main_mode(config), config, mesh
+                    )
+                    scores = pixel_counts.pooled_scores(counts, config.data.classes)
+                    writer.write(step, scores.named(config.eval.select_on))
+                    dice = percent(scores.mean_dice)
+                    console.say(f"epoch {epoch}: {config.eval.select_on} Dice {dice} %")
+                    checkpoints.save(step, state, scores.mean_dice or 0.0)
+                    publish(step, writer, record, config)
+                    speed.restart()
+                elif step % config.train.checkpoint_every_steps == 0:
+                    checkpoints.save(step, state)
+                if received := stop.after(step):
+                    if checkpoints.latest_step != step:
+                        checkpoints.save(step, state)
+                    checkpoints.wait()
+                    publish(step, writer, record, config)
+                    raise Stopped(
+                        f"{received}: stopped after step {step} of {num_steps}, which is saved; the "
+                        "same command goes on from there"
+                    )

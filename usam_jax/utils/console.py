@@ -1,0 +1,139 @@
+"""What people watch: progress with a time estimate, and metrics on disk.
+
+On a terminal progress is one line that moves; elsewhere it is a plain line now and then.
+"""
+
+import collections
+import csv
+import json
+import pathlib
+import time
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from tensorboardX import SummaryWriter
+
+from usam_jax.utils.files import replacing
+
+PLAIN_LINE_EVERY_S = 10.0
+SPEED_OVER_S = 60.0  # so that compilation and pauses are soon forgotten
+
+console = Console(stderr=True, highlight=False)
+
+
+def say(text: str) -> None:
+    """One line of news, above the progress line if there is one."""
+    console.print(text, markup=False, soft_wrap=True)
+
+
+def format_time(seconds: float) -> str:
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02d}:{s:02d}"
+
+
+class Progress:
+    """Progress of `total` things, `done` of them from an earlier run; a context manager."""
+
+    def __init__(self, what: str, total: int, unit: str, done: int = 0) -> None:
+        self.what, self.total, self.unit = what, total, unit
+        self.done, self.note = done, ""
+        self.last_line = time.monotonic()
+        self.recent = collections.deque([(self.last_line, done)])
+        self.bar = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task(what, total=total, completed=done, note="", rate="")
+
+    def __enter__(self) -> Self:
+        self.bar.start()
+        return self
+
+    def advance(self, count: int = 1, note: str = "", per_step: int = 1) -> None:
+        """Counts `count` more; `note` stands at the end of the line.
+
+        `per_step` slices make one of what is counted; then the rate is in slices.
+        """
+        self.done += count
+        now = time.monotonic()
+        self.recent.append((now, self.done))
+        while len(self.recent) > 2 and now - self.recent[1][0] > SPEED_OVER_S:
+            self.recent.popleft()
+        since, done_then = self.recent[0]
+        speed = (self.done - done_then) / max(now - since, 1e-9)
+        unit = self.unit if per_step == 1 else "slices"
+        rate = f"{speed * per_step:.1f} {unit}/s"
+        self.note = note or self.note
+        self.bar.update(self.task, completed=self.done, rate=rate, note=self.note)
+        if console.is_terminal:
+            return
+        if now - self.last_line >= PLAIN_LINE_EVERY_S or self.done == self.total:
+            self.last_line = now
+            left = format_time((self.total - self.done) / max(speed, 1e-9))
+            say(f"{self.what}: {self.done}/{self.total}  {rate}  {left} left  {self.note}".rstrip())
+
+    def __exit__(self, *_error: object) -> None:
+        self.bar.stop()
+
+
+class MetricWriter:
+    """Metrics by step to `metrics.jsonl` and TensorBoard, from `first_step` on; a context.
+
+    What an earlier run wrote past `first_step` is dropped: a resumed run writes it again. Of
+    several processes one is `active`, the others write nothing.
+    """
+
+    def __init__(self, workdir: pathlib.Path, first_step: int, active: bool = True) -> None:
+        self.path, self.active = workdir / "metrics.jsonl", active
+        if not active:
+            return
+        if self.path.is_file():
+            lines = self.path.read_text().splitlines(keepends=True)
+            kept = [x for x in lines if x.endswith("\n") and json.loads(x)["step"] <= first_step]
+            with replacing(self.path) as temporary:
+                temporary.write_text("".join(kept))
+        self.file = self.path.open("a", buffering=1)
+        self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Values are numbers, or None for one that is not defined."""
+        if not self.active:
+            return
+        self.file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
+        for name, value in values.items():
+            if value is not None:
+                self.board.add_scalar(name, value, step)
+
+    def read(self) -> list[dict[str, Any]]:
+        """All figures so far, a dict for each step."""
+        rows: dict[int, dict[str, Any]] = {}
+        for line in self.path.read_text().splitlines():
+            values = json.loads(line)
+            rows.setdefault(values["step"], {}).update(values)
+        return list(rows.values())
+
+    def write_csv(self, rows: list[dict[str, Any]]) -> None:
+        """Figures that were read as `metrics.csv`, a row for each step."""
+        columns = dict.fromkeys(name for row in rows for name in row)
+        path = self.path.with_suffix(".csv")
+        with replacing(path) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(columns))
+            writer.writeheader()
+            writer.writerows(rows)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self.active:
+            self.file.close()
+            self.board.close()
