@@ -14,7 +14,7 @@ from usam_jax.data.packed.prepare import prepare
 from usam_jax.training import loop
 from usam_jax.training.throughput import Meter
 from usam_jax.utils import console
-from usam_jax.utils.mesh import make_mesh, put_batch
+from usam_jax.utils.mesh import make_mesh, shard_batch
 
 TRAINING_SLICES, EPOCHS = 26_656, 100  # of its training set; as published
 NUM_STEPS = {"cpu": 12, "gpu": 200}
@@ -38,7 +38,7 @@ def measure_epochs() -> list[Row]:
                         speed.restart()
                     with speed.waiting():
                         batch = next(batches)
-                    state, values = training.train_step(state, put_batch(batch, mesh))
+                    state, values = training.train_step(state, shard_batch(batch, mesh))
                     speed.count()
                     if step < WARM_UP or step == WARM_UP + num_steps - 1:
                         jax.block_until_ready(values)

@@ -12,7 +12,7 @@ from benchmarks.limits import Row, cpu_seconds
 from usam_jax.data.packed.format import Packed
 from usam_jax.data.packed.prepare import prepare
 from usam_jax.data.prompt_modes import main_mode, noisy_modes, other_modes
-from usam_jax.data.splits import Part
+from usam_jax.data.splits import Subset
 from usam_jax.evaluation import evaluate, pixel_counts
 from usam_jax.evaluation.case_scorer import CaseResult, CaseScorer
 from usam_jax.evaluation.inference import make_forward, stream
@@ -51,7 +51,7 @@ def measure_model(config: ConfigDict, packed: Packed) -> float:
     modes = [main_mode(config), *other_modes(config), *noisy_modes(config)]
 
     def run(num_slices: int) -> None:
-        part = Part("train", np.arange(num_slices))
+        part = Subset("train", np.arange(num_slices))
         for _, found in stream(forward, variables, packed, part, modes, config, mesh, "model"):
             jax.block_until_ready(found)
 

@@ -4,7 +4,7 @@ import csv
 import pathlib
 import re
 
-from usam_jax.utils.files import replacing
+from usam_jax.utils.files import atomic_write
 
 # Between the marks stands a table of the figures whose names match the pattern.
 TABLE = re.compile(r"(<!-- figures: (.+?) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
@@ -20,7 +20,7 @@ def write_page(page: pathlib.Path, results: pathlib.Path) -> None:
         pattern = re.compile(found[2])
         return found[1] + make_tables([x for x in rows if pattern.match(x["what"])]) + found[3]
 
-    with replacing(page) as temporary:
+    with atomic_write(page) as temporary:
         temporary.write_text(TABLE.sub(fill, page.read_text()))
 
 

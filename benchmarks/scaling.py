@@ -52,11 +52,11 @@ from configs import care
 from benchmarks.training import make_batch
 from benchmarks.hlo import QUICK, collectives
 from usam_jax.training import loop
-from usam_jax.utils.mesh import make_mesh, over_batch
+from usam_jax.utils.mesh import make_mesh, batch_sharding
 config, mesh = care.get_config(), make_mesh(8)
 config.init_from, config.train.batch_size = "", 8
 training = loop.make_training(config, 100, mesh)
-placed = over_batch(mesh)
+placed = batch_sharding(mesh)
 batch = {
     x: jax.ShapeDtypeStruct(y.shape, y.dtype, sharding=placed)
     for x, y in make_batch(config).items()

@@ -20,13 +20,13 @@ jax.config.update("jax_compilation_cache_dir", sys.argv[1])
 from configs import care
 from benchmarks.training import make_batch
 from usam_jax.training import loop
-from usam_jax.utils.mesh import make_mesh, put_batch
+from usam_jax.utils.mesh import make_mesh, shard_batch
 config = care.get_config()
 config.init_from, config.train.batch_size = "", 2
 mesh = make_mesh(1)
 training = loop.make_training(config, 100, mesh)
 state = training.start_fn()
-batch = put_batch(make_batch(config), mesh)
+batch = shard_batch(make_batch(config), mesh)
 begun = time.time()
 lowered = training.train_step.lower(state, batch)
 traced = time.time()

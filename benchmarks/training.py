@@ -27,7 +27,7 @@ from usam_jax.evaluation.inference import batch_images
 from usam_jax.models import init_variables, make_model
 from usam_jax.training import loop
 from usam_jax.utils import console
-from usam_jax.utils.mesh import make_mesh, put_batch
+from usam_jax.utils.mesh import make_mesh, shard_batch
 
 ROUNDS = 15
 SETUPS = {  # of a device: type of numbers and slices in a batch
@@ -99,7 +99,7 @@ def measure_step(config: ConfigDict, name: str) -> list[Row]:
     """Compilation, time and memory."""
     mesh = make_mesh(1)
     training = loop.make_training(config, 100, mesh)
-    batch, state = put_batch(make_batch(config), mesh), training.start_fn()
+    batch, state = shard_batch(make_batch(config), mesh), training.start_fn()
     start = time.perf_counter()
     lowered = training.train_step.lower(state, batch)  # type: ignore[attr-defined]
     middle = time.perf_counter()
@@ -149,10 +149,10 @@ def memory(compiled: Any, name: str) -> list[Row]:
 def measure_peers() -> list[Row]:
     """SAM's image encoder at 224x224 beside that of transformers, in turn; where torch is there."""
     if jax.default_backend() != "cpu":
-        console.say("SAM's encoder in torch is measured on a CPU alone")
+        console.info("SAM's encoder in torch is measured on a CPU alone")
         return []
     if missing := [x for x in ("torch", "transformers") if not importlib.util.find_spec(x)]:
-        console.say(
+        console.info(
             f"SAM's encoder has no peer to be measured beside: no {' and no '.join(missing)}"
         )
         return []
@@ -161,7 +161,7 @@ def measure_peers() -> list[Row]:
 
     batch = 4
     config = care.get_config().model
-    config.arch = "sam"
+    config.name = "sam"
     model = make_model(config)
     variables = init_variables(model, jax.random.key(0))
     encode = jax.jit(lambda v, x: model.apply(v, x, method="encode"))

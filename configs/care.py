@@ -17,8 +17,10 @@ def get_config() -> ConfigDict:
     config.init_from = "weights/sam_vit_b_01ec64.pth"
 
     config.model = model = ConfigDict()
-    model.arch = "usam"  # usam, or sam: the paper's baseline S
-    model.size = "vit_b"  # vit_b, vit_l, vit_h; small (the demo) and tiny (tests) have no weights
+    model.name = "usam"  # usam, or sam: the paper's baseline S
+    model.variant = (
+        "vit_b"  # vit_b, vit_l, vit_h; small (the demo) and tiny (tests) have no weights
+    )
     model.num_classes = 3  # background counts
     model.image_size = 224  # pixels; a multiple of 16
     model.num_skips = 4  # 0 to 4, deepest first
@@ -70,10 +72,10 @@ def get_config() -> ConfigDict:
     train.num_epochs = 100  # over the training part
     train.batch_size = 24  # over all devices
     # Parts of a batch that are computed one after the other; BatchNorm and Dice see a part each.
-    train.accumulate = 1
+    train.grad_accum_steps = 1
     train.statistics = "batch"  # BatchNorm and Dice over the batch, or "device": each one's share
     train.ema_decay = 0.0  # 0.999: evaluate a running average of the parameters
-    train.shard_state = False  # parameters and optimiser split over the devices between steps
+    train.fsdp = False  # parameters and optimiser split over the devices between steps
     train.skip_nonfinite = False  # skip steps with an infinite or NaN gradient instead of stopping
     train.deterministic = False  # on GPUs: the same bits each time, slower
     train.log_every_steps = 10  # metrics to disk and to the progress line
@@ -86,7 +88,14 @@ def get_config() -> ConfigDict:
     evaluation.split = "test"  # what the final table shows: test, val or train
     # Other prompts that the final evaluation decodes from the same encoding.
     evaluation.prompts = ("none", "points1", "points3", "points5", "box")  # also pointsN_box
-    evaluation.noise = (2.5, 5.0, 10.0, 20.0)  # pixels by which it moves config.prompts as well
-    evaluation.tolerance = (2.0,)  # of NSD, mm (pixels where unknown): for all classes, or each
+    evaluation.prompt_jitter_px = (
+        2.5,
+        5.0,
+        10.0,
+        20.0,
+    )  # pixels by which it moves config.prompts as well
+    evaluation.nsd_tolerance_mm = (
+        2.0,
+    )  # of NSD, mm (pixels where unknown): for all classes, or each
     evaluation.empty_policy = "worst"  # of missed classes and false alarms: worst score, or skip
     return config

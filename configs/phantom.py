@@ -13,7 +13,7 @@ from configs import care
 def get_config() -> ConfigDict:
     config = care.get_config()
     config.init_from = ""
-    config.model.size = "small"
+    config.model.variant = "small"
     config.model.image_size = 112
     config.data.kind = "phantom"
     config.data.root = ""

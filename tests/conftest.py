@@ -22,7 +22,8 @@ from ml_collections import ConfigDict
 from usam_jax.utils.xla_flags import use_fast_convolutions
 
 use_fast_convolutions()
-checked = ["usam_jax.models", "usam_jax.losses", "usam_jax.metrics", "usam_jax.data"]
+checked = ["usam_jax.models", "usam_jax.training.losses", "usam_jax.evaluation.pixel_counts"]
+checked += ["usam_jax.data", "usam_jax.io"]
 install_import_hook(checked, "beartype.beartype")
 
 # Real data, read where it is present; it has no licence to be part of the project.
@@ -31,8 +32,8 @@ REAL_DATA = pathlib.Path(os.environ.get("USAM_JAX_REAL_DATA", ROOT.parent / "sha
 
 def model_config(**changes) -> ConfigDict:
     fields = {
-        "arch": "usam",
-        "size": "vit_b",
+        "name": "usam",
+        "variant": "vit_b",
         "num_classes": 3,
         "image_size": 224,
         "num_skips": 4,
@@ -51,7 +52,7 @@ def phantom_config(**changes) -> ConfigDict:
     # Half the demo's blocks compile in little more than half its time.
     usam.SIZES["smallest"] = usam.Size(48, 2, 2, (1,), window=7, dim=32)
     config = phantom.get_config()
-    config.model.size = "smallest"
+    config.model.variant = "smallest"
     config.model.image_size = 32
     config.prompts.kind = "points"
     config.data.num_patients = (3, 2)
@@ -68,15 +69,13 @@ def phantom_config(**changes) -> ConfigDict:
 
 def save_run(workdir: pathlib.Path, config: ConfigDict, variables, packed=None) -> None:
     """A workdir as a run leaves it whose best checkpoint holds `variables`."""
-    import json
-
     import jax
 
     from usam_jax.data import splits
     from usam_jax.training import optimizer, step
     from usam_jax.utils.files import write_json
     from usam_jax.utils.mesh import make_mesh
-    from usam_jax.weights import run_checkpoint
+    from usam_jax.weights import run_checkpoint, saved_config
 
     tx = optimizer.make_optimizer(
         config.optimizer, optimizer.polynomial_decay(9), variables["params"]
@@ -84,7 +83,7 @@ def save_run(workdir: pathlib.Path, config: ConfigDict, variables, packed=None) 
     shapes = jax.eval_shape(lambda: variables)
     target = step.placed_state(tx, shapes, make_mesh(1), config.train)
     state = step.create_state(tx, jax.device_get(variables), target, config.train)
-    write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
+    write_json(workdir / "config.json", saved_config.to_json(config))
     if packed:
         parts = splits.split_parts(packed, config.data, "val")
         splits.write_record(workdir, packed, parts)

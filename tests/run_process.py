@@ -18,10 +18,10 @@ if __name__ == "__main__":
     from usam_jax.data.packed import prepare
     from usam_jax.training import loop
     from usam_jax.utils import runtime
-    from usam_jax.utils.mesh import make_mesh, put_batch
+    from usam_jax.utils.mesh import make_mesh, shard_batch
 
     coordinator, num_processes, process, packed_dir, num_steps = sys.argv[1:]
-    runtime.join_hosts(coordinator, int(num_processes), int(process))
+    runtime.initialize_distributed(coordinator, int(num_processes), int(process))
     config = phantom_config(**{"data.packed_dir": packed_dir})
     packed = prepare.prepare(config.data)
     mesh = make_mesh()
@@ -31,6 +31,6 @@ if __name__ == "__main__":
     training = loop.make_training(config, steps, mesh)
     state, losses = training.start_fn(), []
     for _ in range(int(num_steps)):
-        state, values = training.train_step(state, put_batch(next(iterator), mesh))
+        state, values = training.train_step(state, shard_batch(next(iterator), mesh))
         losses.append([float(values[f"train/{name}"]) for name in ("loss", "ce", "dice")])
     print(json.dumps({"devices": mesh.size, "losses": losses}))

@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT, write_care
 
 SMALL = {
-    "model.size": "tiny",
+    "model.variant": "tiny",
     "model.image_size": "32",
     "init_from": "",
     "train.batch_size": "4",
@@ -24,7 +24,7 @@ SMALL = {
     "eval.batch_size": "4",
     "data.val_fraction": "0.3",
     "eval.prompts": "()",
-    "eval.noise": "()",
+    "eval.prompt_jitter_px": "()",
 }
 
 

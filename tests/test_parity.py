@@ -45,7 +45,7 @@ def test_image_encoder_equals_that_of_transformers(sam_model, form, tmp_path):
     else:
         path = tmp_path / "model.safetensors"  # without the second name of a tied tensor
         sam_model.save_pretrained(tmp_path)
-    config = model_config(arch="sam", image_size=size)
+    config = model_config(name="sam", image_size=size)
     params, report = name_map.from_sam(torch_checkpoint.load(path), config)
     assert not report.resized
 

@@ -27,7 +27,7 @@ from usam_jax.evaluation import evaluate
 from usam_jax.training import loop
 from usam_jax.utils import cli, console, runtime
 from usam_jax.utils.errors import UsageError, list_some
-from usam_jax.utils.files import read_json, replacing, require_folder, write_json
+from usam_jax.utils.files import atomic_write, read_json, require_folder, write_json
 from usam_jax.weights import run_checkpoint
 
 matplotlib.use("Agg")
@@ -44,7 +44,7 @@ def with_points(count: int) -> Fields:
 
 # The paper's names, in its order; each sets fields of the config.
 TABLE: dict[str, Fields] = {
-    "S": {"model.arch": "sam", "prompts.kind": "none"},
+    "S": {"model.name": "sam", "prompts.kind": "none"},
     "S+U": {"prompts.kind": "none"},
     "S+U+1 point": with_points(1),
     "S+U+3 points": with_points(3),
@@ -65,7 +65,7 @@ def make_config(config: ConfigDict, fields: Fields, seed: int) -> ConfigDict:
     config = config.copy_and_resolve_references()
     config.update_from_flattened_dict(fields)
     config.seed = seed
-    config.eval.prompts = config.eval.noise = ()
+    config.eval.prompts = config.eval.prompt_jitter_px = ()
     return config
 
 
@@ -98,7 +98,7 @@ def run_all(config: ConfigDict, workdir: pathlib.Path, seeds: list[int]) -> Resu
         if number:
             seconds = (time.monotonic() - begun) / number * (len(todo) - number)
             left = f"; about {console.format_time(seconds)} left"
-        console.say(f"run {number + 1} of {len(todo)}: {name}, seed {seed}{left}")
+        console.info(f"run {number + 1} of {len(todo)}: {name}, seed {seed}{left}")
         start = time.monotonic()
         summary = run_one(
             make_config(config, variants[name], seed), workdir / name / f"seed_{seed}"
@@ -143,7 +143,7 @@ def write_table(path: pathlib.Path, results: Results) -> str:
         cells += ["absent" if x is None else f"{100 * x:.2f}" for x in dice]
         lines.append(f"| {variant} | {' | '.join(cells)} |")
     text = "\n".join(lines) + "\n"
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text)
     return text
 
@@ -166,7 +166,7 @@ def draw_skips(path: pathlib.Path, results: Results, kind: str, label: str) -> N
     axes.set_ylabel(f"{label} (%)")
     axes.legend(loc="upper left", ncols=len(names), fontsize=8)
     axes.margins(y=0.15)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=110)
 
 
@@ -174,7 +174,7 @@ def main(config: ConfigDict, arguments: list[str]) -> None:
     """What the command line asks for."""
     if arguments or not all(x.isdecimal() for x in SEEDS.value):
         raise UsageError(f"found {arguments} and --seeds={SEEDS.value}\n{__doc__}")
-    runtime.keep_compiled_programs()
+    runtime.enable_compilation_cache()
     runtime.keep_memory()
     name_classes(config)
     workdir = pathlib.Path(WORKDIR.value)
@@ -184,7 +184,9 @@ def main(config: ConfigDict, arguments: list[str]) -> None:
     for label, kind in KINDS.items():
         draw_skips(workdir / f"{kind}.png", results, kind, label)
     seconds = sum(x["seconds"] for found in results.values() for x in found.values())
-    console.say(f"{workdir}: ablation.md, dice.png, iou.png; {console.format_time(seconds)} in all")
+    console.info(
+        f"{workdir}: ablation.md, dice.png, iou.png; {console.format_time(seconds)} in all"
+    )
 
 
 if __name__ == "__main__":

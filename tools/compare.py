@@ -43,7 +43,7 @@ from usam_jax.evaluation.report.case_table import (
 from usam_jax.evaluation.summary import METRICS
 from usam_jax.utils import cli, console
 from usam_jax.utils.errors import UsageError
-from usam_jax.utils.files import replacing, write_json
+from usam_jax.utils.files import atomic_write, write_json
 
 matplotlib.use("Agg")
 
@@ -60,7 +60,7 @@ def load_side(folder: pathlib.Path) -> Side:
     """What is compared: a summary that is there, or one made of predictions."""
     if REFERENCE.value is None:
         return read_side(folder)
-    console.say(f"{folder}:")
+    console.info(f"{folder}:")
     return make_side(score(folder, pathlib.Path(REFERENCE.value)), folder)
 
 
@@ -146,7 +146,7 @@ def draw_pairs(path: pathlib.Path, result: dict[str, Any]) -> None:
         for label, colour in COLOURS.items()
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=110)
 
 
@@ -169,7 +169,7 @@ def write_comparison(folder: pathlib.Path, result: dict[str, Any]) -> None:
     """Writes `comparison.csv` (all pairs), `comparison.png` and `comparison.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     with (
-        replacing(folder / "comparison.csv") as temporary,
+        atomic_write(folder / "comparison.csv") as temporary,
         temporary.open("w", newline="") as file,
     ):
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
@@ -193,10 +193,10 @@ def main(_config: ConfigDict | None, arguments: list[str]) -> None:
     result = compare(a, b, METRIC.value)
     print_comparison(result)
     for warning in result["warnings"]:
-        console.say(f"warning: {warning}")
+        console.info(f"warning: {warning}")
     if OUT.value:
         write_comparison(pathlib.Path(OUT.value), result)
-        console.say(f"{OUT.value}: comparison.json, comparison.csv, comparison.png")
+        console.info(f"{OUT.value}: comparison.json, comparison.csv, comparison.png")
 
 
 if __name__ == "__main__":

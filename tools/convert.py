@@ -14,22 +14,22 @@ from safetensors.numpy import save_file
 
 from usam_jax.utils import cli, console
 from usam_jax.utils.errors import UsageError, WeightsError
-from usam_jax.utils.files import replacing
+from usam_jax.utils.files import atomic_write
 from usam_jax.weights import load
 
 
 def convert(source: pathlib.Path, destination: pathlib.Path, model: ConfigDict) -> None:
     """Writes what `source` holds for the model of `config.model`, float32 arrays by path."""
     variables, news = load.read_weights(source, model)
-    console.say(f"{source}: {news}")
+    console.info(f"{source}: {news}")
     arrays = {name: np.ascontiguousarray(x) for name, x in load.flatten(variables).items()}
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(destination) as temporary:
+        with atomic_write(destination) as temporary:
             save_file(arrays, temporary)
     except OSError as error:
         raise WeightsError(f"{destination}: cannot be written ({error})") from error
-    console.say(f"{destination}: {len(arrays)} arrays, for --config.init_from={destination}")
+    console.info(f"{destination}: {len(arrays)} arrays, for --config.init_from={destination}")
 
 
 def main(config: ConfigDict, arguments: list[str]) -> None:

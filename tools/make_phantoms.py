@@ -28,7 +28,7 @@ def main(_config: ConfigDict, arguments: list[str]) -> None:
     folder = pathlib.Path(arguments[0])
     counts = (NUM_TRAIN.value, NUM_TEST.value)
     nifti_export.write_nnunet(folder, *counts, size=SIZE.value, seed=SEED.value)
-    console.say(f"{folder}: {counts[0]} patients of training, {counts[1]} of test")
+    console.info(f"{folder}: {counts[0]} patients of training, {counts[1]} of test")
 
 
 if __name__ == "__main__":

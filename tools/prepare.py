@@ -102,7 +102,7 @@ def print_check(findings: list[Finding], cases: Cases, root: pathlib.Path) -> No
     if summary["num_errors"]:
         raise DataError(f"{root} is not fit to train with: {counts}")
     numbers = ", ".join(f"{x} {n}" for x, n in summary["num_cases"].items())
-    console.say(f"{root} is fit to train with: {counts}; cases: {numbers}")
+    console.info(f"{root} is fit to train with: {counts}; cases: {numbers}")
 
 
 def print_packed(packed: Packed) -> None:
@@ -159,7 +159,7 @@ def main(config: ConfigDict | None, arguments: list[str]) -> None:
         findings, cases = validation.check(config.data)
         if SHEET.value and any(x.num_slices for found in cases.values() for x in found):
             save_contact_sheet(pathlib.Path(SHEET.value), cases, settings)
-            console.say(f"contact sheet: {SHEET.value}")
+            console.info(f"contact sheet: {SHEET.value}")
         print_check(findings, cases, source)
     if rest:
         packed = prepare(config.data, rest[0])

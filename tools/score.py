@@ -78,7 +78,7 @@ def main(_config: ConfigDict | None, arguments: list[str]) -> None:
     summary = score(predictions, references)
     write_results(out, summary)
     print_cases(summary)
-    console.say(f"{out}: {SUMMARY}, {PER_CASE}")
+    console.info(f"{out}: {SUMMARY}, {PER_CASE}")
 
 
 if __name__ == "__main__":

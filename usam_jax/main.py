@@ -53,8 +53,8 @@ def main(config: ConfigDict, arguments: list[str]) -> None:
 
     if config.train.deterministic:
         xla_flags.repeat_exactly()
-    runtime.keep_compiled_programs()
-    runtime.join_hosts(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    runtime.enable_compilation_cache()
+    runtime.initialize_distributed(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     name_classes(config)
     runtime.keep_memory()
     name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
@@ -72,7 +72,7 @@ def main(config: ConfigDict, arguments: list[str]) -> None:
     for seed in seeds:
         config.seed = seed
         summaries.append(run(workdir / f"seed_{seed}"))
-    if runtime.is_first():
+    if runtime.is_main_process():
         tables.print_seeds(seeds, summaries, workdir)
 
 

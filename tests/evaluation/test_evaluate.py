@@ -13,7 +13,7 @@ from conftest import phantom_config, save_run
 
 from usam_jax.data import prompt_modes, splits
 from usam_jax.data.packed import prepare
-from usam_jax.data.splits import Part
+from usam_jax.data.splits import Subset
 from usam_jax.evaluation import evaluate, inference, pixel_counts
 from usam_jax.evaluation.case_metrics import score_case
 from usam_jax.evaluation.case_scorer import CaseScorer
@@ -33,7 +33,7 @@ def phantoms(tmp_path_factory):
     folder = tmp_path_factory.mktemp("packed")
     config = phantom_config(**{"data.packed_dir": str(folder), "data.num_patients": (3, 3)})
     config.data.slices_per_patient = 7
-    config.eval.prompts, config.eval.noise = ALL, (4.0, 12.0)
+    config.eval.prompts, config.eval.prompt_jitter_px = ALL, (4.0, 12.0)
     packed = prepare.prepare(config.data)
     model = make_model(config.model)
     return config, packed, model, init_variables(model, jax.random.key(0))
@@ -44,7 +44,7 @@ def predict(phantoms, num_devices: int):
     mesh = make_mesh(num_devices)
     halves = inference.make_forward(model, mesh)
     modes = [prompt_modes.main_mode(config), *prompt_modes.other_modes(config)]
-    part = Part("test", np.arange(21))  # no multiple of the batch of 8, nor of 8 devices
+    part = Subset("test", np.arange(21))  # no multiple of the batch of 8, nor of 8 devices
     network = evaluate.Model(halves, jax.tree.map(np.asarray, variables), mesh)
     return evaluate.predict_part(network, packed, part, config, modes), halves
 
@@ -106,7 +106,7 @@ def test_pooled_dice_is_that_of_all_slices_at_once_on_one_device_and_on_eight(ph
     assert other_halves.encode._cache_size() == other_halves.decode._cache_size() == 1
     modes = [prompt_modes.main_mode(config), *prompt_modes.other_modes(config)]
     modes += prompt_modes.noisy_modes(config)
-    part = Part("test", np.arange(21))
+    part = Subset("test", np.arange(21))
     outcomes = inference.stream(halves, variables, packed, part, modes, config, make_mesh(1), "")
     batches = [
         {name: np.asarray(x.predicted)[: len(rows)] for name, x in found.items()}

@@ -305,9 +305,9 @@ def test_published_weights_come_back_under_their_names(tmp_path):
     assert_same_tree(name_map.from_usam(found, model_config()), variables)
 
 
-@pytest.mark.parametrize("arch", ["usam", "sam"])
-def test_any_model_goes_there_and_back(exported, arch):
-    config = model_config(arch=arch, size="smallest", image_size=32, num_classes=5)
+@pytest.mark.parametrize("name", ["usam", "sam"])
+def test_any_model_goes_there_and_back(exported, name):
+    config = model_config(name=name, variant="smallest", image_size=32, num_classes=5)
     rng = np.random.default_rng(0)
     flat = {
         x.path: rng.normal(size=x.shape).astype(np.float32) for x in name_map.model_leaves(config)

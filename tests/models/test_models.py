@@ -15,7 +15,7 @@ from usam_jax.models import Prompts, init_variables, make_model, variable_shapes
 from usam_jax.models.common import layers
 from usam_jax.models.common.up_block import UpConvUnit
 from usam_jax.models.sam.attention import Attention, pick_offsets
-from usam_jax.models.sam.image_encoder import join_windows, split_windows
+from usam_jax.models.sam.image_encoder import window_partition, window_unpartition
 from usam_jax.utils.errors import UsageError
 from usam_jax.weights import name_map
 
@@ -25,7 +25,7 @@ PATCH_EMBEDDING = {"vit_b": 590_592, "vit_l": 787_456, "vit_h": 984_320}
 
 
 def tiny(**changes):
-    return model_config(**{"size": "tiny", "image_size": 112, **changes})
+    return model_config(**{"variant": "tiny", "image_size": 112, **changes})
 
 
 def make_variables(model):
@@ -51,16 +51,16 @@ def make_inputs(size: int = 112, batch: int = 2):
     return images, points, labels, jnp.asarray(recipe.boxes(batch, size=size))
 
 
-@pytest.mark.parametrize("size", ["vit_b", "vit_l", "vit_h"])
-def test_parameter_counts_are_exact_for_each_part(size):
-    assert count_by_part(model_config(size=size)) == {
-        "backbone": BACKBONE[size],
-        "image_encoder": IMAGE_ENCODER[size],
+@pytest.mark.parametrize("variant", ["vit_b", "vit_l", "vit_h"])
+def test_parameter_counts_are_exact_for_each_part(variant):
+    assert count_by_part(model_config(variant=variant)) == {
+        "backbone": BACKBONE[variant],
+        "image_encoder": IMAGE_ENCODER[variant],
         "mask_decoder": 9_128_480,
         "prompt_encoder": 1_536,
     }
-    baseline = count_by_part(model_config(size=size, arch="sam"))
-    assert baseline["image_encoder"] == IMAGE_ENCODER[size] + PATCH_EMBEDDING[size]
+    baseline = count_by_part(model_config(variant=variant, name="sam"))
+    assert baseline["image_encoder"] == IMAGE_ENCODER[variant] + PATCH_EMBEDDING[variant]
     assert "backbone" not in baseline
 
 
@@ -76,9 +76,9 @@ def test_arrays_are_those_of_the_published_checkpoint_less_its_unused_ones(name,
         assert sum(int(np.prod(s)) for s in parameters) == 104_155_791
 
 
-@pytest.mark.parametrize("arch", ["usam", "sam"])
-def test_encode_and_decode_compose_to_the_whole(arch):
-    model = make_model(tiny(arch=arch))
+@pytest.mark.parametrize("name", ["usam", "sam"])
+def test_encode_and_decode_compose_to_the_whole(name):
+    model = make_model(tiny(name=name))
     images, points, labels, boxes = make_inputs()
     variables = make_variables(model)
     apply = jax.jit(model.apply)
@@ -133,11 +133,11 @@ def test_sizes_whose_windows_need_padding_work(image_size):
 
 def test_windows_pad_at_the_bottom_and_right_and_join_again():
     x = jnp.arange(2 * 10 * 10 * 3, dtype=jnp.float32).reshape(2, 10, 10, 3)
-    windows = split_windows(x, 7)
+    windows = window_partition(x, 7)
     assert windows.shape == (8, 7, 7, 3)
     np.testing.assert_array_equal(windows[1, :, :3], x[0, :7, 7:])
     assert not windows[1, :, 3:].any()
-    np.testing.assert_array_equal(join_windows(windows, x.shape), x)
+    np.testing.assert_array_equal(window_unpartition(windows, x.shape), x)
 
 
 def test_attention_equals_its_definition_written_as_loops():
@@ -311,8 +311,8 @@ def test_fresh_parameters_are_distributed_as_torch_draws_them():
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("size", "vit_x"),
-        ("arch", "unet"),
+        ("variant", "vit_x"),
+        ("name", "unet"),
         ("num_skips", 5),
         ("image_size", 225),
         ("dtype", "int8"),

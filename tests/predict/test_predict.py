@@ -239,7 +239,7 @@ def test_points_of_a_file_are_carried_and_the_mask_comes_last(tmp_path, monkeypa
     x, y, _ = np.argwhere(labels == 1)[0]
     points = write_points(tmp_path / "points.json", source, [(x + 2, y + 2, 6)])
     mask = tmp_path / "mask.nii.gz"
-    options = Options(carry=True, last=8)
+    options = Options(propagate=True, last=8)
     request = Request(options, points, None, True)
     told = predict_volume(Follower(40), tmp_path / "ct.nii.gz", mask, request)
     expected = np.where(np.arange(16) < 9, labels, 0)
@@ -251,7 +251,7 @@ def test_points_of_a_file_are_carried_and_the_mask_comes_last(tmp_path, monkeypa
     voxel_ml = 1.5 * 1.5 * 4 / 1000
     assert told["volume_ml"]["bright"] == pytest.approx((found == 1).sum() * voxel_ml)
     about = json.loads((tmp_path / "mask.json").read_text())
-    assert about["prompts"] == "on slices [6], carried to their neighbours"
+    assert about["prompts"] == "on slices [6], propagated to their neighbours"
     with pytest.raises(UsageError, match=r"prompts on slice 6 of .* asks for 7 to 8"):
         predict_volume(
             Follower(40), tmp_path / "ct.nii.gz", mask, Request(options._replace(first=7), points)
@@ -277,7 +277,7 @@ def test_a_box_and_the_largest_part_are_asked_for_by_volume(tmp_path):
             seen.extend(x.box for x in given)
             return super().decode(images, given)
 
-    request = Request(Options(largest=True), None, "5,6,2,20,30,4")
+    request = Request(Options(keep_largest=True), None, "5,6,2,20,30,4")
     told = predict_volume(Boxed(40), tmp_path / "ct.nii", tmp_path / "m.nii", request)
     np.testing.assert_array_equal(np.asarray(nibabel.load(tmp_path / "m.nii").dataobj), labels)
     assert [x is not None for x in seen[:9]] == [False, False, True, True, True] + [False] * 4
@@ -348,7 +348,7 @@ def test_clicks_are_carried_up_and_down_until_nothing_is_there(tmp_path):
 
     alone = [number for number, found in run(Options()) if found.any()]
     assert alone == [6]
-    carried = run(Options(carry=True))
+    carried = run(Options(propagate=True))
     numbers = [number for number, _ in carried]
     assert numbers == [6, 7, 8, 9, 5, 4, 3, 2, 1]  # each once; 9 and 1 are empty, so it ends there
     for number, found in carried:
@@ -413,8 +413,8 @@ def test_a_file_that_is_no_ct_is_refused_by_name(tmp_path, make, message):
 
 
 def test_values_that_are_no_hu_are_doubted():
-    assert "values from 0 to 1" in output.doubt_values(np.linspace(0, 1, 9))
-    assert not output.doubt_values(np.array([-1000, 300]))
+    assert "values from 0 to 1" in output.values_warning(np.linspace(0, 1, 9))
+    assert not output.values_warning(np.array([-1000, 300]))
 
 
 @pytest.fixture(scope="module")
@@ -546,7 +546,7 @@ def test_a_folder_is_predicted_past_a_bad_volume_and_gone_on_with(workdir, tmp_p
         assert names["prompts"] == "none (automatic)"
     assert not list(out.glob("broken*")) and not list(out.glob(".tmp*"))
     bad.unlink()
-    again = run_smallest(*command, "--continue")
+    again = run_smallest(*command, "--skip_existing")
     assert again.returncode == 0, again.stderr
     assert "0 predicted, 2 there already" in again.stderr
 

@@ -20,7 +20,7 @@ from usam_jax.evaluation.inference import make_forward
 from usam_jax.models.sam import attention
 from usam_jax.training import loop
 from usam_jax.training.optimizer import FROZEN
-from usam_jax.utils.mesh import make_mesh, over_batch
+from usam_jax.utils.mesh import batch_sharding, make_mesh
 
 NUM_POINTS = 6
 
@@ -37,7 +37,7 @@ def abstract_batch(config, mesh) -> dict:
         "boxes_xyxy": ((b, 4), np.float32),
         "prompts_given": ((b, NUM_POINTS + 1), np.bool_),
     }
-    placed = over_batch(mesh)
+    placed = batch_sharding(mesh)
     return {x: jax.ShapeDtypeStruct(*y, sharding=placed) for x, y in fields.items()}
 
 
@@ -109,7 +109,7 @@ def test_data_parallel_training_only_sums_gradients_and_statistics(replicated_st
 
 
 def test_a_split_state_is_gathered_as_parameters_and_never_as_activations():
-    step = lower_step(**{"train.shard_state": True})
+    step = lower_step(**{"train.fsdp": True})
     found = compiled_collectives(step)
     total = bytes_by_kind(found)
     # Kernels of the decoder that are joined; where an axis of them is split, pieces change places.

@@ -24,7 +24,7 @@ from usam_jax.training import checks, loop, losses, optimizer, run_record
 from usam_jax.utils import console
 from usam_jax.utils.errors import DataError, UsageError, UserError, WeightsError
 from usam_jax.utils.files import write_json
-from usam_jax.utils.mesh import check_batch_size, make_mesh, put_batch
+from usam_jax.utils.mesh import check_batch_size, make_mesh, shard_batch
 from usam_jax.weights import run_checkpoint
 
 
@@ -44,7 +44,7 @@ def run_steps(config, packed, num_devices: int, count: int):
     before = jax.tree.map(np.array, state.variables())
     rows = []
     for _ in range(count):
-        state, values = train_step(state, put_batch(next(iterator), mesh))
+        state, values = train_step(state, shard_batch(next(iterator), mesh))
         rows.append([float(values[f"train/{name}"]) for name in ("loss", "ce", "dice")])
     return np.array(rows), before, state, train_step
 
@@ -72,9 +72,7 @@ def test_eight_devices_give_the_losses_of_one_with_the_state_on_each_or_split(
 ):
     config, packed = packed_phantoms
     alike, _, state, _ = run_steps(config, packed, 8, NUM_STEPS)
-    split, _, split_state, step = run_steps(
-        changed(config, train__shard_state=True), packed, 8, NUM_STEPS
-    )
+    split, _, split_state, step = run_steps(changed(config, train__fsdp=True), packed, 8, NUM_STEPS)
     # Sums over the batch are taken in another order; BatchNorm and Dice still see all of it.
     np.testing.assert_allclose(alike, one_device_run[0], rtol=0, atol=1e-5)
     np.testing.assert_allclose(split, one_device_run[0], rtol=0, atol=1e-5)
@@ -127,7 +125,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_count(
     training = loop.make_training(config, steps, mesh)
     state = training.start_fn()
     begun = jax.tree.map(np.array, {x: getattr(state, x) for x in ("params", "batch_stats")})
-    state, values = training.train_step(state, put_batch(next(iterator), mesh))
+    state, values = training.train_step(state, shard_batch(next(iterator), mesh))
     # Computing activations twice may round otherwise, fused with other operations.
     np.testing.assert_allclose(values["train/loss"], one_device_run[0][0, 0], rtol=0, atol=1e-5)
     good = jax.tree.map(np.array, state)
@@ -144,7 +142,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_count(
     assert jax.tree.all(jax.tree.map(np.array_equal, loaded, state.variables()))
     batch = next(iterator)
     state, values = training.train_step(
-        state, put_batch({**batch, "points_xy": batch["points_xy"] * np.float32(np.nan)}, mesh)
+        state, shard_batch({**batch, "points_xy": batch["points_xy"] * np.float32(np.nan)}, mesh)
     )
     assert not np.isfinite(values["train/loss"]) and int(values["train/skipped"]) == 1
     for name in ("params", "batch_stats", "opt_state", "ema"):
@@ -173,7 +171,7 @@ def test_all_but_the_prompt_encoder_is_trained(one_device_run):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"model.arch": "sam", "prompts.kind": "none"},
+        {"model.name": "sam", "prompts.kind": "none"},
         {"model.dtype": "bfloat16", "prompts.kind": "points_box", "optimizer.warmup": True},
     ],
 )
@@ -297,10 +295,12 @@ def test_a_workdir_keeps_to_its_config_once_it_has_a_checkpoint(tmp_path):
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     config = phantom_config()
     with pytest.raises(WeightsError, match="has no finished checkpoint"):
-        run_checkpoint.check_run(tmp_path, config.model)
+        run_checkpoint.best_step(tmp_path, config.model)
     finish_run(tmp_path, config)
-    with pytest.raises(WeightsError, match=r"config.model.size: given 'vit_b', found 'smallest'"):
-        run_checkpoint.check_run(tmp_path, phantom_config(**{"model.size": "vit_b"}).model)
+    with pytest.raises(
+        WeightsError, match=r"config.model.variant: given 'vit_b', found 'smallest'"
+    ):
+        run_checkpoint.best_step(tmp_path, phantom_config(**{"model.variant": "vit_b"}).model)
 
 
 def test_a_damaged_config_of_a_run_is_named(tmp_path):
@@ -393,7 +393,7 @@ def test_progress_inside_progress_is_drawn_on_a_terminal(monkeypatch):
         outer.advance(note="loss 0.5", per_step=8)
         with console.Progress("evaluating", 1, "batches") as inner:
             inner.advance()
-        console.say("epoch 1")
+        console.info("epoch 1")
         outer.advance()
     text = stream.getvalue()
     assert "training" in text and "evaluating" in text and "2/2" in text and "loss 0.5" in text

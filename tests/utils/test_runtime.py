@@ -19,7 +19,7 @@ def test_compiled_programs_are_kept_in_the_users_cache_or_where_the_user_says(gi
     environment |= {"XDG_CACHE_HOME": "x", "PYTHONPATH": str(ROOT)}
     environment |= {"JAX_COMPILATION_CACHE_DIR": given["own"]} if given else {}
     code = (
-        "import jax; from usam_jax import runtime; runtime.keep_compiled_programs(); "
+        "import jax; from usam_jax.utils import runtime; runtime.enable_compilation_cache(); "
         "print(jax.config.values['jax_compilation_cache_dir'])"
     )
     done = subprocess.run(

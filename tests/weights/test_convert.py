@@ -20,7 +20,7 @@ def sam():
 
 
 def test_every_layout_converts_there_and_back():
-    for leaf in name_map.model_leaves(model_config(size="tiny", image_size=112)):
+    for leaf in name_map.model_leaves(model_config(variant="tiny", image_size=112)):
         array = np.arange(np.prod(leaf.shape), dtype=np.float32).reshape(leaf.shape)
         tensors = leaf.to_torch(array)
         assert {t.shape for t in tensors} == {leaf.torch_shape}
@@ -66,7 +66,7 @@ def test_published_weights_of_other_classes_are_refused_by_name():
 
 
 def test_baseline_s_takes_the_patch_embedding_too(sam):
-    params, report = name_map.from_sam(sam, model_config(arch="sam"))
+    params, report = name_map.from_sam(sam, model_config(name="sam"))
     kernel = params["image_encoder"]["patch_embed"]["proj"]["kernel"]
     expected = sam["image_encoder.patch_embed.proj.weight"].transpose(2, 3, 1, 0)
     np.testing.assert_array_equal(kernel, expected)
@@ -95,7 +95,7 @@ def test_converted_file_gives_the_same_start_as_the_original(sam, tmp_path):
 
 
 def test_a_file_of_another_size_is_refused_with_its_name(tmp_path):
-    config = model_config(size="tiny", image_size=112)
+    config = model_config(variant="tiny", image_size=112)
     arrays = {
         "/".join(x.path): np.zeros(x.shape, np.float32) for x in name_map.model_leaves(config)
     }

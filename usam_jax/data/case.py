@@ -60,7 +60,7 @@ def find_fault(case: Case) -> DataError | None:
     return None
 
 
-def file_stamp(*paths: pathlib.Path) -> list[Any]:
+def source_stamp(*paths: pathlib.Path) -> list[Any]:
     """Name, size and time of files. Raises DataError where one cannot be looked at."""
     stamp: list[Any] = []
     for path in paths:

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from usam_jax.data.augment import Augment, make_augment
 from usam_jax.data.packed.encode import make_clahe
 from usam_jax.data.packed.format import Packed, map_array, pack_anew
-from usam_jax.data.prompt_modes import Mode
+from usam_jax.data.prompt_modes import PromptMode
 from usam_jax.data.prompts import AddPrompts, make_add_prompts
 from usam_jax.utils.errors import DataError, UsageError
 
@@ -96,7 +96,7 @@ class EvalBatches:
     rows: np.ndarray
     num_valid: int
     clahe_limit: float
-    modes: list[Mode]
+    modes: list[PromptMode]
 
     def __call__(self, positions: np.ndarray) -> Batch:
         clahe = make_clahe(self.clahe_limit)
@@ -170,7 +170,7 @@ def eval_batches(
     split: str,
     rows: np.ndarray,
     config: ConfigDict,
-    modes: list[Mode],
+    modes: list[PromptMode],
     process: int = 0,
     num_processes: int = 1,
 ) -> tuple[Iterator[Batch], int]:

@@ -17,7 +17,7 @@ Arrays = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class Mode:
+class PromptMode:
     """One way to prompt: as `add_prompts` does, every point and corner moved by `noise` pixels."""
 
     add_prompts: AddPrompts
@@ -92,15 +92,15 @@ def move(xy: np.ndarray, pixels: float, size: int, rng: np.random.Generator) -> 
     return np.clip(xy + offsets, 0, size - 1).astype(np.float32)
 
 
-def main_mode(config: ConfigDict) -> Mode:
+def main_mode(config: ConfigDict) -> PromptMode:
     """What `config.prompts` asks for."""
-    return Mode(make_add_prompts(config))
+    return PromptMode(make_add_prompts(config))
 
 
-def other_modes(config: ConfigDict) -> list[Mode]:
+def other_modes(config: ConfigDict) -> list[PromptMode]:
     """What `config.eval.prompts` asks for besides, by name. Raises UsageError for other names."""
     main = main_mode(config)
-    modes: dict[str, Mode] = {}
+    modes: dict[str, PromptMode] = {}
     for name in config.eval.prompts:
         found = NAMES.fullmatch(str(name))
         if not found:
@@ -108,7 +108,7 @@ def other_modes(config: ConfigDict) -> list[Mode]:
         kind, count = name, 1
         if found["count"]:
             kind, count = f"points{found['box'] or ''}", int(found["count"])
-        mode = Mode(
+        mode = PromptMode(
             dataclasses.replace(
                 main.add_prompts, kind=kind, points_per_class=count, negative_points=0
             )
@@ -118,14 +118,16 @@ def other_modes(config: ConfigDict) -> list[Mode]:
     return list(modes.values())
 
 
-def noisy_modes(config: ConfigDict) -> list[Mode]:
-    """What `config.eval.noise` asks for: the main prompts, moved. None where there is no prompt."""
+def noisy_modes(config: ConfigDict) -> list[PromptMode]:
+    """What `config.eval.prompt_jitter_px` asks for: the main prompts, moved. None where there is no prompt."""
     main = main_mode(config)
-    if not all(isinstance(x, int | float) and x > 0 for x in config.eval.noise):
-        raise UsageError(f"config.eval.noise: found {config.eval.noise}, expected pixels above 0")
+    if not all(isinstance(x, int | float) and x > 0 for x in config.eval.prompt_jitter_px):
+        raise UsageError(
+            f"config.eval.prompt_jitter_px: found {config.eval.prompt_jitter_px}, expected pixels above 0"
+        )
     if main.name == "none":
         return []
-    return [dataclasses.replace(main, noise=float(x)) for x in config.eval.noise]
+    return [dataclasses.replace(main, noise=float(x)) for x in config.eval.prompt_jitter_px]
 
 
 def trained_with(saved: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from usam_jax.utils.files import read_json, write_json
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class Subset:
     """Rows int[n] of the arrays of a packed split."""
 
     split: str
@@ -24,7 +24,7 @@ class Part:
         return len(self.rows)
 
 
-def split_parts(packed: Packed, data: ConfigDict, select_on: str) -> dict[str, Part]:
+def split_parts(packed: Packed, data: ConfigDict, select_on: str) -> dict[str, Subset]:
     """The parts `train`, `val` and `test` of a data set; no patient is in two of them.
 
     Validation is the data set's own where it has one. Otherwise it is held out of the training
@@ -59,15 +59,15 @@ def split_parts(packed: Packed, data: ConfigDict, select_on: str) -> dict[str, P
             )
     foreground = np.array([x["foreground"] for x in slices], bool)
     trained = np.flatnonzero(~held_out & (foreground | data.train_on_empty))
-    val = Part("train", np.flatnonzero(held_out))
+    val = Subset("train", np.flatnonzero(held_out))
     if select_on == "val" and packed.cases("val"):
         val = whole(packed, "val")
     if not trained.size:
         raise DataError(f"{packed.folder}: no slice of the training split has any label")
-    return {"train": Part("train", trained), "val": val, "test": whole(packed, "test")}
+    return {"train": Subset("train", trained), "val": val, "test": whole(packed, "test")}
 
 
-def choose(parts: dict[str, Part], config: ConfigDict) -> Part:
+def choose(parts: dict[str, Subset], config: ConfigDict) -> Subset:
     """The part that `config.eval.split` names. Raises UsageError where it is none or empty."""
     name = config.eval.split
     if name not in parts or not len(parts[name]):
@@ -78,20 +78,20 @@ def choose(parts: dict[str, Part], config: ConfigDict) -> Part:
     return parts[name]
 
 
-def whole_cases(packed: Packed, part: Part) -> Part:
+def whole_cases(packed: Packed, part: Subset) -> Subset:
     """All slices of the cases of a part, those too that are not trained on."""
     case_of = np.array([x["case"] for x in packed.slices(part.split)])
     kept = np.isin(case_of, case_of[part.rows])
-    return Part(part.split, np.flatnonzero(kept))
+    return Subset(part.split, np.flatnonzero(kept))
 
 
-def name_slices(packed: Packed, part: Part) -> list[str]:
+def name_slices(packed: Packed, part: Subset) -> list[str]:
     """`SPLIT/NAME` of each slice of a part."""
     slices = packed.slices(part.split)
     return [f"{part.split}/{slices[row]['name']}" for row in part.rows]
 
 
-def write_record(workdir: pathlib.Path, packed: Packed, parts: dict[str, Part]) -> None:
+def write_record(workdir: pathlib.Path, packed: Packed, parts: dict[str, Subset]) -> None:
     """Writes `data.json`: which data a run trains on and chooses by, slice by slice."""
     named = {name: name_slices(packed, part) for name, part in parts.items()}
     about = {
@@ -111,7 +111,7 @@ def check_record(workdir: pathlib.Path, packed: Packed) -> None:
         )
 
 
-def check_unseen(workdir: pathlib.Path, packed: Packed, part: Part, name: str) -> None:
+def check_unseen(workdir: pathlib.Path, packed: Packed, part: Subset, name: str) -> None:
     """Raises DataError where slices that the run was trained on would count as val or test."""
     record = read_json(workdir / "data.json")
     if name == "train" or record.get("fingerprint") != packed.manifest["fingerprint"]:
@@ -125,8 +125,8 @@ def check_unseen(workdir: pathlib.Path, packed: Packed, part: Part, name: str) -
         )
 
 
-def whole(packed: Packed, split: str) -> Part:
-    return Part(split, np.arange(sum(x["num_slices"] for x in packed.cases(split))))
+def whole(packed: Packed, split: str) -> Subset:
+    return Subset(split, np.arange(sum(x["num_slices"] for x in packed.cases(split))))
 
 
 def held_out_cases(packed: Packed, data: ConfigDict) -> set[str]:

@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 
 from usam_jax.data.case import Case, Cases, find_fault
 from usam_jax.data.datasets.registry import list_cases, shared_patients
-from usam_jax.data.packed.build import in_order
-from usam_jax.io.nifti import doubt_header
+from usam_jax.data.packed.build import ordered_map
+from usam_jax.io.nifti import header_warning
 from usam_jax.utils import console
 from usam_jax.utils.errors import DataError, list_some
 
@@ -52,7 +52,7 @@ def check(config: ConfigDict) -> tuple[list[Finding], Cases]:
     named = {f"{split}/{x.name}": x for split, found in cases.items() for x in found}
     inspected: dict[str, Inspected] = {}
     with console.Progress("checking", len(named), "cases") as bar:
-        for name, result in in_order(lambda x: inspect(x, named[x]), list(named)):
+        for name, result in ordered_map(lambda x: inspect(x, named[x]), list(named)):
             inspected[name] = result
             bar.advance()
     findings = [x for result in inspected.values() for x in result.findings]
@@ -66,7 +66,7 @@ def inspect(where: str, case: Case) -> Inspected:
     """Reads a case and looks at what is in it."""
     try:
         image, labels = case.load_fn()
-        doubt = next(filter(None, map(doubt_header, nifti_files(case))), "")
+        doubt = next(filter(None, map(header_warning, nifti_files(case))), "")
     except DataError as error:
         return Inspected([unusable(where, error)])
 
@@ -106,7 +106,7 @@ def compare_checksums(cases: Cases) -> None:
     problems = []
     found = [case for listed in cases.values() for case in listed]
     with console.Progress("checksums", len(found), "cases") as bar:
-        for _, fault in in_order(find_fault, found):
+        for _, fault in ordered_map(find_fault, found):
             problems += [fault.problem] if fault else []
             bar.advance()
     if problems:

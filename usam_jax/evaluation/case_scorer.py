@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from usam_jax.data.case import file_stamp
+from usam_jax.data.case import source_stamp
 from usam_jax.data.packed.format import Packed
 from usam_jax.evaluation.case_metrics import ClassScore, Scoring, score_case
 from usam_jax.io.nifti import fitted_shape, read_labels, unfit_square
@@ -44,7 +44,7 @@ def has_sources(packed: Packed, split: str) -> bool:
         return False
     for case in cases:
         path = pathlib.Path(case["label_file"])
-        if file_stamp(path) != case["stamp"][-3:]:
+        if source_stamp(path) != case["stamp"][-3:]:
             raise DataError(
                 f"{path}: has another size or time than when it was packed",
                 "pack its data set anew (python -m tools.prepare SOURCE DEST), or restore the file",

@@ -22,7 +22,11 @@ from usam_jax.utils.files import read_json
 NUM_CHANGED = 10
 MEAN = "mean"
 LOWER_IS_BETTER = ("HD95",)
-REMARKS = ("prompts", "data_fingerprint", "resolution")  # a difference may be what is compared
+SOFT_SETTINGS = (
+    "prompts",
+    "data_fingerprint",
+    "resolution",
+)  # a difference may be what is compared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,14 +34,14 @@ class Side:
     """One evaluation: by case and class number its scores, and what they were made with.
 
     `names` are the classes by number, empty where they are not known; `patients` are by case, None
-    where not known. `settings` are those that must not differ, `remarks` those that may; both as far
+    where not known. `settings` are those that must not differ, `soft_settings` those that may; both as far
     as they are known.
     """
 
     source: str
     names: dict[str, str]
     settings: dict[str, Any]
-    remarks: dict[str, Any]
+    soft_settings: dict[str, Any]
     patients: dict[str, str | None]
     scores: dict[str, dict[str, ClassScore]]
 
@@ -90,7 +94,7 @@ def make_side(summary: dict[str, Any], folder: pathlib.Path) -> Side:
             "nsd_tolerance": summary["nsd_tolerance"],
             "distance_unit": summary["distance_unit"],
         },
-        remarks={x: summary[x] for x in REMARKS if x in summary},
+        soft_settings={x: summary[x] for x in SOFT_SETTINGS if x in summary},
         patients={name: x["patient"] for name, x in cases.items()},
         scores={name: x["metrics"] for name, x in cases.items()},
     )
@@ -108,7 +112,7 @@ def nnunet_side(summary: dict[str, Any], folder: pathlib.Path) -> Side:
         source=str(folder),
         names={x: names[x] for x in numbers} if numbers <= names.keys() else {},
         settings={"empty_policy": "worst"},  # as nnU-Net counts missed classes and false alarms
-        remarks={},
+        soft_settings={},
         patients=dict.fromkeys(cases),
         scores={
             case: {number: nnunet_score(metrics[number]) for number in numbers}
@@ -167,8 +171,8 @@ def require_comparable(a: Side, b: Side, metric: str) -> None:
 def find_warnings(a: Side, b: Side) -> list[str]:
     """What a reader of the comparison should know."""
     found = []
-    for field in REMARKS:
-        x, y = a.remarks.get(field), b.remarks.get(field)
+    for field in SOFT_SETTINGS:
+        x, y = a.soft_settings.get(field), b.soft_settings.get(field)
         if x != y and None not in (x, y):
             found.append(f"{field} differs: {x} in A, {y} in B")
     patients = [x for x in case_patients(a, b).values() if x is not None]

@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 from usam_jax.data import splits
 from usam_jax.data.packed.format import Packed
 from usam_jax.data.packed.prepare import prepare
-from usam_jax.data.prompt_modes import Mode, main_mode, noisy_modes, other_modes, trained_with
-from usam_jax.data.splits import Part
+from usam_jax.data.prompt_modes import PromptMode, main_mode, noisy_modes, other_modes, trained_with
+from usam_jax.data.splits import Subset
 from usam_jax.evaluation import pixel_counts, published_results
 from usam_jax.evaluation.case_metrics import Scoring
 from usam_jax.evaluation.case_scorer import CaseResult, CaseScorer
@@ -51,13 +51,13 @@ class Predicted(NamedTuple):
 def make_scoring(config: ConfigDict) -> Scoring:
     """How `config.eval` has cases scored."""
     count = len(config.data.classes) - 1
-    tolerances = tuple(float(x) for x in config.eval.tolerance)
+    tolerances = tuple(float(x) for x in config.eval.nsd_tolerance_mm)
     tolerances = tolerances * count if len(tolerances) == 1 else tolerances
     return Scoring(tuple(config.data.classes), tolerances, config.eval.empty_policy)
 
 
 def predict_part(
-    model: Model, packed: Packed, part: Part, config: ConfigDict, scored: list[Mode]
+    model: Model, packed: Packed, part: Subset, config: ConfigDict, scored: list[PromptMode]
 ) -> Predicted:
     """Runs a part of whole cases through the model once, for the modes to score and noisy ones."""
     modes = scored + noisy_modes(config)
@@ -108,10 +108,10 @@ def evaluate_workdir(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any
     """
     mesh = make_mesh()
     checks.check_config(config, mesh)
-    step = run_checkpoint.check_run(workdir, config.model)
+    step = run_checkpoint.best_step(workdir, config.model)
     saved = run_checkpoint.read_config(workdir)
     check_classes(workdir, saved, config)
-    if runtime.is_first():
+    if runtime.is_main_process():
         require_folder(workdir / "eval")
     packed = prepare(config.data)
     part = splits.choose(splits.split_parts(packed, config.data, config.eval.select_on), config)
@@ -149,7 +149,7 @@ def evaluate_workdir(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any
         ),
     }
     shown = predict_shown(model, packed, part, config, main, done)
-    if runtime.is_first():
+    if runtime.is_main_process():
         scoring, folder = make_scoring(config), workdir / "eval"
         in_mm = all(x["geometry"] for x in packed.cases(part.split))
         statistics = {
@@ -178,7 +178,12 @@ def without_pixels(figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def predict_shown(
-    model: Model, packed: Packed, part: Part, config: ConfigDict, mode: Mode, done: Predicted
+    model: Model,
+    packed: Packed,
+    part: Subset,
+    config: ConfigDict,
+    mode: PromptMode,
+    done: Predicted,
 ) -> list[Shown]:
     """The slices that the pictures show, predicted once more rather than all kept."""
     counts = dict(zip(part.rows.tolist(), done.counts[mode.name], strict=True))
@@ -186,7 +191,7 @@ def predict_shown(
     known = {x["name"]: x for x in packed.cases(part.split)}
     cases = [known[x.name] for x in results]
     chosen = choose_rows(results, cases, counts, make_scoring(config))
-    few = Part(part.split, np.array(sorted(chosen)))
+    few = Subset(part.split, np.array(sorted(chosen)))
     outcomes = stream(*model[:2], packed, few, [mode], config, model.mesh, "pictures")
     return [
         make_shown(row, predicted, chosen, results, packed, part.split, mode)

@@ -11,13 +11,13 @@ from ml_collections import ConfigDict
 
 from usam_jax.data import loader
 from usam_jax.data.packed.format import Packed
-from usam_jax.data.prompt_modes import Mode
-from usam_jax.data.splits import Part
+from usam_jax.data.prompt_modes import PromptMode
+from usam_jax.data.splits import Subset
 from usam_jax.evaluation import pixel_counts
 from usam_jax.models import Prompts, USam
 from usam_jax.models.usam import Features
 from usam_jax.utils import console
-from usam_jax.utils.mesh import over_batch, put_batch, replicated
+from usam_jax.utils.mesh import batch_sharding, replicated, shard_batch
 
 
 def batch_images(images: jax.Array) -> jax.Array:
@@ -55,7 +55,7 @@ def make_forward(model: USam, mesh: Mesh) -> Forward:
         counts = pixel_counts.count_pixels(predicted, labels, valid, logits.shape[-1])
         return counts, predicted.astype(jnp.uint8)
 
-    split, everywhere = over_batch(mesh), replicated(mesh)
+    split, everywhere = batch_sharding(mesh), replicated(mesh)
     # The variables stay as they lie.
     return Forward(
         jax.jit(encode, in_shardings=(None, split), out_shardings=split),
@@ -67,7 +67,7 @@ def make_forward(model: USam, mesh: Mesh) -> Forward:
     )
 
 
-class Outcome(NamedTuple):
+class BatchPrediction(NamedTuple):
     """A batch under one way to prompt: counts int32[b k 3] and classes uint8[b h w], on the device."""
 
     counts: jax.Array
@@ -78,12 +78,12 @@ def stream(
     forward: Forward,
     variables: Any,
     packed: Packed,
-    part: Part,
-    modes: list[Mode],
+    part: Subset,
+    modes: list[PromptMode],
     config: ConfigDict,
     mesh: Mesh,
     what: str,
-) -> Iterator[tuple[np.ndarray, dict[str, Outcome]]]:
+) -> Iterator[tuple[np.ndarray, dict[str, BatchPrediction]]]:
     """The rows int[n] of each batch of a part in order, and by mode what the model makes of them.
 
     The last batch has fewer rows than its arrays. On an accelerator each batch is given while the
@@ -95,17 +95,17 @@ def stream(
         packed, part.split, rows, config, modes, process, processes
     )
 
-    def compute(batch: loader.Batch) -> dict[str, Outcome]:
-        placed = put_batch(batch, mesh)
+    def compute(batch: loader.Batch) -> dict[str, BatchPrediction]:
+        placed = shard_batch(batch, mesh)
         features = forward.encode(variables, placed["image"])
         labels, valid = placed["label"].astype(jnp.int32), placed["valid"]
         return {
-            name: Outcome(*forward.decode(variables, features, prompts, labels, valid))
+            name: BatchPrediction(*forward.decode(variables, features, prompts, labels, valid))
             for name, prompts in placed["prompts"].items()
         }
 
     with console.Progress(what, num_batches, "batches") as bar:
-        before: tuple[np.ndarray, dict[str, Outcome]] | None = None
+        before: tuple[np.ndarray, dict[str, BatchPrediction]] | None = None
         for number, batch in enumerate(batches):
             computed = compute(batch)
             if before:
@@ -121,8 +121,8 @@ def count_part(
     forward: Forward,
     variables: Any,
     packed: Packed,
-    part: Part,
-    mode: Mode,
+    part: Subset,
+    mode: PromptMode,
     config: ConfigDict,
     mesh: Mesh,
 ) -> np.ndarray:

@@ -12,7 +12,7 @@ from usam_jax.data.datasets.volume_sets import (
     read_description,
     require_same_grid,
 )
-from usam_jax.data.packed.build import in_order
+from usam_jax.data.packed.build import ordered_map
 from usam_jax.evaluation.case_metrics import Scoring, score_case
 from usam_jax.evaluation.case_scorer import CaseResult
 from usam_jax.evaluation.summary import summarise
@@ -121,7 +121,7 @@ def score_folder(
         return CaseResult(name, None, str(files[1]), str(files[0]), scores)
 
     with console.Progress("scoring", len(names), "cases") as bar:
-        for _, result in in_order(score, names):
+        for _, result in ordered_map(score, names):
             bar.advance()
             if isinstance(result, list):
                 faults += result

@@ -13,7 +13,7 @@ import numpy as np
 
 from usam_jax.evaluation.case_metrics import ABSENT, FALSE_ALARM, MISSED, OK, POLICIES, Scoring
 from usam_jax.evaluation.case_scorer import CaseResult
-from usam_jax.utils.files import replacing, write_json
+from usam_jax.utils.files import atomic_write, write_json
 
 SCHEMA_VERSION = 2
 SUMMARY, PER_CASE = "summary.json", "per_case.csv"
@@ -145,7 +145,7 @@ def write_results(folder: pathlib.Path, summary: dict[str, Any]) -> None:
     """Writes `summary.json` and `per_case.csv` (case, class, metric, value, status)."""
     folder.mkdir(parents=True, exist_ok=True)
     with (
-        replacing(folder / PER_CASE) as temporary,
+        atomic_write(folder / PER_CASE) as temporary,
         temporary.open("w", newline="") as file,
     ):
         writer = csv.writer(file)

@@ -24,7 +24,7 @@ from usam_jax.models.usam import IMAGE_MEAN, IMAGE_STD
 from usam_jax.training import run_record
 from usam_jax.utils import console
 from usam_jax.utils.errors import UsageError, WeightsError
-from usam_jax.utils.files import checksum, read_json, replacing, write_json
+from usam_jax.utils.files import atomic_write, checksum, read_json, write_json
 from usam_jax.weights import load, name_map, run_checkpoint
 from usam_jax.weights.name_map import Variables
 
@@ -56,7 +56,7 @@ def make_artefact(model: USam, variables: Variables) -> bytes:
     if size > MAX_WEIGHT_BYTES:
         raise WeightsError(
             f"the weights take {size / 1e9:.2f} GB, and a {ARTEFACT} holds at most "
-            f"{MAX_WEIGHT_BYTES / 1e9:.2f} GB; export a smaller config.model.size"
+            f"{MAX_WEIGHT_BYTES / 1e9:.2f} GB; export a smaller config.model.variant"
         )
 
     def predict(
@@ -154,7 +154,7 @@ def export_run(workdir: pathlib.Path, folder: pathlib.Path, torch: bool) -> None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # First, for `require_own` knows an export that was stopped by it.
-        with replacing(folder / ARTEFACT) as temporary:
+        with atomic_write(folder / ARTEFACT) as temporary:
             temporary.write_bytes(artefact)
         save_weights(folder / WEIGHTS, load.flatten(variables), description)
         (folder / TORCH).unlink(missing_ok=True)  # an earlier checkpoint's
@@ -163,15 +163,15 @@ def export_run(workdir: pathlib.Path, folder: pathlib.Path, torch: bool) -> None
         names = [ARTEFACT, WEIGHTS, *([TORCH] if torch else [])]
         description["sha256"] = {name: checksum(folder / name) for name in names}
         write_json(folder / CONFIG, description)
-        with replacing(folder / CARD) as temporary:
+        with atomic_write(folder / CARD) as temporary:
             temporary.write_text(write_card(description, find_evaluations(workdir, step)))
     except OSError as error:
         raise WeightsError(f"{folder}: cannot be written ({error})") from error
     for name in (*names, CONFIG, CARD):
-        console.say(f"{folder / name}: {(folder / name).stat().st_size / 1e6:.1f} MB")
+        console.info(f"{folder / name}: {(folder / name).stat().st_size / 1e6:.1f} MB")
     if torch:
         reasons = "\n".join(f"  {part}: {why}" for part, why in name_map.UNUSED_PARTS.items())
-        console.say(f"{TORCH} lacks what the model has not; load it with strict=False:\n{reasons}")
+        console.info(f"{TORCH} lacks what the model has not; load it with strict=False:\n{reasons}")
 
 
 def save_weights(
@@ -180,7 +180,7 @@ def save_weights(
     """Arrays by name as safetensors, with what one needs to know of them."""
     arrays = {name: np.ascontiguousarray(x) for name, x in arrays.items()}
     about = {name: description[name] for name in ("classes", "model", "preprocessing")}
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         # One entry: several are written in a random order, which would change the checksum.
         # Not by `save_file`, which lets nobody but its owner read the file.
         temporary.write_bytes(save(arrays, {"usam_jax": json.dumps(about)}))

@@ -3,7 +3,7 @@
 from typing import Any
 
 CARD = """\
-# {arch}, size {size}: {foreground}
+# {architecture}, {variant}: {foreground}
 
 A model that finds {foreground} on axial CT slices, from points, a box or both that a user gives, or
 from no prompt at all; a network after [U-SAM], trained with usam_jax, whose code nothing here needs.
@@ -90,8 +90,8 @@ def write_card(description: dict[str, Any], evaluations: list[dict[str, Any]]) -
     sizes = {name: number for name, number in data["num_slices"].items() if number}
     return CARD.format(
         **{name: description[name] for name in ("checkpoint_step", "checkpoint_chosen_on")},
-        arch=ARCHITECTURES[model["arch"]],
-        size=model["size"],
+        architecture=ARCHITECTURES[model["name"]],
+        variant=model["variant"],
         foreground=" and ".join(classes[1:]),
         torch_row=TORCH_ROW if "usam.safetensors" in description["sha256"] else "",
         begin=f"`{description['init_from']}`" if description["init_from"] else "random weights",

@@ -11,7 +11,7 @@ from pydicom.valuerep import DS
 import usam_jax
 from usam_jax.io.dicom import Series, fault, read_header
 from usam_jax.io.nifti import from_slices
-from usam_jax.utils.files import replacing
+from usam_jax.utils.files import atomic_write
 
 # A SEG must have these, if only empty; exports without names often drop them.
 MAY_BE_EMPTY = (
@@ -70,7 +70,7 @@ def write_seg(
             series_description=f"{model_name} segmentation",
             specific_character_set="ISO_IR 192",  # classes may have names in any script
         )
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             seg.save_as(temporary)
     except (AttributeError, ValueError) as error:
         problem = f"cannot be the source of a DICOM-SEG ({error})"

@@ -110,7 +110,7 @@ def distance_mm(a: Affine, b: Affine, shape: tuple[int, ...]) -> float:
     return float(np.linalg.norm(offsets[:, :3], axis=1).max())
 
 
-def doubt_header(path: pathlib.Path) -> str:
+def header_warning(path: pathlib.Path) -> str:
     """Why a header may mislead about where its voxels lie; nothing where it is clear."""
     volume = open_volume(path)
     forms = [x for x in (volume.get_sform(coded=True), volume.get_qform(coded=True)) if x[1]]

@@ -123,8 +123,8 @@ def make_model(config: ConfigDict) -> USam:
         if not ok:
             raise UsageError(f"config.model.{field}: found {config[field]!r}, expected {expected}")
 
-    check(config.size in SIZES, "size", f"one of {', '.join(SIZES)}")
-    check(config.arch in ("usam", "sam"), "arch", "usam or sam")
+    check(config.variant in SIZES, "variant", f"one of {', '.join(SIZES)}")
+    check(config.name in ("usam", "sam"), "name", "usam or sam")
     check(config.dtype in ("float32", "bfloat16"), "dtype", "float32 or bfloat16")
     check(config.num_skips in range(5), "num_skips", "0 to 4")
     check(config.num_classes >= 2, "num_classes", "at least 2 (background counts)")
@@ -134,8 +134,8 @@ def make_model(config: ConfigDict) -> USam:
         f"a positive multiple of {PATCH_SIZE}",
     )
     check(config.num_mask_tokens >= 0, "num_mask_tokens", "0 (for D/8) or more")
-    size = SIZES[config.size]
-    u_shaped = config.arch == "usam"
+    size = SIZES[config.variant]
+    u_shaped = config.name == "usam"
     num_tokens = (config.num_mask_tokens or size.dim // 8) if u_shaped else config.num_classes
     return USam(
         size=size,

@@ -1,13 +1,13 @@
 """Predicts the masks of CT volumes with a trained model.
 
     python -m usam_jax.predict -i CT.nii.gz -o MASK.nii.gz --checkpoint=WORKDIR
-    python -m usam_jax.predict -i FOLDER -o FOLDER --checkpoint=WORKDIR --continue
+    python -m usam_jax.predict -i FOLDER -o FOLDER --checkpoint=WORKDIR --skip_existing
 
 CT: a NIfTI file (.nii, .nii.gz), a folder of DICOM slices, or a folder of either. The mask has the
 voxels, axes, affine and header of its CT; MASK.json beside it names the classes. For DICOM the mask
 may be MASK.dcm, a DICOM-SEG.
 Prompts of one volume: --points=FILE.json ({"space": "voxel" or "world", "points": [{"at": [i, j, k],
-"label": 1}]}) and --box=i0,j0,k0,i1,j1,k1. --carry takes them on to the slices above and below.
+"label": 1}]}) and --box=i0,j0,k0,i1,j1,k1. --propagate takes them on to the slices above and below.
 
 Exit code 4: some volumes of a folder could not be predicted; the others are written.
 """
@@ -33,13 +33,21 @@ OUTPUT = flags.DEFINE_string("output", None, "The mask, or a folder for them.", 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The workdir of a run.")
 POINTS = flags.DEFINE_string("points", None, "A points file (JSON) for the volume.")
 BOX = flags.DEFINE_string("box", None, "i0,j0,k0,i1,j1,k1: voxels of two corners, from 0.")
-CARRY = flags.DEFINE_bool("carry", False, "Carry the prompts to the slices above and below.")
+PROPAGATE = flags.DEFINE_bool(
+    "propagate", False, "Propagate the prompts to the slices above and below."
+)
 SLICES = flags.DEFINE_list("slices", None, "A,B: only these slices, counted from the feet up.")
-FLIP = flags.DEFINE_bool("flip", False, "Average with the prediction of the mirrored slice.")
-LARGEST = flags.DEFINE_bool("largest", False, "Keep the largest connected part of each class.")
+TTA = flags.DEFINE_enum(
+    "tta", None, ["flip"], "Test-time augmentation: flip averages with the mirrored slice."
+)
+KEEP_LARGEST = flags.DEFINE_bool(
+    "keep_largest", False, "Keep the largest connected part of each class."
+)
 PROBABILITIES = flags.DEFINE_bool("save-probabilities", False, "NAME_probabilities.nii.gz too.")
 REPORT = flags.DEFINE_string("report", None, "Where to write what was done (.json).")
-CONTINUE = flags.DEFINE_bool("continue", False, "Skip volumes whose mask is there already.")
+SKIP_EXISTING = flags.DEFINE_bool(
+    "skip_existing", False, "Skip volumes whose mask is there already."
+)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Slices at once.", lower_bound=1)
 
 
@@ -53,7 +61,9 @@ def make_options() -> Options:
             raise UsageError(f"--slices={','.join(SLICES.value)}: expected A,B") from error
         if not 0 <= first <= last:
             raise UsageError(f"--slices={first},{last}: expected 0 <= A <= B")
-    return Options(BATCH_SIZE.value, first, last, FLIP.value, CARRY.value, LARGEST.value)
+    return Options(
+        BATCH_SIZE.value, first, last, TTA.value == "flip", PROPAGATE.value, KEEP_LARGEST.value
+    )
 
 
 def check_flags(several: bool) -> None:
@@ -61,8 +71,8 @@ def check_flags(several: bool) -> None:
     prompted = POINTS.value or BOX.value
     if several and prompted:
         raise UsageError("--points and --box are for one volume, found a folder of several")
-    if CARRY.value and not prompted:
-        raise UsageError("--carry needs --points or --box")
+    if PROPAGATE.value and not prompted:
+        raise UsageError("--propagate needs --points or --box")
 
 
 def check_outputs(inputs: dict[str, pathlib.Path], masks: dict[str, pathlib.Path]) -> None:
@@ -87,7 +97,7 @@ def note_prompts(network: Network) -> None:
     if kind != "mixed" and given == (kind == "none"):
         trained = trained_with(network.config)
         what = "with" if given else "without"
-        console.say(
+        console.info(
             f"note: the model was trained with the prompts: {trained}; it is used {what} any"
         )
 
@@ -108,12 +118,12 @@ def predict_all(
     With several volumes a bad one is told and left out. The report is written in any case.
     """
     report = pathlib.Path(REPORT.value) if REPORT.value else None
-    earlier = read_json(report).get("volumes", {}) if report and CONTINUE.value else {}
+    earlier = read_json(report).get("volumes", {}) if report and SKIP_EXISTING.value else {}
     results: dict[str, Any] = {}
     try:
         for name, path in inputs.items():
             entry = earlier.get(str(path), {"mask": str(masks[name])})
-            if CONTINUE.value and is_done(masks[name]):
+            if SKIP_EXISTING.value and is_done(masks[name]):
                 results[str(path)] = entry | {"status": "there already"}
                 continue
             try:
@@ -122,7 +132,7 @@ def predict_all(
                 results[str(path)] = {"status": "failed", "error": str(error)}
                 if len(inputs) == 1:
                     raise
-                console.say(f"error: {error}")
+                console.info(f"error: {error}")
     finally:
         if report:
             write_json(report, {"checkpoint": CHECKPOINT.value, "volumes": results})
@@ -143,7 +153,7 @@ def main(_config: ConfigDict | None, arguments: list[str]) -> None:
     check_outputs(inputs, masks)
     if REPORT.value:
         check_report(pathlib.Path(REPORT.value))
-    runtime.keep_compiled_programs()
+    runtime.enable_compilation_cache()
     network = load_network(pathlib.Path(CHECKPOINT.value))
     note_prompts(network)
     require_folder(out if several else out.parent)
@@ -152,7 +162,7 @@ def main(_config: ConfigDict | None, arguments: list[str]) -> None:
     if failed:
         raise SomeFailed(f"{len(failed)} of {len(results)} volumes failed: {', '.join(failed)}")
     done = sum(x["status"] == "done" for x in results.values())
-    console.say(f"{out}: {done} predicted, {len(results) - done} there already")
+    console.info(f"{out}: {done} predicted, {len(results) - done} there already")
 
 
 if __name__ == "__main__":

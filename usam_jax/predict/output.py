@@ -12,7 +12,7 @@ from usam_jax.io import dicom
 from usam_jax.io.nifti import Geometry, from_slices, open_volume, read_geometry, read_slices
 from usam_jax.utils import console
 from usam_jax.utils.errors import DataError, UsageError
-from usam_jax.utils.files import replacing
+from usam_jax.utils.files import atomic_write
 
 AIR_HU = -200.0  # a CT has voxels below
 
@@ -47,7 +47,7 @@ def read_source(path: pathlib.Path) -> Source:
     return source
 
 
-def doubt_values(hu: np.ndarray) -> str:
+def values_warning(hu: np.ndarray) -> str:
     """Why the values may be no HU; nothing where they look like a CT's."""
     low, high = float(hu.min()), float(hu.max())
     if low < AIR_HU < high:
@@ -74,7 +74,7 @@ def find_inputs(path: pathlib.Path) -> dict[str, pathlib.Path]:
     found: dict[str, pathlib.Path] = {}
     for x in files:
         if x.is_dir() and not dicom.is_series(x):
-            console.say(f"{x}: no DICOM slices right in it, left out")
+            console.info(f"{x}: no DICOM slices right in it, left out")
         elif x.is_dir() or x.name.endswith(ENDINGS):
             name = x.name if x.is_dir() else stem(x)
             if name in found:
@@ -88,7 +88,7 @@ def find_inputs(path: pathlib.Path) -> dict[str, pathlib.Path]:
 def write_mask(path: pathlib.Path, source: Source, labels: np.ndarray) -> None:
     """Writes labels uint8[n h w] on the source's own voxels, axes and affine, with its header."""
     volume = from_slices(labels, source.geometry.affine)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         nibabel.save(make_image(source, volume), temporary)
 
 
@@ -97,7 +97,7 @@ def write_probabilities(path: pathlib.Path, source: Source, values: np.ndarray) 
     volumes = np.stack([from_slices(x, source.geometry.affine) for x in values], axis=-1)
     image = make_image(source, volumes)
     image.header.set_slope_inter(1 / 255, 0)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         nibabel.save(image, temporary)
 
 

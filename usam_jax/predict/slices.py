@@ -11,23 +11,23 @@ from usam_jax.io.nifti import Geometry
 from usam_jax.predict.model import NO_CLICKS, Clicks, Network
 from usam_jax.predict.predictor import place_clicks
 
-POINTS_CARRIED = 3  # of each class, from a slice to its neighbour
+POINTS_PROPAGATED = 3  # of each class, from a slice to its neighbour
 
 
 class Options(NamedTuple):
     """How a volume is predicted.
 
     `first` and `last` bound the slices (from the feet up); `flip` averages with the mirrored slice;
-    `carry` takes points from each predicted slice to the next, up and down from those with prompts;
-    `largest` keeps the largest connected part of each class.
+    `propagate` takes points from each predicted slice to the next, up and down from those with prompts;
+    `keep_largest` keeps the largest connected part of each class.
     """
 
     batch_size: int = 8
     first: int = 0
     last: int | None = None
     flip: bool = False
-    carry: bool = False
-    largest: bool = False
+    propagate: bool = False
+    keep_largest: bool = False
 
 
 class Predicted(NamedTuple):
@@ -55,7 +55,7 @@ def predict_slices(
     def prepare(batch: list[int]) -> np.ndarray:
         return np.stack([network.preparation.from_hu(hu[i], pixel_mm) for i in batch])
 
-    predict = carry_points if options.carry else predict_batches
+    predict = propagate_points if options.propagate else predict_batches
     for number, labels, probabilities in predict(network, prepare, placed, list(numbers), options):
         back = network.preparation.labels_back(labels, shape, pixel_mm)
         spread = None
@@ -120,7 +120,7 @@ def mirror(clicks: Clicks, size: int) -> Clicks:
     return Clicks(points, clicks.point_labels, box)
 
 
-def carry_points(
+def propagate_points(
     network: Network,
     prepare: Prepare,
     placed: dict[int, Clicks],
@@ -151,7 +151,7 @@ def carry_points(
 
 
 def points_of(labels: np.ndarray, num_classes: int) -> Clicks:
-    points, kinds = make_points(labels, num_classes, POINTS_CARRIED, None)
+    points, kinds = make_points(labels, num_classes, POINTS_PROPAGATED, None)
     return Clicks(points[kinds == 1], kinds[kinds == 1])
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from usam_jax.data.datasets.volume_sets import stem
 from usam_jax.io.dicom_seg import write_seg
-from usam_jax.io.nifti import doubt_header
+from usam_jax.io.nifti import header_warning
 from usam_jax.predict import output
 from usam_jax.predict.clicks import read_box, read_clicks
 from usam_jax.predict.model import Clicks, Network
@@ -54,8 +54,8 @@ def read_prompts(request: Request, source: Source, numbers: range) -> dict[int, 
 
 def find_warnings(source: Source) -> list[str]:
     """What about a volume may be other than it seems."""
-    notes = list(source.series.notes) if source.series else [doubt_header(source.path)]
-    return [x for x in (*notes, output.doubt_values(source.hu)) if x]
+    notes = list(source.series.notes) if source.series else [header_warning(source.path)]
+    return [x for x in (*notes, output.values_warning(source.hu)) if x]
 
 
 def predict_volume(
@@ -75,7 +75,7 @@ def predict_volume(
     numbers = range(count)[options.first : None if options.last is None else options.last + 1]
     warnings = find_warnings(source)
     for warning in warnings:
-        console.say(f"warning: {path}: {warning}")
+        console.info(f"warning: {path}: {warning}")
     clicks = read_prompts(request, source, numbers)
     labels = np.zeros(source.hu.shape, np.uint8)
     spread = None
@@ -92,11 +92,11 @@ def predict_volume(
                 spread[:, done.number] = np.rint(255 * done.probabilities).transpose(2, 0, 1)
             predicted += 1
             bar.advance()
-    if options.largest:
+    if options.keep_largest:
         labels = keep_largest(labels, len(network.classes))
     if not labels.any():
         warnings.append("nothing found")
-        console.say(f"{path}: nothing found")
+        console.info(f"{path}: nothing found")
     if spread is not None:
         output.write_probabilities(probabilities_path(mask), source, spread)
     write_mask(network, source, mask, labels, clicks, options)
@@ -129,7 +129,7 @@ def write_mask(
         "labels": {name: i for i, name in enumerate(network.classes)},
         "source": source.path.name,
         "checkpoint_step": network.step,
-        "prompts": prompts + (", carried to their neighbours" if options.carry else ""),
+        "prompts": prompts + (", propagated to their neighbours" if options.propagate else ""),
     }
     write_json(mask.with_name(f"{stem(mask)}.json"), about)
     output.write_mask(mask, source, labels)

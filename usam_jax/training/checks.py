@@ -44,18 +44,18 @@ def check_config(config: ConfigDict, mesh: Mesh) -> None:
     )
     for field in (
         "train.num_epochs",
-        "train.accumulate",
+        "train.grad_accum_steps",
         "train.log_every_steps",
         "train.checkpoint_every_steps",
         "eval.every_epochs",
     ):
         section, name = field.split(".")
         expect(config[section][name] >= 1, field, "1 or more")
-    share = mesh.size * config.train.accumulate
+    share = mesh.size * config.train.grad_accum_steps
     expect(
         config.train.batch_size % share == 0,
         "train.batch_size",
-        f"a multiple of {share}, the devices times train.accumulate",
+        f"a multiple of {share}, the devices times train.grad_accum_steps",
     )
     expect(config.train.statistics in ("batch", "device"), "train.statistics", "batch or device")
     expect(0 <= config.train.ema_decay < 1, "train.ema_decay", "a number from 0 to below 1")
@@ -63,9 +63,9 @@ def check_config(config: ConfigDict, mesh: Mesh) -> None:
     expect(config.eval.split in PARTS, "eval.split", "train, val or test")
     expect("mean" not in config.data.classes, "data.classes", "no class named mean")
     expect(
-        len(config.eval.tolerance) in (1, num_classes - 1)
-        and all(is_positive(x) for x in config.eval.tolerance),
-        "eval.tolerance",
+        len(config.eval.nsd_tolerance_mm) in (1, num_classes - 1)
+        and all(is_positive(x) for x in config.eval.nsd_tolerance_mm),
+        "eval.nsd_tolerance_mm",
         f"one number above 0, or {num_classes - 1}, one for each foreground class",
     )
     expect(

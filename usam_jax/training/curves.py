@@ -6,7 +6,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from usam_jax.utils.files import replacing
+from usam_jax.utils.files import atomic_write
 
 matplotlib.use("Agg")
 
@@ -32,7 +32,7 @@ def save_progress(path: pathlib.Path, steps: list[dict[str, Any]], select_on: st
         axes.set_ylabel(label)
         draw_legend(axes, 1.0)
     bottom.set_xlabel("step")
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=110)
 
 

@@ -1,7 +1,6 @@
 """Training: the loop that orders data, step, evaluation and checkpoints."""
 
 import contextlib
-import json
 import math
 import pathlib
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from usam_jax.data import loader, splits
 from usam_jax.data.packed.format import Packed
 from usam_jax.data.packed.prepare import prepare
 from usam_jax.data.prompt_modes import main_mode
-from usam_jax.data.splits import Part
+from usam_jax.data.splits import Subset
 from usam_jax.evaluation import pixel_counts
 from usam_jax.evaluation.inference import count_part, make_forward
 from usam_jax.evaluation.report.tables import percent
@@ -32,8 +31,8 @@ from usam_jax.training.step import (
 from usam_jax.utils import console, runtime
 from usam_jax.utils.errors import Stopped, UserError
 from usam_jax.utils.files import write_json
-from usam_jax.utils.mesh import make_mesh, put_batch
-from usam_jax.weights import load, run_checkpoint
+from usam_jax.utils.mesh import make_mesh, shard_batch
+from usam_jax.weights import load, run_checkpoint, saved_config
 from usam_jax.weights.run_checkpoint import Checkpoints
 
 
@@ -74,7 +73,7 @@ def check_finite(
     before: int,
     state: TrainState,
     packed: Packed,
-    part: Part,
+    part: Subset,
     config: ConfigDict,
     checkpoints: Checkpoints,
 ) -> None:
@@ -137,7 +136,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, profile: tuple[int, int] = 
     UsageError, DataError and WeightsError for what the user can mend, UserError where the loss is
     not finite, and Stopped after a signal.
     """
-    mesh, is_first = make_mesh(), runtime.is_first()
+    mesh, is_main_process = make_mesh(), runtime.is_main_process()
     checks.check_config(config, mesh)
     run_checkpoint.check_config(workdir, config)
     packed = prepare(config.data)
@@ -151,17 +150,17 @@ def train(config: ConfigDict, workdir: pathlib.Path, profile: tuple[int, int] = 
         state = checkpoints.restore_latest(training.target)
         if state is None:
             state = training.start_fn()
-            if is_first:
-                write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
+            if is_main_process:
+                write_json(workdir / "config.json", saved_config.to_json(config))
                 splits.write_record(workdir, packed, parts)
         else:
             splits.check_record(workdir, packed)
         first, skipped = int(state.step), int(state.num_skipped)
         if first:
-            console.say(f"going on from step {first} of {num_steps} in {workdir}")
+            console.info(f"going on from step {first} of {num_steps} in {workdir}")
         if skipped:
-            console.say(f"{skipped} steps so far were not finite and changed nothing")
-        console.say(
+            console.info(f"{skipped} steps so far were not finite and changed nothing")
+        console.info(
             f"{len(trained)} slices to train on, {len(chosen)} of {config.eval.select_on} to "
             f"choose the best epoch on; {steps_per_epoch} steps an epoch; {mesh.size} x "
             f"{jax.devices()[0].device_kind}"
@@ -173,7 +172,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, profile: tuple[int, int] = 
         record = run_record.RunRecord(workdir, config, packed, first)
         with (
             contextlib.closing(iterator),
-            console.MetricWriter(workdir, first, active=is_first) as writer,
+            console.MetricWriter(workdir, first, active=is_main_process) as writer,
             console.Progress("training", num_steps, "steps", first) as bar,
             runtime.Profile(profile, workdir) as tracer,
             runtime.StopSignal() as stop,
@@ -183,7 +182,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, profile: tuple[int, int] = 
                 tracer.before(step)
                 with speed.waiting():
                     batch = next_batch(iterator)
-                batch = put_batch(batch, mesh)
+                batch = shard_batch(batch, mesh)
                 with jax.transfer_guard("disallow"):
                     state, values = training.train_step(state, batch)
                 speed.count()
@@ -206,7 +205,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, profile: tuple[int, int] = 
                     scores = pixel_counts.pooled_scores(counts, config.data.classes)
                     writer.write(step, scores.named(config.eval.select_on))
                     dice = percent(scores.mean_dice)
-                    console.say(f"epoch {epoch}: {config.eval.select_on} Dice {dice} %")
+                    console.info(f"epoch {epoch}: {config.eval.select_on} Dice {dice} %")
                     checkpoints.save(step, state, scores.mean_dice or 0.0)
                     publish(step, writer, record, config)
                     speed.restart()

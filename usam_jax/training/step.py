@@ -15,7 +15,7 @@ from usam_jax.evaluation.inference import batch_images, batch_prompts
 from usam_jax.models import USam
 from usam_jax.training import losses
 from usam_jax.training.optimizer import FROZEN
-from usam_jax.utils.mesh import over_batch, place_state, replicated
+from usam_jax.utils.mesh import batch_sharding, place_state, replicated
 
 TrainStep = Callable[["TrainState", dict[str, Any]], tuple["TrainState", dict[str, Any]]]
 
@@ -72,7 +72,7 @@ def placed_state(
 ) -> TrainState:
     """The state as abstract arrays that know where on the mesh they lie."""
     state = jax.eval_shape(lambda x: build_state(tx, x, train), shapes)
-    return place_state(state, mesh, train.shard_state)
+    return place_state(state, mesh, train.fsdp)
 
 
 def create_state(
@@ -97,7 +97,7 @@ def make_train_step(
     """Jitted (state, batch) -> state, figures; the batch is split over the mesh's devices.
 
     BatchNorm and Dice see the whole batch, or with `train.statistics` "device" one device's share
-    each, as published; with `train.accumulate` a that many equal parts of it, one after the other.
+    each, as published; with `train.grad_accum_steps` a that many equal parts of it, one after the other.
     The state given is used up.
     """
     placed = jax.tree.map(lambda x: x.sharding, target)
@@ -124,7 +124,7 @@ def make_train_step(
     def gradients(state: TrainState, batch: dict[str, Any]) -> tuple[Any, Any, Any]:
         """Gradients, figures and BatchNorm statistics of a batch."""
         variables = state.variables(averaged=False)
-        if train.shard_state:  # gathers these; XLA would rather gather activations
+        if train.fsdp:  # gathers these; XLA would rather gather activations
             variables = jax.lax.with_sharding_constraint(variables, replicated(mesh))
 
         def one(stats: Any, part: dict[str, Any]) -> tuple[Any, tuple[Any, Any]]:
@@ -134,7 +134,7 @@ def make_train_step(
             )
             return stats, (grads, figures)
 
-        if train.accumulate == 1:
+        if train.grad_accum_steps == 1:
             stats, (grads, figures) = one(state.batch_stats, batch)
             return grads, figures, stats
 
@@ -143,11 +143,11 @@ def make_train_step(
             stats, found = one(stats, part)
             return (stats, jax.tree.map(jnp.add, sums, found)), None
 
-        parts = {x: split_evenly(y, mesh.size, train.accumulate) for x, y in batch.items()}
+        parts = {x: split_evenly(y, mesh.size, train.grad_accum_steps) for x, y in batch.items()}
         zeros = jax.tree.map(jnp.zeros_like, state.params)
         sums = (zeros, {"loss": 0.0, "ce": 0.0, "dice": 0.0})
         (stats, sums), _ = jax.lax.scan(add, (state.batch_stats, sums), parts)
-        grads, figures = jax.tree.map(lambda x: x / train.accumulate, sums)
+        grads, figures = jax.tree.map(lambda x: x / train.grad_accum_steps, sums)
         return grads, figures, stats
 
     def update(state: TrainState, grads: Any, stats: Any) -> TrainState:
@@ -184,7 +184,7 @@ def make_train_step(
 
     return jax.jit(
         train_step,
-        in_shardings=(placed, over_batch(mesh)),
+        in_shardings=(placed, batch_sharding(mesh)),
         out_shardings=(placed, replicated(mesh)),
         donate_argnums=0,
     )

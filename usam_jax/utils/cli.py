@@ -64,10 +64,10 @@ def run(
         text = f"the disk is full ({error}); free some space and give the same command again"
         return report(WeightsError(text))
     except Stopped as stopped:
-        console.say(str(stopped))
+        console.info(str(stopped))
         return stopped.exit_code
     except KeyboardInterrupt:
-        console.say("stopped; what was finished is saved")
+        console.info("stopped; what was finished is saved")
         return 130
     return 0
 
@@ -83,7 +83,7 @@ def explain_device_error(text: str) -> str:
     if "RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower():
         return (
             f"the device has too little memory ({first}). Try a smaller config.train.batch_size, "
-            "config.train.accumulate=2, config.model.remat=True or config.model.dtype=bfloat16."
+            "config.train.grad_accum_steps=2, config.model.remat=True or config.model.dtype=bfloat16."
         )
     return (
         f"the device, or another process of this run, failed: {first}\nThe same command goes on "
@@ -96,5 +96,5 @@ def report(error: UserError) -> int:
     if flags.FLAGS.is_parsed() and DEBUG.value:
         traceback.print_exc()
     console.console.quiet = False
-    console.say(f"error: {error}")
+    console.info(f"error: {error}")
     return error.exit_code

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as RichProgress
 from tensorboardX import SummaryWriter
 
-from usam_jax.utils.files import replacing
+from usam_jax.utils.files import atomic_write
 
 PLAIN_LINE_EVERY_S = 10.0
 SPEED_OVER_S = 60.0  # so that compilation and pauses are soon forgotten
@@ -23,7 +23,7 @@ SPEED_OVER_S = 60.0  # so that compilation and pauses are soon forgotten
 console = Console(stderr=True, highlight=False)
 
 
-def say(text: str) -> None:
+def info(text: str) -> None:
     """One line of news, above the progress line if there is one."""
     console.print(text, markup=False, soft_wrap=True)
 
@@ -79,7 +79,9 @@ class Progress:
         if now - self.last_line >= PLAIN_LINE_EVERY_S or self.done == self.total:
             self.last_line = now
             left = format_time((self.total - self.done) / max(speed, 1e-9))
-            say(f"{self.what}: {self.done}/{self.total}  {rate}  {left} left  {self.note}".rstrip())
+            info(
+                f"{self.what}: {self.done}/{self.total}  {rate}  {left} left  {self.note}".rstrip()
+            )
 
     def __exit__(self, *_error: object) -> None:
         self.bar.stop()
@@ -99,7 +101,7 @@ class MetricWriter:
         if self.path.is_file():
             lines = self.path.read_text().splitlines(keepends=True)
             kept = [x for x in lines if x.endswith("\n") and json.loads(x)["step"] <= first_step]
-            with replacing(self.path) as temporary:
+            with atomic_write(self.path) as temporary:
                 temporary.write_text("".join(kept))
         self.file = self.path.open("a", buffering=1)
         self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
@@ -125,7 +127,7 @@ class MetricWriter:
         """Figures that were read as `metrics.csv`, a row for each step."""
         columns = dict.fromkeys(name for row in rows for name in row)
         path = self.path.with_suffix(".csv")
-        with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        with atomic_write(path) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(columns))
             writer.writeheader()
             writer.writerows(rows)

@@ -12,7 +12,7 @@ from usam_jax.utils.errors import UsageError, UserError
 
 
 @contextlib.contextmanager
-def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+def atomic_write(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """A temporary path to write to; it becomes `path` if nothing fails, and is gone if it does."""
     temporary = path.with_name(f".tmp.{path.name}")  # savers choose by the ending, .nii.gz too
     try:
@@ -35,7 +35,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 def write_json(path: pathlib.Path, content: Any) -> None:
     """Raises ValueError for NaN, which JSON has not."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 

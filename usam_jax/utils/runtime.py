@@ -18,7 +18,7 @@ HEARTBEAT_S = 30  # a process that is silent for so long is taken for dead
 CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "usam_jax" / "jax"
 
 
-def keep_compiled_programs() -> None:
+def enable_compilation_cache() -> None:
     """Compiled programs are kept in the user's cache, unless JAX_COMPILATION_CACHE_DIR says where."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(CACHE))
@@ -41,7 +41,9 @@ def keep_memory() -> None:
         mallopt(trim_threshold, -1)  # whose end is never given back
 
 
-def join_hosts(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+def initialize_distributed(
+    coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> None:
     """Makes this process one of several, by flags or as the cluster's environment says.
 
     Raises UsageError where they do not find each other.
@@ -65,7 +67,7 @@ def join_hosts(coordinator: str | None, num_processes: int | None, process_id: i
     console.console.quiet = jax.process_index() > 0  # all would say the same
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
     """If this is the process that writes files."""
     return jax.process_index() == 0
 
@@ -94,7 +96,7 @@ class Profile:
 
     def stop(self) -> None:
         jax.profiler.stop_trace()
-        console.say(f"steps from {self.first} on are profiled in {self.folder}")
+        console.info(f"steps from {self.first} on are profiled in {self.folder}")
 
     def __enter__(self) -> Self:
         return self

@@ -38,12 +38,12 @@ def load_initial(config: ConfigDict, variables: Variables) -> Variables:
     try:
         if path.is_dir():
             step, loaded = run_checkpoint.load_best(path, config.model)
-            console.say(f"{path}: all weights of its best checkpoint, step {step}")
+            console.info(f"{path}: all weights of its best checkpoint, step {step}")
             return loaded
         found, news = read_weights(path, config.model)
     except WeightsError as error:
         raise WeightsError(f"config.init_from: {error}") from error
-    console.say(f"{path}: {news}; sha256 {checksum(path)}")
+    console.info(f"{path}: {news}; sha256 {checksum(path)}")
     flat = traverse_util.flatten_dict(variables)
     flat |= traverse_util.flatten_dict(found)
     return traverse_util.unflatten_dict(flat)

@@ -194,7 +194,7 @@ def from_sam(state_dict: StateDict, config: ConfigDict) -> tuple[Variables, Repo
     tensors = dict(state_dict)
     if any(name.startswith("vision_encoder.") for name in tensors):
         tensors = sam_names(tensors)
-    global_blocks = SIZES[config.size].global_blocks
+    global_blocks = SIZES[config.variant].global_blocks
     flat, fresh, loaded, resized, problems = {}, [], [], {}, Problems()
     for leaf in model_leaves(config):
         if not comes_from_sam(leaf):
@@ -244,8 +244,8 @@ class Problems:
         found = ["\n  ".join([f"{len(v)} {kind}:", *v]) for kind, v in kinds.items() if v]
         if found:
             raise WeightsError(
-                f"these weights are not those of {source} with config.model.size = "
-                f"{config.size}, num_classes = {config.num_classes}, image_size = "
+                f"these weights are not those of {source} with config.model.variant = "
+                f"{config.variant}, num_classes = {config.num_classes}, image_size = "
                 f"{config.image_size}\n"
                 + "\n".join(found)
                 + "\nCheck config.model against the file."

@@ -25,11 +25,12 @@ from usam_jax.utils import console
 from usam_jax.utils.errors import UsageError, WeightsError, list_some
 from usam_jax.utils.files import read_json, require_folder
 from usam_jax.utils.mesh import all_processes
+from usam_jax.weights import saved_config
 
 # What may change when a run goes on: it has no part in what the steps so far have computed.
 FREE = re.compile(
     r"config\.(eval\.(?!select_on|every_epochs)|model\.remat|data\.(num_workers|packed_dir)"
-    r"|train\.(checkpoint_every_steps|log_every_steps|shard_state|skip_nonfinite))"
+    r"|train\.(checkpoint_every_steps|log_every_steps|fsdp|skip_nonfinite))"
 )
 SCORE = "dice_mean"  # on the part that chooses the best epoch
 KEEP_LAST = 2
@@ -128,7 +129,7 @@ class Checkpoints:
         folder.mkdir(exist_ok=True)
         shutil.rmtree(folder / checkpoint.name, ignore_errors=True)
         checkpoint.rename(folder / checkpoint.name)
-        console.say(f"{checkpoint}: skipped ({problem}); it is in {folder} now")
+        console.info(f"{checkpoint}: skipped ({problem}); it is in {folder} now")
 
     def wait(self) -> None:
         """Waits for what is being saved. Raises WeightsError as `save` does."""
@@ -208,7 +209,7 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
     """The config of a run, or nothing where there is no run with a finished checkpoint."""
     steps = (workdir / "checkpoints").glob("[0-9]*")
     finished = any(path.name.isdigit() for path in steps)
-    return read_json(workdir / "config.json") if finished else {}
+    return saved_config.upgrade(read_json(workdir / "config.json")) if finished else {}
 
 
 def require_config(workdir: pathlib.Path) -> dict[str, Any]:
@@ -238,7 +239,7 @@ def check_config(workdir: pathlib.Path, config: ConfigDict) -> None:
         )
 
 
-def check_run(workdir: pathlib.Path, model: ConfigDict) -> int:
+def best_step(workdir: pathlib.Path, model: ConfigDict) -> int:
     """The best step of a run whose model is the one of `config.model`, whatever its dtype.
 
     Raises WeightsError where there is no checkpoint or the model differs.
@@ -286,6 +287,6 @@ def load_variables(
 
 def load_best(workdir: pathlib.Path, config: ConfigDict) -> tuple[int, dict[str, Any]]:
     """Step and variables of a run's best checkpoint, for the model of `config.model`."""
-    step = check_run(workdir, config)
+    step = best_step(workdir, config)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return step, load_variables(workdir, make_model(config), step, device)

@@ -11,8 +11,8 @@ from usam_jax.data.case import (
     Case,
     Slices,
     file_names,
-    file_stamp,
     natural_order,
+    source_stamp,
     unusable_case,
 )
 from usam_jax.utils.errors import DataError, list_some
@@ -69,7 +69,7 @@ def care_case(path: pathlib.Path, table: pathlib.Path, num_classes: int) -> Case
         )
         return unusable_case(path.stem, missing)
     load_fn = functools.partial(load_care_slice, path, num_classes)
-    return Case(path.stem, None, 1, file_stamp(path), load_fn, files=(path,))
+    return Case(path.stem, None, 1, source_stamp(path), load_fn, files=(path,))
 
 
 def load_care_slice(path: pathlib.Path, num_classes: int) -> Slices:

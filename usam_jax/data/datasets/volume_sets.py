@@ -12,8 +12,8 @@ from usam_jax.data.case import (
     Cases,
     Slices,
     file_names,
-    file_stamp,
     natural_order,
+    source_stamp,
     unusable_case,
 )
 from usam_jax.io.nifti import (
@@ -168,7 +168,7 @@ def volume_case(name: str, image: pathlib.Path, label: pathlib.Path, config: Con
         for path, other in ((image, label), (label, image)):
             if not path.is_file():
                 raise DataError(f"{path} is not there, which {other} needs", "copy it anew")
-        geometry, stamp = read_geometry(image), file_stamp(image, label)
+        geometry, stamp = read_geometry(image), source_stamp(image, label)
     except DataError as error:
         return unusable_case(name, error)
     window = (config.window_level, config.window_width)
@@ -235,7 +235,7 @@ def npy_case(image: pathlib.Path, label: pathlib.Path, num_classes: int) -> Case
         missing = DataError(f"{label} is not there, which {image} needs", "copy it anew")
         return unusable_case(image.stem, missing)
     load_fn = functools.partial(load_npy, image, label, num_classes)
-    return Case(image.stem, None, 1, file_stamp(image, label), load_fn, files=(image, label))
+    return Case(image.stem, None, 1, source_stamp(image, label), load_fn, files=(image, label))
 
 
 def load_npy(image: pathlib.Path, label: pathlib.Path, num_classes: int) -> Slices:

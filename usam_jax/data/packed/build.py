@@ -104,7 +104,7 @@ def pack_split(
     unsaved = 0
     todo = [number for number, case in enumerate(cases) if case.name not in done]
     with console.Progress(f"packing {split}", len(cases), "cases", len(done)) as bar:
-        for number, result in in_order(pack_number, todo):
+        for number, result in ordered_map(pack_number, todo):
             bar.advance()
             if isinstance(result, str):
                 problems.append(result)
@@ -133,7 +133,7 @@ def copy_case(case: Case, split: str, earlier: Earlier) -> tuple[np.ndarray, np.
     return (images, labels) if checksums(images, labels) == record["crc32"] else None
 
 
-def in_order(function: Callable[[T], R], items: list[T]) -> Iterator[tuple[T, R]]:
+def ordered_map(function: Callable[[T], R], items: list[T]) -> Iterator[tuple[T, R]]:
     """Calls `function` on all cores, a few items ahead, and gives items and results in order."""
     workers = min(os.cpu_count() or 1, MAX_WORKERS)
     with ThreadPoolExecutor(workers) as pool:

@@ -88,7 +88,7 @@ def prepare(config: ConfigDict, folder: pathlib.Path | None = None) -> Packed:
             manifest = read_json(folder / MANIFEST)
             if manifest.get("fingerprint") != fingerprint:
                 if manifest:
-                    console.say(f"{folder}: the source has changed, packing what changed")
+                    console.info(f"{folder}: the source has changed, packing what changed")
                 manifest = pack(cases, settings, fingerprint, folder)
             splits.record_held_out(folder / MANIFEST, manifest, config)
     except OSError as error:
@@ -155,7 +155,7 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            console.say(f"{folder}: waiting for another process that is packing")
+            console.info(f"{folder}: waiting for another process that is packing")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

@@ -8,12 +8,12 @@ import nibabel
 import numpy as np
 from nibabel.orientations import axcodes2ornt, ornt_transform
 
-from usam_jax.data.packed.build import in_order
+from usam_jax.data.packed.build import ordered_map
 from usam_jax.data.phantoms.anatomy import VERSION, Phantom, make_patient
 from usam_jax.io.nifti import AXES, READ_ERRORS
 from usam_jax.utils import console
 from usam_jax.utils.errors import DataError, UsageError, list_some
-from usam_jax.utils.files import replacing, write_json
+from usam_jax.utils.files import atomic_write, write_json
 
 FILE_AXES = ("LPS", "LPS", "RAS", "RAS", "LAS", "LAS", "PIR", "ASL")  # the common ones more often
 FOLDERS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
@@ -43,7 +43,7 @@ def write_nnunet(
         made = make_patient(seed, number, size, num_slices)
         for path, volume in zip(paths[number], to_volumes(made, seed, number), strict=True):
             volume.header["descrip"] = texts[number]
-            with replacing(path) as temporary:
+            with atomic_write(path) as temporary:
                 nibabel.save(volume, temporary)
 
     try:
@@ -54,7 +54,7 @@ def write_nnunet(
         with console.Progress(
             "phantoms", len(numbers), "patients", len(numbers) - len(todo)
         ) as bar:
-            for _ in in_order(write, todo):
+            for _ in ordered_map(write, todo):
                 bar.advance()
         write_json(folder / "dataset.json", description(num_train))
     except OSError as error:

@@ -7,7 +7,7 @@ from typing import Any
 
 from usam_jax.evaluation.report.tables import percent
 from usam_jax.evaluation.summary import METRICS, PER_CASE, VOLUMES, mean
-from usam_jax.utils.files import replacing
+from usam_jax.utils.files import atomic_write
 
 MAX_CASES = 200
 WIDE = 6  # classes; the pooled figures of more of them stand in rows
@@ -88,7 +88,7 @@ def write_report(path: pathlib.Path, summary: Figures, sections: list[Section]) 
             "</body>\n</html>\n",
         ]
     )
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
 

@@ -15,7 +15,7 @@ from matplotlib.ticker import NullLocator, ScalarFormatter
 
 from usam_jax.data.prompts import BACKGROUND, FOREGROUND
 from usam_jax.evaluation.case_metrics import MISSED, OK
-from usam_jax.utils.files import replacing
+from usam_jax.utils.files import atomic_write
 
 # Each set is told apart by colour-blind eyes.
 TWO_CLASSES = ("#00b4ff", "#ff5a36")
@@ -291,5 +291,5 @@ def save_noise(
 
 
 def save(figure: Figure, path: pathlib.Path) -> None:
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=DPI)

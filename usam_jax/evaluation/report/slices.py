@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from usam_jax.data.packed.format import Packed
-from usam_jax.data.prompt_modes import Mode
+from usam_jax.data.prompt_modes import PromptMode
 from usam_jax.evaluation.case_metrics import Scoring
 from usam_jax.evaluation.case_scorer import CaseResult
 from usam_jax.evaluation.report import plots
@@ -95,7 +95,7 @@ def make_shown(
     results: list[CaseResult],
     packed: Packed,
     split: str,
-    mode: Mode,
+    mode: PromptMode,
 ) -> Shown:
     number, why = chosen[row]
     truth = np.array(packed.labels(split)[row])

@@ -39,10 +39,10 @@ def up_conv(
     """
     b, h, w, d = x.shape
     x = product(x, kernel[::-1, ::-1].transpose(2, 0, 1, 3).reshape(d, -1))
-    return join_patches(x.reshape(b, h, w, 2, 2, -1)) + bias
+    return pixel_shuffle(x.reshape(b, h, w, 2, 2, -1)) + bias
 
 
-def join_patches(x: Float[Array, "b h w 2 2 e"]) -> Float[Array, "b i j e"]:
+def pixel_shuffle(x: Float[Array, "b h w 2 2 e"]) -> Float[Array, "b i j e"]:
     """The map of patches of 2x2 pixels."""
     b, h, w, _, _, e = x.shape
     return x.swapaxes(2, 3).reshape(b, 2 * h, 2 * w, e)
@@ -103,7 +103,7 @@ def up_conv_conv(
     # Padded apart: of a convolution that makes a map larger, XLA on a CPU makes slow gradients.
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     patches = convolve(x, both, 0).reshape(b, h + 1, w + 1, 2, 2, f)
-    return join_patches(patches)[:, 1:-1, 1:-1]
+    return pixel_shuffle(patches)[:, 1:-1, 1:-1]
 
 
 def convolve(

@@ -8,7 +8,7 @@ from usam_jax.models.common.layers import Dtype, GreyConv, LayerNorm, Mlp, conv,
 from usam_jax.models.sam.attention import Attention
 
 
-def split_windows(x: Float[Array, "b h w d"], window: int) -> Float[Array, "n s s d"]:
+def window_partition(x: Float[Array, "b h w d"], window: int) -> Float[Array, "n s s d"]:
     """Non-overlapping windows of a map that is zero-padded at the bottom and right to fit."""
     b, h, w, d = x.shape
     x = jnp.pad(x, ((0, 0), (0, -h % window), (0, -w % window), (0, 0)))
@@ -17,8 +17,10 @@ def split_windows(x: Float[Array, "b h w d"], window: int) -> Float[Array, "n s 
     return x.swapaxes(2, 3).reshape(-1, window, window, d)
 
 
-def join_windows(x: Float[Array, "n s s d"], shape: tuple[int, ...]) -> Float[Array, "b h w d"]:
-    """The map of `shape` (b, h, w, d) that `split_windows` took apart, without its padding."""
+def window_unpartition(
+    x: Float[Array, "n s s d"], shape: tuple[int, ...]
+) -> Float[Array, "b h w d"]:
+    """The map of `shape` (b, h, w, d) that `window_partition` took apart, without its padding."""
     b, h, w, d = shape
     window = x.shape[1]
     rows, columns = -(-h // window), -(-w // window)
@@ -38,7 +40,7 @@ class Block(nn.Module):
         attention = Attention(self.num_heads, self.dtype, name="attn")
         y = LayerNorm(1e-6, name="norm1")(x)
         if self.window:
-            y = join_windows(attention(split_windows(y, self.window)), y.shape)
+            y = window_unpartition(attention(window_partition(y, self.window)), y.shape)
         else:
             y = attention(y)
         x = x + y
