@@ -27,7 +27,7 @@ def measure_prediction() -> list[Row]:
     config = care.get_config()
     model = make_model(config.model)
     saved = config.to_dict()
-    variables = init_variables(model, jax.random.key(0))
+    variables = init_variables(config.model, jax.random.key(0))
     classes = tuple(config.data.classes)
     network = Network(model, variables, make_preparation(saved, "nnunet"), classes, saved, 0)
     hu = anatomy.make_patient(0, 0, SIZE, NUM_SLICES).image.astype(np.int16)

@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 from configs import care
 
 
-def get_config() -> ConfigDict:
-    config = care.get_config()
+def get_config(model: str = "usam") -> ConfigDict:
+    config = care.get_config(model)
     config.model.num_classes = 0  # as many as dataset.json names
     config.data.kind = "nnunet"
     config.data.root = "data/nnunet"  # holds dataset.json imagesTr labelsTr [imagesTs labelsTs]

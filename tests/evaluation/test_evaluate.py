@@ -36,7 +36,7 @@ def phantoms(tmp_path_factory):
     config.eval.prompts, config.eval.prompt_jitter_px = ALL, (4.0, 12.0)
     packed = prepare.prepare(config.data)
     model = make_model(config.model)
-    return config, packed, model, init_variables(model, jax.random.key(0))
+    return config, packed, model, init_variables(config.model, jax.random.key(0))
 
 
 def predict(phantoms, num_devices: int):

@@ -423,7 +423,7 @@ def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     config = phantom_config()
     model = make_model(config.model)
-    variables = init_variables(model, jax.random.key(3))
+    variables = init_variables(config.model, jax.random.key(3))
     save_run(folder, config, variables)
     return folder, model, variables
 
@@ -553,7 +553,7 @@ def test_a_folder_is_predicted_past_a_bad_volume_and_gone_on_with(workdir, tmp_p
 
 SMALLEST = (
     "import runpy, sys; from usam_jax.models import usam; "
-    "usam.SIZES['smallest'] = usam.Size(48, 2, 2, (1,), window=7, dim=32); "
+    "usam.VARIANTS['smallest'] = usam.Variant(48, 2, 2, (1,), window=7, dim=32); "
     "runpy.run_module('usam_jax.predict', run_name='__main__', alter_sys=True)"
 )
 

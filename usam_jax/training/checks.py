@@ -6,11 +6,14 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from usam_jax import models
 from usam_jax.data.prompt_modes import noisy_modes, other_modes
 from usam_jax.data.prompts import make_add_prompts
 from usam_jax.data.splits import check_splitting
 from usam_jax.evaluation.case_metrics import POLICIES
 from usam_jax.models import make_model
+from usam_jax.models.common import registry
+from usam_jax.training import optimizer
 from usam_jax.utils.errors import UsageError
 from usam_jax.utils.mesh import check_batch_size
 
@@ -28,9 +31,16 @@ def check_config(config: ConfigDict, mesh: Mesh) -> None:
         if not ok:
             section, name = field.split(".")
             found = config[section][name]
-            raise UsageError(f"config.{field}: found {found!r}, expected {expected}")
+            raise UsageError(f"config.{field}: got {found!r}, expected {expected}")
 
     make_model(config.model)
+    spec = models.get(config.model.name)
+    optimizer.check(config.optimizer, spec)
+    if not spec.promptable:
+        name = registry.short_name(config.model.name)
+        expect(config.prompts.kind == "none", "prompts.kind", f"none: {name} takes no prompts")
+        others = set(config.eval.prompts) - {"none"}
+        expect(not others, "eval.prompts", f"none or (): {name} takes no prompts")
     make_add_prompts(config)
     other_modes(config)
     noisy_modes(config)
