@@ -37,7 +37,7 @@ def rewrite(path, change_fn):
 
 def find(config) -> list[tuple[str, str, str]]:
     findings, _ = validation.check(config.data)
-    assert all(x.mend for x in findings)
+    assert all(x.fix for x in findings)
     return [(x.severity, x.kind, x.where.split("/")[0]) for x in findings]
 
 
@@ -71,7 +71,7 @@ def test_every_kind_of_fault_is_found_with_its_case(nnunet, which, change_fn, ex
     name = label.name.removesuffix(".nii.gz")
     findings, _ = validation.check(config.data)
     assert [(x.severity, x.kind, x.where) for x in findings] == [(*expected[:2], f"train/{name}")]
-    assert findings[0].mend
+    assert findings[0].fix
 
 
 def test_a_header_that_gives_two_places_is_a_warning(nnunet):

@@ -20,7 +20,7 @@ Slices = tuple[np.ndarray, np.ndarray]
 class Case:
     """A slice of CARE, or a volume elsewhere; `load_fn` reads its slices.
 
-    `patient` is None where the data set does not tell whose slices these are. `stamp` (JSON)
+    `patient` is None where the data set does not tell whose slices these are. `source_stamp` (JSON)
     changes when the source does. A case that cannot be used has no slices, and its `load_fn`
     raises the DataError that says why.
     """
@@ -28,7 +28,7 @@ class Case:
     name: str
     patient: str | None
     num_slices: int
-    stamp: list[Any]
+    source_stamp: list[Any]
     load_fn: Callable[[], Slices]
     geometry: Geometry | None = None
     files: tuple[pathlib.Path, ...] = ()

@@ -31,7 +31,7 @@ class Finding:
     kind: str
     where: str
     problem: str
-    mend: str
+    fix: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +70,8 @@ def inspect(where: str, case: Case) -> Inspected:
     except DataError as error:
         return Inspected([unusable(where, error)])
 
-    def warn(kind: str, problem: str, mend: str) -> Finding:
-        return Finding(WARNING, kind, where, problem, mend)
+    def warn(kind: str, problem: str, fix: str) -> Finding:
+        return Finding(WARNING, kind, where, problem, fix)
 
     findings = []
     if not labels.any():
@@ -90,15 +90,15 @@ def inspect(where: str, case: Case) -> Inspected:
             )
         )
     if doubt:
-        mend = "look at the contact sheet for flips; save the files anew with one true affine"
-        findings.append(warn("header", doubt, mend))
+        fix = "look at the contact sheet for flips; save the files anew with one true affine"
+        findings.append(warn("header", doubt, fix))
     digest = hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest()
     return Inspected(findings, digest, frozenset(np.unique(labels).tolist()))
 
 
 def unusable(where: str, error: DataError) -> Finding:
-    mend = error.mend or "mend or remove the file"
-    return Finding(ERROR, "unusable", where, error.problem, mend)
+    fix = error.fix or "mend or remove the file"
+    return Finding(ERROR, "unusable", where, error.problem, fix)
 
 
 def compare_checksums(cases: Cases) -> None:
@@ -142,14 +142,14 @@ def find_duplicates(inspected: dict[str, Inspected], cases: dict[str, Case]) -> 
         for other in others:
             leaks = first.split("/")[0] != other.split("/")[0]
             files = [shlex.quote(str(path)) for path in cases[other].files]
-            mend = f"rm {' '.join(files)}" if files else "take one out of the source and pack anew"
+            fix = f"rm {' '.join(files)}" if files else "take one out of the source and pack anew"
             findings.append(
                 Finding(
                     ERROR if leaks else WARNING,
                     "duplicate",
                     other,
                     f"has the same image as {first}",
-                    f"keep one: {mend}",
+                    f"keep one: {fix}",
                 )
             )
     return findings
@@ -160,9 +160,9 @@ def find_absent_classes(inspected: dict[str, Inspected], config: ConfigDict) -> 
     trained = [x.classes for name, x in inspected.items() if name.startswith("train/")]
     present = frozenset().union(*trained)
     absent = [name for i, name in enumerate(config.classes) if i and i not in present]
-    mend = "look if the labels' numbers are those of config.data.classes"
+    fix = "look if the labels' numbers are those of config.data.classes"
     return [
-        Finding(WARNING, "absent-class", str(config.root), f"no training case has {name}", mend)
+        Finding(WARNING, "absent-class", str(config.root), f"no training case has {name}", fix)
         for name in absent
     ]
 
@@ -183,12 +183,12 @@ def describe(findings: list[Finding]) -> str:
     for x in findings:
         text = f"{x.where}: {x.problem}"
         if x.kind == "duplicate":  # mended each in its own way
-            groups[x.severity, x.kind, ""].append(f"{text}; {x.mend}")
+            groups[x.severity, x.kind, ""].append(f"{text}; {x.fix}")
         else:
-            groups[x.severity, x.kind, x.mend].append(text)
+            groups[x.severity, x.kind, x.fix].append(text)
     texts = []
-    for (severity, kind, mend), lines in groups.items():
+    for (severity, kind, fix), lines in groups.items():
         more = "\n  (--json lists all)" if len(lines) > 20 else ""
         texts.append(f"{severity} ({kind}), {len(lines)}:\n{list_some(lines)}{more}")
-        texts += [f"  what to do: {mend}"] if mend else []
+        texts += [f"  what to do: {fix}"] if fix else []
     return "\n".join(texts)

@@ -103,9 +103,9 @@ def path_of(header: Header) -> pathlib.Path:
     return pathlib.Path(str(header.filename))
 
 
-def fault(header: Header, problem: str, mend: str = "export the series anew") -> DataError:
+def fault(header: Header, problem: str, fix: str = "export the series anew") -> DataError:
     """The error for a file's `problem`."""
-    return DataError(f"{path_of(header)}: {problem}", mend)
+    return DataError(f"{path_of(header)}: {problem}", fix)
 
 
 def read_header(path: pathlib.Path) -> Header:
@@ -171,9 +171,9 @@ def find_slices(folder: pathlib.Path) -> tuple[list[Header], tuple[str, ...]]:
 
 def check_slice(header: Header) -> None:
     """Raises DataError for what is no single slice of HU, or a tilted one."""
-    for keyword, (values, mend) in EXPECTED.items():
+    for keyword, (values, fix) in EXPECTED.items():
         if (found := header.get(keyword)) not in values:
-            raise fault(header, f"{keyword} is {found}, expected {values[0]}", mend)
+            raise fault(header, f"{keyword} is {found}, expected {values[0]}", fix)
     if header.get("GantryDetectorTilt"):
         tilt = read_numbers(header, "GantryDetectorTilt", 1)[0]
         if abs(tilt) > MAX_TILT_DEGREES:
@@ -189,8 +189,8 @@ def check_alike(headers: Sequence[Header]) -> None:
             numbers, others = (read_numbers(x, keyword, count, lengths) for x in (header, first))
             if np.abs(numbers - others).max() > MAX_DIFFERENCE:
                 problem = f"{keyword} is {header[keyword].value}, but {first[keyword].value} in "
-                mend = "give a folder with slices of one kind"
-                raise fault(header, f"{problem}{path_of(first).name} of the same series", mend)
+                fix = "give a folder with slices of one kind"
+                raise fault(header, f"{problem}{path_of(first).name} of the same series", fix)
     for header in headers:  # positions in different frames cannot be compared
         frames = [str(x.get("FrameOfReferenceUID", "")) for x in (header, first)]
         if frames[0] != frames[1]:
@@ -239,8 +239,8 @@ def measure_step(
     usual, near, far = float(np.median(gaps)), int(gaps.argmin()), int(drift.argmax())
     if gaps[near] < MIN_GAP_MM:
         where = f"lies at the same place as {names[near + 1]}, {headers[near].ImagePositionPatient}"
-        mend = "leave out copies; give a folder for each time of a series over time"
-        raise fault(headers[near], where, mend)
+        fix = "leave out copies; give a folder for each time of a series over time"
+        raise fault(headers[near], where, fix)
     if drift[far] > max_drift:
         found = f"lies {drift[far]:.3g} mm beside the normal of {names[0]}"
         raise fault(headers[far], f"{found}, expected 0: the gantry was tilted", UNTILT)
@@ -266,9 +266,9 @@ def read_hu(header: Header) -> np.ndarray:
         if decoder.is_available:
             stored = pydicom.dcmread(path_of(header)).pixel_array
             return (stored * slope + inter).astype(np.float32)
-        mend = f"pip install what one of these asks for: {'; '.join(decoder.missing_dependencies)}"
+        fix = f"pip install what one of these asks for: {'; '.join(decoder.missing_dependencies)}"
     except NotImplementedError:
-        mend = "export it uncompressed"
+        fix = "export it uncompressed"
     except Exception as error:  # as in `read_header`
         raise fault(header, f"the pixels cannot be read ({error})", "copy it anew") from error
-    raise fault(header, f"no decoder for its TransferSyntaxUID, {syntax} ({syntax.name})", mend)
+    raise fault(header, f"no decoder for its TransferSyntaxUID, {syntax} ({syntax.name})", fix)

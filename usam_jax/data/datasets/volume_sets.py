@@ -190,10 +190,10 @@ def load_volume(
 def require_same_grid(image: pathlib.Path, label: pathlib.Path) -> None:
     """Raises DataError where a label's voxels are not those of its image."""
     a, b = read_geometry(image), read_geometry(label)
-    mend = "resample it onto the other (nibabel.processing.resample_from_to with order=0)"
+    fix = "resample it onto the other (nibabel.processing.resample_from_to with order=0)"
     if a.file_shape != b.file_shape:
         raise DataError(
-            f"{label}: has the shape {b.file_shape}, but {image} has {a.file_shape}", mend
+            f"{label}: has the shape {b.file_shape}, but {image} has {a.file_shape}", fix
         )
     differences = [
         f"{what} {y} instead of {x}"
@@ -207,7 +207,7 @@ def require_same_grid(image: pathlib.Path, label: pathlib.Path) -> None:
     if off > MAX_OFF_VOXELS * min(a.spacing_mm):
         differences.append(f"voxels up to {off:.3g} mm off")
         raise DataError(
-            f"{label}: lies elsewhere in space than {image}: {', '.join(differences)}", mend
+            f"{label}: lies elsewhere in space than {image}: {', '.join(differences)}", fix
         )
 
 

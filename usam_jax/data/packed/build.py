@@ -125,7 +125,7 @@ def copy_case(case: Case, split: str, earlier: Earlier) -> tuple[np.ndarray, np.
     None where there are none, or where they are not what was packed then.
     """
     folder, record = earlier.get((split, case.name), (None, {}))
-    if folder is None or record["stamp"] != case.stamp:
+    if folder is None or record["stamp"] != case.source_stamp:
         return None
     rows = slice(record["row"], record["row"] + case.num_slices)
     paths = (folder / f"{split}_{kind}.npy" for kind in ("images", "labels"))

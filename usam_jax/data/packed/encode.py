@@ -54,7 +54,7 @@ def describe_case(case: Case, images: np.ndarray, labels: np.ndarray) -> dict[st
         "name": case.name,
         "patient": case.patient,
         "num_slices": case.num_slices,
-        "stamp": case.stamp,
+        "stamp": case.source_stamp,
         "foreground": [int(label.any()) for label in labels],
         "crc32": checksums(images, labels),
         "geometry": dataclasses.asdict(case.geometry) if case.geometry else None,

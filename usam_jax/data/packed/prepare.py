@@ -163,7 +163,8 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
 def make_fingerprint(cases: Cases, settings: dict[str, Any]) -> str:
     """Changes with any setting, any case's name and patient, and any file's size or time."""
     stamps = {
-        split: [[x.name, x.patient, x.stamp] for x in found] for split, found in cases.items()
+        split: [[x.name, x.patient, x.source_stamp] for x in found]
+        for split, found in cases.items()
     }
     text = json.dumps([settings, stamps], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
