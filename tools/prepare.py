@@ -40,14 +40,6 @@ CHECK = flags.DEFINE_bool("check", False, "Read every case and tell what is wron
 JSON = flags.DEFINE_bool("json", False, "Print the findings as JSON.")
 SHEET = flags.DEFINE_string("sheet", None, "Where to draw the contact sheet of a check (.png).")
 
-CONFIG_OF = {
-    "care": "care",
-    "nnunet": "nnunet",
-    "word": "word",
-    "word_npy": "word",
-    "phantom": "phantom",
-}
-
 
 def default_config(source: pathlib.Path) -> ConfigDict:
     """The config for what is found at a source; for a packed one, that which it is packed with."""
@@ -61,7 +53,9 @@ def default_config(source: pathlib.Path) -> ConfigDict:
 
 
 def config_of(kind: str) -> ConfigDict:
-    return importlib.import_module(f"configs.{CONFIG_OF[kind]}").get_config()
+    """The config for data sets of a kind, with that kind."""
+    name = registry.get_spec(kind).config_name
+    return importlib.import_module(f"configs.{name}").get_config()
 
 
 def settings_as_fields(settings: dict[str, Any]) -> dict[str, Any]:
@@ -80,7 +74,7 @@ def settings_as_fields(settings: dict[str, Any]) -> dict[str, Any]:
 def training_command(packed: Packed) -> str:
     """The command that trains with a packed data set, with the fields that are not a default."""
     settings = packed.manifest["settings"]
-    name, config = CONFIG_OF[settings["kind"]], config_of(settings["kind"])
+    name, config = registry.get_spec(settings["kind"]).config_name, config_of(settings["kind"])
     fields = {"data.kind": "packed", "data.root": str(packed.folder)}
     for field, value in settings_as_fields(settings).items():
         section, option = field.split(".")

@@ -24,6 +24,7 @@ from usam_jax.data.datasets import care as care_reader
 from usam_jax.data.packed import build, prepare
 from usam_jax.data.packed import format as packed_format
 from usam_jax.data.prompt_modes import main_mode
+from usam_jax.utils import parallel
 from usam_jax.utils.errors import DataError, UsageError
 
 
@@ -105,7 +106,7 @@ def test_packing_is_done_once_and_again_only_for_what_changed(care, monkeypatch)
 def test_packing_goes_on_where_it_was_stopped(care, monkeypatch, stop_at):
     _, config = care
     monkeypatch.setattr(build, "SAVE_EVERY_SLICES", 2)
-    monkeypatch.setattr(build.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(parallel.os, "cpu_count", lambda: 1)
     read = []
     original = care_reader.load_care_slice
 
@@ -156,7 +157,7 @@ def test_what_a_stopped_packing_left_half_made_is_made_anew(care, monkeypatch):
 def test_two_programs_that_start_together_pack_once(care):
     _, config = care
     code = (
-        "import sys; from ml_collections import ConfigDict; from usam_jax.data import prepare; "
+        "import sys; from ml_collections import ConfigDict; from usam_jax.data.packed import prepare; "
         "from configs import care; c = care.get_config(); c.data.root, c.data.packed_dir = "
         "sys.argv[1:]; print(prepare.prepare(c.data).images('train').sum())"
     )

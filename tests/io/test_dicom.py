@@ -16,6 +16,7 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless
 
 from usam_jax.io import dicom, dicom_seg, nifti
+from usam_jax.io.geometry import Geometry, distance_mm, to_slices
 from usam_jax.utils.errors import DataError
 
 SHAPE, SPACING = (7, 6, 5), (0.9, 1.5, 3.0)
@@ -47,10 +48,10 @@ def reorient(orientation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(image.dataobj), image.affine
 
 
-def slices_affine(geometry: nifti.Geometry) -> np.ndarray:
+def slices_affine(geometry: Geometry) -> np.ndarray:
     """From (column, row, slice) to RAS mm."""
     affine = np.array(geometry.affine)
-    return affine @ inv_ornt_aff(nifti.to_slices(affine), geometry.file_shape)
+    return affine @ inv_ornt_aff(to_slices(affine), geometry.file_shape)
 
 
 def test_all_48_orientations_come_out_as_from_nifti(tmp_path):
@@ -59,15 +60,15 @@ def test_all_48_orientations_come_out_as_from_nifti(tmp_path):
         stored, affine = reorient(orientation)
         write_series(tmp_path / str(i), stored, affine, 1, -1024)
         series = dicom.read_series(tmp_path / str(i))
-        nifti = tmp_path / "ct.nii"
-        nibabel.save(nibabel.Nifti1Image(stored - 1024, affine), nifti)
-        geometry = nifti.read_geometry(nifti)
-        np.testing.assert_array_equal(series.hu, nifti.read_slices(nifti))
+        path = tmp_path / "ct.nii"
+        nibabel.save(nibabel.Nifti1Image(stored - 1024, affine), path)
+        geometry = nifti.read_geometry(path)
+        np.testing.assert_array_equal(series.hu, nifti.read_slices(path))
         assert series.geometry.shape == geometry.shape == (5, 6, 7)
         assert series.geometry.file_shape == geometry.file_shape
         np.testing.assert_allclose(series.geometry.spacing_mm, geometry.spacing_mm, atol=1e-4)
         found, expected = slices_affine(series.geometry), slices_affine(geometry)
-        assert nifti.distance_mm(found, expected, (7, 6, 5)) < 1e-4
+        assert distance_mm(found, expected, (7, 6, 5)) < 1e-4
         # Files run along the normal: where the volume's third axis does so, all is as in its file.
         if np.linalg.det(affine) > 0:
             np.testing.assert_allclose(series.geometry.affine, geometry.affine, atol=1e-4)
@@ -311,7 +312,7 @@ def read_seg(path, series) -> tuple[highdicom.seg.Segmentation, np.ndarray]:
     frames = seg.get_pixels_by_source_instance(
         sources, combine_segments=True, assert_missing_frames_are_empty=True
     )
-    transform = nifti.to_slices(np.array(series.geometry.affine))
+    transform = to_slices(np.array(series.geometry.affine))
     return seg, apply_orientation(frames.transpose(2, 1, 0), transform).transpose(2, 1, 0)
 
 

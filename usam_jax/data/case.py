@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from usam_jax.io.nifti import Geometry
+from usam_jax.io.geometry import Geometry
 from usam_jax.utils.errors import DataError
 
 # Grey float[n h w], nominally in [0, 1], and class indices uint8[n h w].

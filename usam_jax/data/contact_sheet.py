@@ -10,12 +10,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from usam_jax.data.case import Case, Cases
-from usam_jax.data.packed.build import ordered_map
+from usam_jax.data.datasets.registry import get_spec
 from usam_jax.data.packed.encode import pack_case
-from usam_jax.evaluation.report.plots import class_colours, outline
 from usam_jax.utils import console
 from usam_jax.utils.errors import DataError
 from usam_jax.utils.files import atomic_write
+from usam_jax.utils.parallel import ordered_map
+from usam_jax.utils.plotting import class_colours, outline
 
 COLUMNS, ROWS = 6, 4
 SIDES = {"R": (0.02, 0.5), "L": (0.98, 0.5), "A": (0.5, 0.97), "P": (0.5, 0.03)}
@@ -44,11 +45,12 @@ def save_contact_sheet(path: pathlib.Path, cases: Cases, settings: dict[str, Any
     figure = Figure(figsize=(2.2 * COLUMNS, 2.4 * rows + 0.8), layout="constrained")
     for ax in figure.subplots(rows, COLUMNS, squeeze=False).flat:
         ax.axis("off")
+    sides = SIDES if get_spec(settings["kind"]).oriented else {}
     for ax, tile in zip(figure.axes, tiles, strict=False):
         ax.imshow(tile.image, cmap="gray", vmin=0, vmax=255)
         outline(ax, tile.label, colours)
         ax.set_title(tile.title, fontsize=7)
-        for side, (x, y) in SIDES.items() if settings["kind"] in ("word", "nnunet") else ():
+        for side, (x, y) in sides.items():
             ax.text(
                 x,
                 y,

@@ -10,8 +10,9 @@ from typing import Any
 import cv2
 import numpy as np
 
+from usam_jax.data.datasets.registry import get_spec
 from usam_jax.data.packed.encode import make_clahe, pack_image
-from usam_jax.io.nifti import fitted_shape, unfit_square, window_hu
+from usam_jax.data.pixels import fitted_shape, unfit_square, window_hu
 from usam_jax.utils.files import read_json
 
 MIN_SIZE = 32  # pixels that a slice has at least
@@ -92,6 +93,5 @@ def make_preparation(saved: dict[str, Any], kind: str) -> Preparation:
         width=data["window_width"],
         intensity=data["intensity"],
         clahe_limit=data["clahe_limit"],
-        # CARE is distributed with the patient's front at the left edge.
-        transposed=kind == "care",
+        transposed=get_spec(kind).transposed,
     )

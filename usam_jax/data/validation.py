@@ -11,11 +11,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from usam_jax.data.case import Case, Cases, find_fault
-from usam_jax.data.datasets.registry import list_cases, shared_patients
-from usam_jax.data.packed.build import ordered_map
+from usam_jax.data.datasets.registry import list_cases
+from usam_jax.data.patients import shared_patients
 from usam_jax.io.nifti import header_warning
 from usam_jax.utils import console
 from usam_jax.utils.errors import DataError, list_some
+from usam_jax.utils.parallel import ordered_map
 
 ERROR, WARNING = "error", "warning"
 

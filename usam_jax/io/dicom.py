@@ -11,11 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pydicom
-from nibabel import orientations
 from pydicom.pixels import get_decoder
 from pydicom.uid import UID
 
-from usam_jax.io.nifti import MAX_OFF_VOXELS, Geometry, to_slices
+from usam_jax.io.geometry import MAX_OFF_VOXELS, Geometry, as_slices, make_geometry
 from usam_jax.utils.errors import DataError, list_some
 
 # What is used is checked here; pydicom would complain, file by file, of all the rest.
@@ -85,16 +84,8 @@ def read_series(folder: pathlib.Path) -> Series:
     frames = np.empty((len(headers), headers[0].Rows, headers[0].Columns), np.float32)
     for frame, header in zip(frames, headers, strict=True):
         frame[:] = read_hu(header)
-    transform = to_slices(affine)
-    hu = orientations.apply_orientation(frames.transpose(2, 1, 0), transform).transpose(2, 1, 0)
-    x, y, z = np.linalg.norm(affine[:3, :3], axis=0)[transform[:, 0].argsort()].tolist()
-    geometry = Geometry(
-        file_shape=frames.shape[::-1],
-        file_axes="".join(orientations.aff2axcodes(affine)),
-        affine=tuple(tuple(row) for row in affine.tolist()),
-        shape=hu.shape,
-        spacing_mm=(z, y, x),
-    )
+    voxels = frames.transpose(2, 1, 0)
+    hu, geometry = as_slices(voxels, affine), make_geometry(voxels.shape, affine)
     return Series(hu, geometry, tuple(path_of(x) for x in headers), notes)
 
 

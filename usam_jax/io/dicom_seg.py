@@ -10,7 +10,7 @@ from pydicom.valuerep import DS
 
 import usam_jax
 from usam_jax.io.dicom import Series, fault, read_header
-from usam_jax.io.nifti import from_slices
+from usam_jax.io.geometry import from_slices
 from usam_jax.utils.files import atomic_write
 
 # A SEG must have these, if only empty; exports without names often drop them.

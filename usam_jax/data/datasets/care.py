@@ -6,36 +6,38 @@ import functools
 import pathlib
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from usam_jax.data.case import (
     Case,
+    Cases,
     Slices,
     file_names,
     natural_order,
     source_stamp,
     unusable_case,
 )
+from usam_jax.data.datasets.spec import DatasetSpec
 from usam_jax.utils.errors import DataError, list_some
 
 SHAPE = (224, 224)
-WHERE = (
-    "CARE is given out by its authors on request (see the paper's project page); its folder holds "
-    "train/train_npz and test/test_npz. configs/phantom.py needs no data."
-)
+
+
+def list_cases(data: ConfigDict) -> Cases:
+    """The slices of train and test."""
+    root, num_classes = pathlib.Path(data.root), len(data.classes)
+    return {split: care_cases(root, split, num_classes) for split in ("train", "test")}
 
 
 def care_cases(root: pathlib.Path, split: str, num_classes: int) -> list[Case]:
-    """The slices `ROOT/SPLIT/SPLIT_npz/*.npz`, those of `SPLIT_bbox.csv` if there is one."""
+    """The slices `ROOT/SPLIT/SPLIT_npz/*.npz`: those of `SPLIT_bbox.csv`, or all without it."""
     folder = root / split / f"{split}_npz"
     if not folder.is_dir():
-        raise DataError(
-            f"{folder} is not there; config.data.root is {str(root)!r}, expected a folder with the "
-            f"CARE data set.\n{WHERE}"
-        )
+        raise DataError(f"{folder} is not there, expected the {split} split of CARE")
     table = root / split / f"{split}_bbox.csv"
     names = read_names(table) if table.is_file() else file_names(folder, ".npz")
     if not names:
-        raise DataError(f"{folder} holds no slices (NAME.npz).\n{WHERE}")
+        raise DataError(f"{folder} holds no slices (NAME.npz)")
     return [
         care_case(folder / f"{name}.npz", table, num_classes)
         for name in sorted(names, key=natural_order)
@@ -43,7 +45,7 @@ def care_cases(root: pathlib.Path, split: str, num_classes: int) -> list[Case]:
 
 
 def read_names(table: pathlib.Path) -> list[str]:
-    """The column `name` of CARE's CSV. The boxes beside it are not read: labels give them."""
+    """The column `name` of CARE's CSV; its boxes are not read, since the labels give them."""
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
@@ -63,6 +65,7 @@ def read_names(table: pathlib.Path) -> list[str]:
 
 
 def care_case(path: pathlib.Path, table: pathlib.Path, num_classes: int) -> Case:
+    """The case of one slice."""
     if not path.is_file():
         missing = DataError(
             f"{path} is not there, but {table} names it", "copy it, or delete its row"
@@ -87,7 +90,7 @@ def load_care_slice(path: pathlib.Path, num_classes: int) -> Slices:
     except DataError:
         raise
     except Exception as error:  # damage shows up as nearly any error, a tokenizer's among them
-        raise DataError(f"{path}: not a readable .npz ({error})", "copy it anew") from error
+        raise DataError(f"{path}: not a readable .npz ({error})", "copy it again") from error
     for key, array in (("image", image), ("label", label)):
         if array.shape != SHAPE:
             raise DataError(f"{path}: {key} has the shape {array.shape}, expected {SHAPE}")
@@ -104,3 +107,18 @@ def load_care_slice(path: pathlib.Path, num_classes: int) -> Slices:
     labels = np.minimum(label, num_classes - 1).astype(np.uint8)
     # In its own precision: a rounded value may be the next grey level.
     return image[None], labels[None]
+
+
+SPEC = DatasetSpec(
+    list_cases,
+    layout="train/train_npz and test/test_npz",
+    hint=(
+        "CARE is given out by its authors on request (see the paper's project page); "
+        "configs/phantom.py needs no data."
+    ),
+    config_name="care",
+    required="train/train_npz",
+    sign="train/train_npz",
+    detect_rank=4,
+    transposed=True,
+)

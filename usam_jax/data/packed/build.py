@@ -3,9 +3,7 @@
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -15,17 +13,15 @@ from usam_jax.data.packed.format import MANIFEST, map_array
 from usam_jax.utils import console
 from usam_jax.utils.errors import DataError, list_some
 from usam_jax.utils.files import read_json, write_json
+from usam_jax.utils.parallel import ordered_map
 
 PROGRESS = "progress.json"
 SAVE_EVERY_SLICES = 200  # between two notes of how far packing came
-MAX_WORKERS = 16  # a large volume takes a gigabyte while it is read
 CHECK = (
     "python -m tools.prepare SOURCE --check tells all that is wrong; mend or remove those and start "
     "again (nothing is packed twice)."
 )
 
-T = TypeVar("T")
-R = TypeVar("R")
 Earlier = dict[tuple[str, str], tuple[pathlib.Path, dict[str, Any]]]
 
 
@@ -131,18 +127,6 @@ def copy_case(case: Case, split: str, earlier: Earlier) -> tuple[np.ndarray, np.
     paths = (folder / f"{split}_{kind}.npy" for kind in ("images", "labels"))
     images, labels = (np.array(map_array(x)[rows]) for x in paths)
     return (images, labels) if checksums(images, labels) == record["crc32"] else None
-
-
-def ordered_map(function: Callable[[T], R], items: list[T]) -> Iterator[tuple[T, R]]:
-    """Calls `function` on all cores, a few items ahead, and gives items and results in order."""
-    workers = min(os.cpu_count() or 1, MAX_WORKERS)
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for start in range(0, len(items), 4 * workers):
-                some = items[start : start + 4 * workers]
-                yield from zip(some, pool.map(function, some), strict=True)
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def open_array(path: pathlib.Path, shape: tuple[int, ...], begun: bool) -> np.memmap:

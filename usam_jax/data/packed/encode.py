@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from usam_jax.data.case import Case
-from usam_jax.io.nifti import fit_square
+from usam_jax.data.pixels import fit_square
 
 CLAHE_TILES = (8, 8)
 

@@ -19,30 +19,35 @@ from ml_collections import ConfigDict
 
 from usam_jax.data import splits
 from usam_jax.data.case import Cases, find_fault
-from usam_jax.data.datasets.registry import list_cases, shared_patients
+from usam_jax.data.datasets.registry import get_spec, list_cases
 from usam_jax.data.packed.build import CHECK, count_slices, pack
 from usam_jax.data.packed.format import MANIFEST, VERSION, Packed, open_packed
+from usam_jax.data.patients import shared_patients
 from usam_jax.utils import console
 from usam_jax.utils.errors import DISK_FULL, DataError, UsageError, list_some
 from usam_jax.utils.files import read_json
 
 
 def packing_settings(config: ConfigDict) -> dict[str, Any]:
-    """What of `config.data` decides the packed bytes, the source files aside.
+    """The fields of `config.data` that decide the packed bytes, for given source files.
 
-    Raises UsageError for a value that does not exist.
+    Raises UsageError for a value that makes no sense.
     """
-    if config.intensity not in ("clip", "wrap"):
-        raise UsageError(
-            f"config.data.intensity: found {config.intensity!r}, expected clip or wrap"
-        )
-    for field in ("window_width", "clahe_limit"):
-        if config[field] < 0 or config.window_width == 0:
-            raise UsageError(f"config.data.{field}: found {config[field]}, expected more than 0")
-    if config.image_size < 16 or config.image_size % 16:
-        raise UsageError(
-            f"config.model.image_size: found {config.image_size}, expected a multiple of 16"
-        )
+
+    def expect(ok: bool, field: str, expected: str) -> None:
+        if not ok:
+            found = config[field.split(".")[1]]
+            raise UsageError(f"config.{field}: found {found!r}, expected {expected}")
+
+    spec = get_spec(config.kind)
+    expect(config.intensity in ("clip", "wrap"), "data.intensity", "clip or wrap")
+    expect(config.window_width > 0, "data.window_width", "more than 0")
+    expect(config.clahe_limit >= 0, "data.clahe_limit", "0 or more")
+    expect(
+        config.image_size >= 16 and config.image_size % 16 == 0,
+        "model.image_size",
+        "a multiple of 16",
+    )
     settings = {
         "version": VERSION,
         "kind": config.kind,
@@ -53,10 +58,7 @@ def packing_settings(config: ConfigDict) -> dict[str, Any]:
         # A random limit is drawn in training, on slices that are packed without CLAHE.
         "clahe_limit": 0.0 if config.random_clahe else config.clahe_limit,
     }
-    if config.kind == "phantom":
-        settings["phantom"] = [config.phantom_seed, config.slices_per_patient]
-        settings["phantom"] += list(config.num_patients)
-    return settings
+    return settings | spec.packing_settings(config)
 
 
 def prepare(config: ConfigDict, folder: pathlib.Path | None = None) -> Packed:

@@ -20,7 +20,7 @@ from usam_jax.data.phantoms.canvas import (
     pick,
     wander,
 )
-from usam_jax.io.nifti import Geometry
+from usam_jax.io.geometry import Geometry
 
 VERSION = 2  # changes whenever the same arguments give other bytes than before
 SLICE_MM = (2.0, 3.0, 4.0, 5.0)

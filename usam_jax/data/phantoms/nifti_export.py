@@ -4,16 +4,14 @@ import itertools
 import pathlib
 from typing import Any
 
-import nibabel
 import numpy as np
-from nibabel.orientations import axcodes2ornt, ornt_transform
 
-from usam_jax.data.packed.build import ordered_map
 from usam_jax.data.phantoms.anatomy import VERSION, Phantom, make_patient
-from usam_jax.io.nifti import AXES, READ_ERRORS
+from usam_jax.io import nifti
 from usam_jax.utils import console
 from usam_jax.utils.errors import DataError, UsageError, list_some
-from usam_jax.utils.files import atomic_write, write_json
+from usam_jax.utils.files import write_json
+from usam_jax.utils.parallel import ordered_map
 
 FILE_AXES = ("LPS", "LPS", "RAS", "RAS", "LAS", "LAS", "PIR", "ASL")  # the common ones more often
 FOLDERS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
@@ -41,14 +39,15 @@ def write_nnunet(
 
     def write(number: int) -> None:
         made = make_patient(seed, number, size, num_slices)
-        for path, volume in zip(paths[number], to_volumes(made, seed, number), strict=True):
-            volume.header["descrip"] = texts[number]
-            with atomic_write(path) as temporary:
-                nibabel.save(volume, temporary)
+        affine, axes = draw_grid(made, seed, number)
+        hu = np.rint(made.image).astype(np.int16)
+        for path, slices in zip(paths[number], (hu, made.labels), strict=True):
+            nifti.write_slices(path, slices, affine, axes, texts[number])
 
     try:
         make_folders(folder, list(itertools.chain(*paths)))
-        todo = [x for x in numbers if not all(is_whole(path, texts[x]) for path in paths[x])]
+        # A file gets its name when it is complete, so its header is all there is to compare.
+        todo = [x for x in numbers if any(nifti.read_description(y) != texts[x] for y in paths[x])]
         if todo:
             (folder / "dataset.json").unlink(missing_ok=True)
         with console.Progress(
@@ -90,28 +89,12 @@ def describe(seed: int, number: int, size: int, num_slices: int | None) -> bytes
     return f"phantom v{VERSION} {seed} {number} {size} {num_slices or 'own'}".encode()
 
 
-def is_whole(path: pathlib.Path, text: bytes) -> bool:
-    """Files are renamed when they are whole; so the header is all there is to look at."""
-    try:
-        volume: Any = nibabel.load(path)
-    except READ_ERRORS:
-        return False
-    return volume.header["descrip"].item() == text
-
-
-def to_volumes(made: Phantom, seed: int, number: int) -> tuple[Any, Any]:
-    """A patient's image and labels on one grid, with axes and an affine that are drawn."""
-    # Another stream than the anatomy's, which starts from [seed, number].
+def draw_grid(made: Phantom, seed: int, number: int) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Draws the affine float64[4 4] of a patient's slices, and the voxel axes of their files."""
+    # Not the anatomy's random stream, which starts from [seed, number].
     rng = np.random.default_rng([seed, number, 1])
     affine = draw_affine(rng, made)
-    axes = tuple(FILE_AXES[rng.integers(len(FILE_AXES))])
-    turn = ornt_transform(axcodes2ornt(AXES), axcodes2ornt(axes))
-    hu = np.rint(made.image).astype(np.int16)
-    image, labels = (
-        nibabel.Nifti1Image(voxels.transpose(2, 1, 0), affine).as_reoriented(turn)
-        for voxels in (hu, made.labels)
-    )
-    return image, labels
+    return affine, tuple(FILE_AXES[rng.integers(len(FILE_AXES))])
 
 
 def draw_affine(rng: np.random.Generator, made: Phantom) -> np.ndarray:

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from conftest import REAL_DATA
 
-from usam_jax.data import splits, validation
-from usam_jax.data.datasets import volume_sets
+from usam_jax.data import splits, validation, volumes
 from usam_jax.data.packed import encode, prepare
 from usam_jax.io import nifti
 from usam_jax.utils.errors import DataError, UsageError
@@ -65,7 +64,7 @@ def test_all_48_orientations_of_a_volume_are_packed_alike(tmp_path, word_config,
     for orientation in ORIENTATIONS:
         save(image_path, hu, affine_lps(oblique), orientation)
         save(label_path, labels, affine_lps(oblique), orientation)
-        case = volume_sets.volume_case("x", image_path, label_path, config.data)
+        case = volumes.volume_case("x", image_path, label_path, config.data)
         axes.add(case.geometry.file_axes)
         assert case.geometry.shape == (5, 36, 40)
         np.testing.assert_allclose(case.geometry.spacing_mm, (3.0, 1.5, 0.9), atol=1e-5)
@@ -86,17 +85,6 @@ def test_all_48_orientations_of_a_volume_are_packed_alike(tmp_path, word_config,
     assert not images[:, :, :9].any() and not images[:, :, 45:].any()
 
 
-def test_images_are_averaged_where_pixels_grow():
-    image = np.zeros((64, 64), np.uint8)
-    image[::4, ::4] = 160
-    np.testing.assert_array_equal(nifti.fit_square(image, 16, (1.0, 1.0), labels=False), 10)
-
-
-def test_the_window_is_linear_and_clips():
-    hu = np.array([-1000, -160, -60, 40, 240, 3000], np.int16)
-    np.testing.assert_allclose(nifti.window_hu(hu, 40.0, 400.0), [0, 0, 0.25, 0.5, 1, 1], atol=1e-7)
-
-
 def test_scaled_and_big_endian_voxels_are_read_as_hu(tmp_path):
     hu, _ = make_volume()
     image = nibabel.Nifti1Image(hu, affine_lps())
@@ -108,19 +96,6 @@ def test_scaled_and_big_endian_voxels_are_read_as_hu(tmp_path):
     header.set_data_dtype(np.int16)
     nibabel.save(nibabel.Nifti1Image(hu, affine_lps(), header), tmp_path / "big.nii")
     np.testing.assert_array_equal(nifti.read_slices(tmp_path / "big.nii"), hu.transpose(2, 1, 0))
-
-
-def test_a_slice_keeps_its_proportions_in_mm_and_labels_stay_on_the_image():
-    image = np.zeros((100, 50), np.uint8)
-    image[20:40, 10:20] = 200
-    fitted = nifti.fit_square(image, 64, (1.0, 2.0), labels=False)  # square in mm
-    assert fitted.shape == (64, 64)
-    rows, columns = np.nonzero(fitted > 100)
-    np.testing.assert_allclose([rows.mean(), columns.mean()], [18.7, 18.7], atol=0.6)
-    wide = nifti.fit_square(image, 64, (1.0, 1.0), labels=False)
-    assert not wide[:, :16].any() and not wide[:, 48:].any()
-    label = nifti.fit_square((image > 0).astype(np.uint8), 64, (1.0, 1.0), labels=True)
-    assert (label.astype(bool) != (wide > 100)).mean() < 0.01
 
 
 def test_nnunet_layout_is_packed_by_patient_with_its_geometry(nnunet):
@@ -167,7 +142,7 @@ def test_only_a_changed_case_is_read_again(nnunet, monkeypatch):
     read = []
     original = nifti.read_slices
     monkeypatch.setattr(
-        "usam_jax.data.datasets.volume_sets.read_slices",
+        "usam_jax.data.volumes.read_slices",
         lambda p: read.append(p.name) or original(p),
     )
     after = prepare.prepare(config.data).images("train")
@@ -330,18 +305,3 @@ def test_real_volumes_are_checked_and_packed_for_word(tmp_path, word_config):
     # The liver is on the patient's right, at the left of the picture; the spleen on the other side.
     columns = [np.nonzero(packed.labels("val") == c)[2].mean() for c in (1, 2)]
     assert columns[0] < 112 < columns[1]
-
-
-@pytest.mark.parametrize(("shape", "pixel_mm"), [((50, 80), (1.3, 0.7)), ((90, 40), (0.8, 1.1))])
-def test_labels_come_back_from_the_square_to_where_they_were(shape, pixel_mm):
-    labels = np.zeros(shape, np.uint8)
-    h, w = shape
-    labels[h // 8 : h // 3, w // 2 : w - w // 6] = 1
-    labels[h - h // 5 : h - 3, 4 : w // 4] = 2
-    fitted = nifti.fit_square(labels, 128, pixel_mm, labels=True)
-    back = nifti.unfit_square(fitted, shape, pixel_mm)
-    assert back.shape == shape
-    for c in (1, 2):
-        there, here = (np.argwhere(x == c) for x in (labels, back))
-        np.testing.assert_allclose(there.mean(0), here.mean(0), atol=0.3)
-        assert len(here) == pytest.approx(len(there), rel=0.05)
