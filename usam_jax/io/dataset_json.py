@@ -55,7 +55,7 @@ def class_names(description: dict[str, Any]) -> tuple[str, ...]:
 def listed_files(
     description: dict[str, Any], path: pathlib.Path
 ) -> dict[str, tuple[pathlib.Path, pathlib.Path]]:
-    """Image and label of each case listed under `dataset`, by name; empty if none is listed.
+    """Image and label of each case that is listed under `dataset`, by name.
 
     Entries are `{name: {images: [file], label: file}}`, relative to the folder of `path`. Raises
     DataError for another form.
@@ -69,6 +69,6 @@ def listed_files(
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
-            f"{path}: found no usable list under dataset ({error!r}), expected for each case images "
-            "(one file) and label"
+            f"{path}: found no usable list under dataset ({error!r}), expected for each case "
+            "images (one file) and label"
         ) from error

@@ -1,4 +1,4 @@
-"""NIfTI files, read and written as axial slices in the orientation of `usam_jax.io.geometry`."""
+"""NIfTI files, read and written as axial slices in the orientation of `io.geometry`."""
 
 import gzip
 import pathlib
