@@ -6,20 +6,20 @@ import pytest
 from usam_jax.data import pixels
 
 
-def test_images_are_averaged_where_pixels_grow():
+def test_fit_square_averages_if_pixels_grow():
     image = np.zeros((64, 64), np.uint8)
     image[::4, ::4] = 160
     np.testing.assert_array_equal(pixels.fit_square(image, 16, (1.0, 1.0), labels=False), 10)
 
 
-def test_the_window_is_linear_and_clips():
+def test_window_hu_is_linear_and_clips():
     hu = np.array([-1000, -160, -60, 40, 240, 3000], np.int16)
     np.testing.assert_allclose(
         pixels.window_hu(hu, 40.0, 400.0), [0, 0, 0.25, 0.5, 1, 1], atol=1e-7
     )
 
 
-def test_a_slice_keeps_its_proportions_in_mm_and_labels_stay_on_the_image():
+def test_fit_square_keeps_proportions_and_alignment():
     image = np.zeros((100, 50), np.uint8)
     image[20:40, 10:20] = 200
     fitted = pixels.fit_square(image, 64, (1.0, 2.0), labels=False)  # square in mm
@@ -33,7 +33,7 @@ def test_a_slice_keeps_its_proportions_in_mm_and_labels_stay_on_the_image():
 
 
 @pytest.mark.parametrize(("shape", "pixel_mm"), [((50, 80), (1.3, 0.7)), ((90, 40), (0.8, 1.1))])
-def test_labels_come_back_from_the_square_to_where_they_were(shape, pixel_mm):
+def test_unfit_square_restores_label_positions(shape, pixel_mm):
     labels = np.zeros(shape, np.uint8)
     h, w = shape
     labels[h // 8 : h // 3, w // 2 : w - w // 6] = 1

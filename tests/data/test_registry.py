@@ -1,4 +1,4 @@
-"""Layouts of data sets are found by their file, and each setting of `config.data` is checked."""
+"""Layouts of data sets are found by file name, and `config.data` is checked."""
 
 import pytest
 from conftest import phantom_config

@@ -1,4 +1,4 @@
-"""Volumes to slices: the same whatever the file's axes, and every fault named."""
+"""Volumes to slices: the same for all file axes, with every fault named."""
 
 import itertools
 import json
@@ -18,7 +18,7 @@ SPACING_LPS = (0.9, 1.5, 3.0)
 
 
 def make_volume(seed: int = 0, shape: tuple[int, int, int] = (40, 36, 5)):
-    """HU and labels with the axes (L, P, S), asymmetric in each direction."""
+    """HU and labels [i j k] with the axes (L, P, S), asymmetric in each direction."""
     rng = np.random.default_rng(seed)
     hu = rng.integers(-200, 200, shape).astype(np.int16)
     labels = np.zeros(shape, np.uint8)
@@ -53,7 +53,7 @@ ORIENTATIONS = [
 
 
 @pytest.mark.parametrize("oblique", [False, True])
-def test_all_48_orientations_of_a_volume_are_packed_alike(tmp_path, word_config, oblique):
+def test_pack_case_is_the_same_in_all_orientations(tmp_path, word_config, oblique):
     hu, labels = make_volume()
     config = word_config(tmp_path, tmp_path)
     config.data.classes = ("background", "a", "b")
@@ -85,7 +85,7 @@ def test_all_48_orientations_of_a_volume_are_packed_alike(tmp_path, word_config,
     assert not images[:, :, :9].any() and not images[:, :, 45:].any()
 
 
-def test_scaled_and_big_endian_voxels_are_read_as_hu(tmp_path):
+def test_read_slices_scales_and_swaps_bytes(tmp_path):
     hu, _ = make_volume()
     image = nibabel.Nifti1Image(hu, affine_lps())
     image.header.set_slope_inter(2.0, -1024.0)
@@ -98,7 +98,7 @@ def test_scaled_and_big_endian_voxels_are_read_as_hu(tmp_path):
     np.testing.assert_array_equal(nifti.read_slices(tmp_path / "big.nii"), hu.transpose(2, 1, 0))
 
 
-def test_nnunet_layout_is_packed_by_patient_with_its_geometry(nnunet):
+def test_nnunet_is_packed_by_patient_with_geometry(nnunet):
     _, config = nnunet
     packed = prepare.prepare(config.data)
     assert [x["name"] for x in packed.cases("train")] == [f"phantom_{i:04d}" for i in range(4)]
@@ -133,7 +133,7 @@ def test_folds_hold_out_every_patient_once(nnunet):
             prepare.prepare(other)
 
 
-def test_only_a_changed_case_is_read_again(nnunet, monkeypatch):
+def test_prepare_reads_only_changed_volumes(nnunet, monkeypatch):
     root, config = nnunet
     before = np.array(prepare.prepare(config.data).images("train"))
     path = root / "imagesTr" / "phantom_0002_0000.nii.gz"
@@ -165,7 +165,7 @@ def test_only_a_changed_case_is_read_again(nnunet, monkeypatch):
         ("text", "not a readable NIfTI"),
     ],
 )
-def test_a_faulty_volume_is_named_with_what_is_wrong(nnunet, fault, message):
+def test_prepare_names_faulty_volume_and_problem(nnunet, fault, message):
     root, config = nnunet
     image_path = root / "imagesTr" / "phantom_0001_0000.nii.gz"
     label_path = root / "labelsTr" / "phantom_0001.nii.gz"
@@ -191,13 +191,13 @@ def test_a_faulty_volume_is_named_with_what_is_wrong(nnunet, fault, message):
     elif fault == "truncated":
         image_path.write_bytes(image_path.read_bytes()[:-2000])
     else:
-        image_path.write_text("no volume")
+        image_path.write_text("not a volume")
     with pytest.raises(DataError, match=message) as caught:
         prepare.prepare(config.data)
     assert "phantom_0001" in str(caught.value)
 
 
-def test_a_description_that_does_not_fit_is_named(nnunet):
+def test_prepare_names_unsuitable_dataset_json(nnunet):
     root, config = nnunet
     path = root / "dataset.json"
     description = json.loads(path.read_text())
@@ -219,7 +219,7 @@ def test_a_description_that_does_not_fit_is_named(nnunet):
         prepare.prepare(config.data)
 
 
-def test_a_label_without_image_is_named(nnunet):
+def test_prepare_names_label_without_image(nnunet):
     root, config = nnunet
     (root / "imagesTr" / "phantom_0003_0000.nii.gz").unlink()
     with pytest.raises(
@@ -229,7 +229,7 @@ def test_a_label_without_image_is_named(nnunet):
         prepare.prepare(config.data)
 
 
-def test_word_as_distributed_brings_its_own_validation_part(tmp_path, word_config):
+def test_word_uses_its_own_validation_split(tmp_path, word_config):
     root = tmp_path / "WORD"
     hu, labels = make_volume()
     for split, count in (("Tr", 2), ("Val", 1), ("Ts", 1)):
@@ -247,7 +247,7 @@ def test_word_as_distributed_brings_its_own_validation_part(tmp_path, word_confi
     }
 
 
-def test_slices_of_the_published_code_are_read(tmp_path, word_config):
+def test_word_npy_reads_published_slices(tmp_path, word_config):
     rng = np.random.default_rng(0)
     for split in ("train", "test"):
         for kind, top in (("npy_imgs", 256), ("npy_gts", 17)):
@@ -266,8 +266,8 @@ def test_slices_of_the_published_code_are_read(tmp_path, word_config):
         prepare.prepare(config.data)
 
 
-def test_real_volumes_are_checked_and_packed_for_word(tmp_path, word_config):
-    """WORD's labels with intensities painted in, for its images may not be given on; a real CT."""
+def test_word_checks_and_packs_real_volumes(tmp_path, word_config):
+    """WORD's labels with painted intensities (its images may not be shared), and a real CT."""
     folders = REAL_DATA / "word_labels", REAL_DATA / "ct_samples"
     if not all(x.is_dir() for x in folders):
         pytest.skip(f"{folders} are not there")

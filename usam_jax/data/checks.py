@@ -17,6 +17,6 @@ def check(data: ConfigDict) -> None:
         raise UsageError(f"config.data.num_workers: found {data.num_workers}, expected 0 or more")
     if "mean" in data.classes:
         raise UsageError(
-            f"config.data.classes: found {tuple(data.classes)}, expected no class named mean, which "
-            "is the name of the mean over the classes"
+            f"config.data.classes: found {tuple(data.classes)}, expected no class named mean, "
+            "which is the name of the mean over the classes"
         )

@@ -38,7 +38,7 @@ def volume_cases(
 
 
 def volume_case(name: str, image: pathlib.Path, label: pathlib.Path, data: ConfigDict) -> Case:
-    """The case of an image and its label; if one cannot be read, loading it raises the reason."""
+    """The case of an image and its label, unusable if one of them cannot be read."""
     try:
         for path, other in ((image, label), (label, image)):
             if not path.is_file():

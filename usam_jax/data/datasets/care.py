@@ -1,4 +1,4 @@
-"""CARE as distributed: one `.npz` a slice, and a table of their names."""
+"""CARE as distributed: one `.npz` per slice, and a table of the slices' names."""
 
 import collections
 import csv
@@ -45,7 +45,7 @@ def care_cases(root: pathlib.Path, split: str, num_classes: int) -> list[Case]:
 
 
 def read_names(table: pathlib.Path) -> list[str]:
-    """The column `name` of CARE's CSV; its boxes are not read, since the labels give them."""
+    """The column `name` of CARE's CSV, whose boxes are not needed next to the labels."""
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
@@ -57,7 +57,7 @@ def read_names(table: pathlib.Path) -> list[str]:
             "delete the file to use every .npz of the folder",
         ) from error
     if not names:
-        raise DataError(f"{table}: names no slice", "delete it to use every .npz of the folder")
+        raise DataError(f"{table}: lists no slices", "delete it to use every .npz of the folder")
     repeated = [name for name, count in collections.Counter(names).items() if count > 1]
     if repeated:
         raise DataError(f"{table}: names that occur more than once:\n{list_some(repeated)}")
@@ -76,12 +76,12 @@ def care_case(path: pathlib.Path, table: pathlib.Path, num_classes: int) -> Case
 
 
 def load_care_slice(path: pathlib.Path, num_classes: int) -> Slices:
-    """One slice; labels above the last class count as it, as the data set's authors do.
+    """One slice, with labels above the last class set to it as the data set's authors do.
 
-    Raises DataError that names the file for anything but an image and a label of 224x224.
+    Raises DataError unless the file holds an image and a label of 224x224.
     """
     try:
-        # Opened here, for np.load leaves a damaged archive open.
+        # Opened here, since np.load leaves a damaged archive open.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             absent = [key for key in ("image", "label") if key not in file.files]
             if absent:
@@ -89,7 +89,7 @@ def load_care_slice(path: pathlib.Path, num_classes: int) -> Slices:
             image, label = file["image"], file["label"]
     except DataError:
         raise
-    except Exception as error:  # damage shows up as nearly any error, a tokenizer's among them
+    except Exception as error:  # damaged files raise nearly any type, tokenize errors included
         raise DataError(f"{path}: not a readable .npz ({error})", "copy it again") from error
     for key, array in (("image", image), ("label", label)):
         if array.shape != SHAPE:
@@ -105,7 +105,7 @@ def load_care_slice(path: pathlib.Path, num_classes: int) -> Slices:
             f"from 0"
         )
     labels = np.minimum(label, num_classes - 1).astype(np.uint8)
-    # In its own precision: a rounded value may be the next grey level.
+    # The image keeps its precision: a rounded value could become the next grey level.
     return image[None], labels[None]
 
 

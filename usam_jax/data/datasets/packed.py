@@ -1,4 +1,4 @@
-"""A data set that is packed already; its source is not needed any more."""
+"""A data set that is packed already, usable without its source."""
 
 import pathlib
 

@@ -35,7 +35,7 @@ class DatasetSpec:
     detect_rank: int = 100
     # Reads the names of the classes from the folder, if the data set has them.
     read_classes: Callable[[pathlib.Path], tuple[str, ...]] | None = None
-    # Further fields of `config.data` that decide the packed bytes. Raises UsageError for wrong ones.
+    # Fields of the layout itself that decide the packed bytes. Raises UsageError for invalid ones.
     packing_settings: Callable[[ConfigDict], dict[str, Any]] = no_settings
     # Whether slices are stored with the patient's front at the left edge.
     transposed: bool = False

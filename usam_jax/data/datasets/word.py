@@ -12,7 +12,7 @@ HINT = "WORD is given out by its authors on request; configs/phantom.py needs no
 
 
 def list_cases(data: ConfigDict) -> Cases:
-    """The volumes of each split; a split without a folder of labels is left out."""
+    """The volumes of each split that has a folder of labels."""
     root = pathlib.Path(data.root)
     names = {"train": "Tr", "val": "Val", "test": "Ts"}
     return {

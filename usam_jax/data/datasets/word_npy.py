@@ -21,7 +21,7 @@ from usam_jax.utils.errors import DataError
 
 
 def list_cases(data: ConfigDict) -> Cases:
-    """The slices of each split; `val` is optional."""
+    """The slices of train, val (if it exists) and test."""
     root, num_classes = pathlib.Path(data.root), len(data.classes)
     cases = {}
     for split in ("train", "val", "test"):

@@ -1,4 +1,4 @@
-"""Cases to the arrays of a packed data set, on all cores; stopped, it goes on where it was."""
+"""Packs cases into the arrays of a packed data set, on all cores and resumably."""
 
 import os
 import pathlib
@@ -16,9 +16,9 @@ from usam_jax.utils.files import read_json, write_json
 from usam_jax.utils.parallel import ordered_map
 
 PROGRESS = "progress.json"
-SAVE_EVERY_SLICES = 200  # between two notes of how far packing came
+SAVE_EVERY_SLICES = 200  # between two writes of the progress file
 CHECK = (
-    "python -m tools.prepare SOURCE --check tells all that is wrong; mend or remove those and start "
+    "python -m tools.prepare SOURCE --check lists all faults; fix or remove those cases and start "
     "again (nothing is packed twice)."
 )
 
@@ -26,13 +26,14 @@ Earlier = dict[tuple[str, str], tuple[pathlib.Path, dict[str, Any]]]
 
 
 def count_slices(cases: list[Case]) -> int:
+    """The number of slices of all cases."""
     return sum(case.num_slices for case in cases)
 
 
 def pack(
     cases: Cases, settings: dict[str, Any], fingerprint: str, folder: pathlib.Path
 ) -> dict[str, Any]:
-    """Packs every case; what an earlier packing, whole or stopped, has of a case is copied."""
+    """Packs every case, and copies unchanged cases from earlier packings, even interrupted ones."""
     arrays = folder / fingerprint[:12]
     arrays.mkdir(exist_ok=True)
     earlier = find_earlier(folder, settings)
@@ -58,7 +59,7 @@ def pack(
 
 
 def find_earlier(folder: pathlib.Path, settings: dict[str, Any]) -> Earlier:
-    """Where each case is packed already, by split and name: its arrays' folder and its record."""
+    """Cases that are packed already, by split and name: the folder of the arrays and the record."""
     found: Earlier = {}
     for path in folder.glob(f"*/{PROGRESS}"):
         progress = read_json(path)
@@ -77,9 +78,9 @@ def pack_split(
     folder: pathlib.Path,
     earlier: Earlier,
 ) -> list[str]:
-    """Packs the cases of a split that are not done; returns what is wrong with the others.
+    """Packs the cases of a split that are not done yet, and returns the problems of unusable one
 
-    Threads suffice to keep all cores busy: reading, unpacking and OpenCV release Python's lock.
+    Threads suffice to keep all cores busy: reading, decompression and OpenCV release the GIL.
     """
     size, done = settings["image_size"], all_done[split]
     shape = (count_slices(cases), size, size)
@@ -116,9 +117,9 @@ def pack_split(
 
 
 def copy_case(case: Case, split: str, earlier: Earlier) -> tuple[np.ndarray, np.ndarray] | None:
-    """The packed images and labels of a case that has not changed since an earlier packing.
+    """The images and labels of a case that has not changed since an earlier packing.
 
-    None where there are none, or where they are not what was packed then.
+    None if there is no such packing, or if its arrays do not match their checksums.
     """
     folder, record = earlier.get((split, case.name), (None, {}))
     if folder is None or record["stamp"] != case.source_stamp:
@@ -130,10 +131,10 @@ def copy_case(case: Case, split: str, earlier: Earlier) -> tuple[np.ndarray, np.
 
 
 def open_array(path: pathlib.Path, shape: tuple[int, ...], begun: bool) -> np.memmap:
-    """The array that is being packed, anew unless `begun`, with its disk space taken at once."""
+    """Opens the array to pack into, a new one unless `begun`, and reserves its disk space."""
     mode = "r+" if begun else "w+"
     array = np.lib.format.open_memmap(path, mode=mode, dtype=np.uint8, shape=shape)
     with path.open("r+b") as file:
-        # A write into a hole of a full disk would kill the process instead of raising an error.
+        # Writing to a hole of a memory map on a full disk would kill the process (SIGBUS).
         os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     return array

@@ -1,4 +1,4 @@
-"""Phantoms as NIfTI files in nnU-Net's raw layout, for everything that begins with a file."""
+"""Phantoms as NIfTI files in nnU-Net's raw layout."""
 
 import itertools
 import pathlib
@@ -13,7 +13,7 @@ from usam_jax.utils.errors import DataError, UsageError, list_some
 from usam_jax.utils.files import write_json
 from usam_jax.utils.parallel import ordered_map
 
-FILE_AXES = ("LPS", "LPS", "RAS", "RAS", "LAS", "LAS", "PIR", "ASL")  # the common ones more often
+FILE_AXES = ("LPS", "LPS", "RAS", "RAS", "LAS", "LAS", "PIR", "ASL")  # common ones repeated
 FOLDERS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
 ENDING = ".nii.gz"
 
@@ -26,12 +26,12 @@ def write_nnunet(
     num_slices: int | None = None,
     seed: int = 0,
 ) -> None:
-    """Writes `num_train` + `num_test` patients, numbered through, as an nnU-Net v2 raw data set.
+    """Writes `num_train` + `num_test` patients as a raw data set of nnU-Net v2.
 
-    Images are int16 HU and labels uint8, both [size size num_slices] before the file's axes are
-    turned; without `num_slices` each patient's own. Axes, origin and tilt differ by patient. Stopped
-    and started again, it keeps the patients that are whole. Raises UsageError for a folder that
-    holds other files, DataError for one that cannot be written.
+    Patients are numbered consecutively. Images are int16 HU and labels uint8, both [size size
+    num_slices] before the file's axes are permuted; by default `num_slices` is each patient's own.
+    Axes, origin and tilt differ by patient. After an interruption, complete patients are kept.
+    Raises UsageError if the folder holds other files, and DataError if it cannot be written.
     """
     numbers = range(num_train + num_test)
     texts = [describe(seed, number, size, num_slices) for number in numbers]
@@ -63,7 +63,7 @@ def write_nnunet(
 def patient_paths(
     folder: pathlib.Path, number: int, part: str
 ) -> tuple[pathlib.Path, pathlib.Path]:
-    """Where a patient's image and labels are."""
+    """The paths of a patient's image and labels."""
     name = f"phantom_{number:04d}"
     return (
         folder / f"images{part}" / f"{name}_0000{ENDING}",
@@ -72,20 +72,20 @@ def patient_paths(
 
 
 def make_folders(folder: pathlib.Path, paths: list[pathlib.Path]) -> None:
-    """Makes the folders of `paths`. Raises UsageError where the layout's hold other files."""
+    """Makes the folders of `paths`. Raises UsageError if the layout's folders hold other files."""
     for parent in {path.parent for path in paths}:
         parent.mkdir(parents=True, exist_ok=True)
     found = {path for name in FOLDERS for path in (folder / name).glob("[!.]*")}
     others = sorted(str(path) for path in found - set(paths))
     if others:
         raise UsageError(
-            f"{folder}: {len(others)} files are none of the phantoms asked for:\n"
+            f"{folder}: {len(others)} files do not belong to the requested phantoms:\n"
             f"{list_some(others)}\nRemove them or give another folder."
         )
 
 
 def describe(seed: int, number: int, size: int, num_slices: int | None) -> bytes:
-    """What a file was made of, for its header, so that another data set's is not kept."""
+    """The arguments of a file, for its header, so that files of other arguments are not kept."""
     return f"phantom v{VERSION} {seed} {number} {size} {num_slices or 'own'}".encode()
 
 
@@ -98,7 +98,7 @@ def draw_grid(made: Phantom, seed: int, number: int) -> tuple[np.ndarray, tuple[
 
 
 def draw_affine(rng: np.random.Generator, made: Phantom) -> np.ndarray:
-    """From the voxels (column, row, slice) to RAS mm: some table position, one in four tilted."""
+    """An affine float64[4 4] from (column, row, slice) to RAS mm, tilted for one in four."""
     depth, height, width = made.spacing_mm
     tilt, turn = np.deg2rad(rng.uniform(-8, 8, 2)) * (rng.random() < 0.25)
     a, b = np.cos(turn), np.sin(turn)
@@ -114,7 +114,7 @@ def draw_affine(rng: np.random.Generator, made: Phantom) -> np.ndarray:
 
 
 def description(num_train: int) -> dict[str, Any]:
-    """What nnU-Net's `dataset.json` says."""
+    """The content of nnU-Net's `dataset.json`."""
     return {
         "channel_names": {"0": "CT"},
         "labels": {"background": 0, "normal rectum": 1, "tumour": 2},
