@@ -17,12 +17,12 @@ def get_config() -> ConfigDict:
     config.model.image_size = 112
     config.data.kind = "phantom"
     config.data.root = ""
-    config.data.clahe_limit = 0.0  # the phantoms are windowed already
+    config.data.clahe_limit = 0.0  # no contrast equalisation
     config.data.phantom_seed = 1
-    config.data.num_patients = (48, 12)  # training and test
+    config.data.num_patients = (48, 12)  # in the training and test splits
     config.data.slices_per_patient = 24
-    config.data.train_on_empty = True  # the test set has such slices
-    config.prompts.kind = "mixed"  # so that one short training serves all ways to prompt
+    config.data.train_on_empty = True  # the test set has slices without foreground too
+    config.prompts.kind = "mixed"  # so that one short training serves all prompt modes
     config.optimizer.learning_rates.backbone = 1e-3
     config.optimizer.learning_rates.image_encoder = 1e-3
     config.train.num_epochs = 4  # with 3, some seeds miss many tumours
