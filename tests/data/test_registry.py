@@ -68,9 +68,9 @@ def test_detect_kind_keeps_its_order_of_precedence(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("care", "train/train_npz is not there; .*test/test_npz.*\nCARE is given out"),
-        ("word", "imagesTr is not there; .*imagesVal labelsVal.*\nWORD is given out"),
-        ("word_npy", "train/npy_imgs is not there; .*\nWORD is given out"),
+        ("care", "train/train_npz is not there; .*test/test_npz.*; CARE is given out"),
+        ("word", "imagesTr is not there; .*imagesVal labelsVal.*; WORD is given out"),
+        ("word_npy", "train/npy_imgs is not there; .*; WORD is given out"),
         ("nnunet", "dataset.json is not there; .*imagesTr labelsTr"),
         ("packed", "has a manifest.json that is not there"),
     ],

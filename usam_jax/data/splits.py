@@ -69,33 +69,33 @@ def split_parts(packed: Packed, data: ConfigDict, select_on: str) -> dict[str, S
     return {"train": Subset("train", trained), "val": val, "test": whole(packed, "test")}
 
 
-def choose(parts: dict[str, Subset], config: ConfigDict) -> Subset:
+def choose(subsets: dict[str, Subset], config: ConfigDict) -> Subset:
     """The subset that `config.eval.split` names. Raises UsageError if it is unknown or empty."""
     name = config.eval.split
-    if name not in parts or not len(parts[name]):
+    if name not in subsets or not len(subsets[name]):
         raise UsageError(
             f"config.eval.split: found {name!r}, expected a split that has slices: "
-            f"{', '.join(x for x in parts if len(parts[x]))}"
+            f"{', '.join(x for x in subsets if len(subsets[x]))}"
         )
-    return parts[name]
+    return subsets[name]
 
 
-def whole_cases(packed: Packed, part: Subset) -> Subset:
+def whole_cases(packed: Packed, subset: Subset) -> Subset:
     """All slices of the cases of a subset, including those that are not trained on."""
-    case_of = np.array([x["case"] for x in packed.slices(part.split)])
-    kept = np.isin(case_of, case_of[part.rows])
-    return Subset(part.split, np.flatnonzero(kept))
+    case_of = np.array([x["case"] for x in packed.slices(subset.split)])
+    kept = np.isin(case_of, case_of[subset.rows])
+    return Subset(subset.split, np.flatnonzero(kept))
 
 
-def name_slices(packed: Packed, part: Subset) -> list[str]:
+def name_slices(packed: Packed, subset: Subset) -> list[str]:
     """`SPLIT/NAME` of each slice of a subset."""
-    slices = packed.slices(part.split)
-    return [f"{part.split}/{slices[row]['name']}" for row in part.rows]
+    slices = packed.slices(subset.split)
+    return [f"{subset.split}/{slices[row]['name']}" for row in subset.rows]
 
 
-def write_record(workdir: pathlib.Path, packed: Packed, parts: dict[str, Subset]) -> None:
+def write_record(workdir: pathlib.Path, packed: Packed, subsets: dict[str, Subset]) -> None:
     """Writes `data.json`: the data set of a run, and the slices of each subset."""
-    named = {name: name_slices(packed, part) for name, part in parts.items()}
+    named = {name: name_slices(packed, subset) for name, subset in subsets.items()}
     about = {
         "kind": packed.manifest["settings"]["kind"],
         "fingerprint": packed.manifest["fingerprint"],
@@ -113,17 +113,17 @@ def check_record(workdir: pathlib.Path, packed: Packed) -> None:
         )
 
 
-def check_unseen(workdir: pathlib.Path, packed: Packed, part: Subset, name: str) -> None:
+def check_unseen(workdir: pathlib.Path, packed: Packed, subset: Subset, name: str) -> None:
     """Raises DataError if slices that the run was trained on would count as val or test."""
     record = read_json(workdir / "data.json")
     if name == "train" or record.get("fingerprint") != packed.manifest["fingerprint"]:
         return
-    seen = set(record["train"]) & set(name_slices(packed, part))
+    seen = set(record["train"]) & set(name_slices(packed, subset))
     if seen:
         raise DataError(
-            f"{workdir} was trained on {len(seen)} of the {len(part)} slices of the split {name}, "
-            "which is drawn differently here; give the config.data and config.eval.select_on of "
-            "that run"
+            f"{workdir} was trained on {len(seen)} of the {len(subset)} slices of the split "
+            f"{name}, which is drawn differently here; give the config.data and "
+            "config.eval.select_on of that run"
         )
 
 

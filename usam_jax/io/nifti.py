@@ -168,7 +168,7 @@ def write_slices(
         nibabel.save(volume, temporary)
 
 
-def read_description(path: pathlib.Path) -> bytes | None:
+def header_description(path: pathlib.Path) -> bytes | None:
     """The description in a file's header, or None if the file cannot be read."""
     try:
         volume: Any = nibabel.load(path)

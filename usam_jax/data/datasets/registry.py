@@ -79,7 +79,8 @@ def require_present(root: pathlib.Path, spec: DatasetSpec) -> None:
     if spec.required and not (root / spec.required).exists():
         raise DataError(
             f"{root / spec.required} is not there; config.data.root: found {str(root)!r}, expected "
-            f"a folder that holds {spec.layout}.\n{spec.hint}".rstrip()
+            f"a folder that holds {spec.layout}",
+            spec.hint,
         )
 
 

@@ -47,7 +47,9 @@ def write_nnunet(
     try:
         make_folders(folder, list(itertools.chain(*paths)))
         # A file gets its name when it is complete, so its header is all there is to compare.
-        todo = [x for x in numbers if any(nifti.read_description(y) != texts[x] for y in paths[x])]
+        todo = [
+            x for x in numbers if any(nifti.header_description(y) != texts[x] for y in paths[x])
+        ]
         if todo:
             (folder / "dataset.json").unlink(missing_ok=True)
         with console.Progress(
