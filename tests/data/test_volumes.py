@@ -85,19 +85,6 @@ def test_pack_case_is_the_same_in_all_orientations(tmp_path, word_config, obliqu
     assert not images[:, :, :9].any() and not images[:, :, 45:].any()
 
 
-def test_read_slices_scales_and_swaps_bytes(tmp_path):
-    hu, _ = make_volume()
-    image = nibabel.Nifti1Image(hu, affine_lps())
-    image.header.set_slope_inter(2.0, -1024.0)
-    nibabel.save(image, tmp_path / "scaled.nii.gz")
-    found = nifti.read_slices(tmp_path / "scaled.nii.gz")
-    np.testing.assert_array_equal(found, 2.0 * hu.transpose(2, 1, 0) - 1024)
-    header = nibabel.Nifti1Header(endianness=">")
-    header.set_data_dtype(np.int16)
-    nibabel.save(nibabel.Nifti1Image(hu, affine_lps(), header), tmp_path / "big.nii")
-    np.testing.assert_array_equal(nifti.read_slices(tmp_path / "big.nii"), hu.transpose(2, 1, 0))
-
-
 def test_nnunet_is_packed_by_patient_with_geometry(nnunet):
     _, config = nnunet
     packed = prepare.prepare(config.data)
