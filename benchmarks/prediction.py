@@ -9,7 +9,7 @@ from benchmarks.limits import Row, cpu_seconds
 from configs import care
 from usam_jax.data.phantoms import anatomy
 from usam_jax.data.preprocessing import make_preparation
-from usam_jax.io.nifti import Geometry
+from usam_jax.io.geometry import Geometry
 from usam_jax.models import init_variables, make_model
 from usam_jax.predict import Predictor
 from usam_jax.predict.model import NO_CLICKS, Network

@@ -19,11 +19,11 @@ def get_config(model: str = "usam") -> ConfigDict:
     config.model.image_size = 112
     config.data.kind = "phantom"
     config.data.root = ""
-    config.data.clahe_limit = 0.0  # the phantoms are windowed already
+    config.data.clahe_limit = 0.0  # no contrast equalisation
     config.data.phantom_seed = 1
-    config.data.num_patients = (48, 12)  # training and test
+    config.data.num_patients = (48, 12)  # in the training and test splits
     config.data.slices_per_patient = 24
-    config.data.train_on_empty = True  # the test set has such slices
+    config.data.train_on_empty = True  # the test set has slices without foreground too
     if spec.promptable:
         config.prompts.kind = "mixed"  # so that one short training serves all prompt modes
     for group in spec.groups:

@@ -89,12 +89,12 @@ def save_run(workdir: pathlib.Path, config: ConfigDict, variables, packed=None) 
 
 def write_care(root: pathlib.Path, num_train: int, num_test: int) -> None:
     """A data set in CARE's layout, of phantoms: NAME.npz with float64 image and label."""
-    from usam_jax.data.datasets import registry
+    from usam_jax.data.datasets.phantom import load_phantom
 
     for seed, (split, count) in enumerate((("train", num_train), ("test", num_test))):
         folder = root / split / f"{split}_npz"
         folder.mkdir(parents=True)
-        images, labels = registry.load_phantom(seed, 7, 224, count)  # labels in every slice
+        images, labels = load_phantom(seed, 7, 224, count)  # labels in every slice
         names = [str(i) for i in range(1, count + 1)]
         for name, image, label in zip(names, images, labels, strict=True):
             np.savez(folder / f"{name}.npz", image=image.astype(float), label=label.astype(float))

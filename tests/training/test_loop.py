@@ -373,7 +373,7 @@ def test_a_run_is_not_evaluated_on_what_it_was_trained_on(packed_phantoms, tmp_p
     data = config.data.copy_and_resolve_references()
     data.val_fraction = 0.5
     other = splits.split_parts(packed, data, "val")["val"]
-    with pytest.raises(DataError, match=r"was trained on 8 of the 16 slices of the part val"):
+    with pytest.raises(DataError, match=r"was trained on 8 of the 16 slices of the split val"):
         splits.check_unseen(tmp_path, packed, other, "val")
     splits.check_record(tmp_path, packed)
     packed.manifest["fingerprint"], before = "other", packed.manifest["fingerprint"]

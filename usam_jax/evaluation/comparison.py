@@ -13,9 +13,9 @@ import numpy as np
 from scipy import stats
 
 from usam_jax.data.case import natural_order
-from usam_jax.data.datasets.volume_sets import stem
 from usam_jax.evaluation.case_metrics import ClassScore, name_status
 from usam_jax.evaluation.summary import RESAMPLES, SCHEMA_VERSION, SEED, SUMMARY, bootstrap, mean
+from usam_jax.io.nifti import stem
 from usam_jax.utils.errors import DataError, UsageError, list_some
 from usam_jax.utils.files import read_json
 

@@ -6,7 +6,6 @@ import textwrap
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -16,9 +15,9 @@ from matplotlib.ticker import NullLocator, ScalarFormatter
 from usam_jax.data.prompts import BACKGROUND, FOREGROUND
 from usam_jax.evaluation.case_metrics import MISSED, OK
 from usam_jax.utils.files import atomic_write
+from usam_jax.utils.plotting import class_colours, outline
 
 # Each set is told apart by colour-blind eyes.
-TWO_CLASSES = ("#00b4ff", "#ff5a36")
 TWO_KINDS = ("#0072b2", "#e69f00")
 METRICS = {"Dice": TWO_KINDS[0], "NSD": TWO_KINDS[1], "HD95": "#999999"}
 FALSE_POSITIVE, FALSE_NEGATIVE, WRONG_CLASS = 1, 2, 3
@@ -50,13 +49,6 @@ class Shown:
     prompts: dict[str, np.ndarray]
 
 
-def class_colours(num_classes: int) -> list[Any]:
-    """A colour for each class but the background."""
-    if num_classes <= 3:
-        return list(TWO_CLASSES[: num_classes - 1])
-    return [colormaps["tab20"](i % 20) for i in range(num_classes - 1)]
-
-
 def find_errors(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """Where and how classes [h w] differ: 0, FALSE_POSITIVE, FALSE_NEGATIVE, WRONG_CLASS uint8[h w]."""
     cases = [truth == predicted, truth == 0, predicted == 0]
@@ -73,12 +65,6 @@ def region_of_interest(*labels: np.ndarray) -> tuple[float, float, float]:
     half = min(size / 2, max(size / 5, 0.6 * np.ptp(columns), 0.6 * np.ptp(rows)))
     inside = (half - 0.5, size - 0.5 - half)
     return float(np.clip(x, *inside)), float(np.clip(y, *inside)), float(half)
-
-
-def outline(axes: Any, label: np.ndarray, colours: list[Any]) -> None:
-    for value, colour in enumerate(colours, start=1):
-        if (label == value).any():
-            axes.contour(label == value, levels=[0.5], colors=[colour], linewidths=1.2)
 
 
 def draw_prompts(axes: Any, prompts: dict[str, np.ndarray]) -> None:
