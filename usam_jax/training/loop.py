@@ -154,7 +154,7 @@ def train(
     not finite, and Stopped after a signal.
     """
     mesh, is_main_process = make_mesh(), runtime.is_main_process()
-    checks.check_config(config, mesh)
+    checks.check(config, mesh)
     run_checkpoint.check_config(workdir, config)
     packed = prepare(config.data)
     parts = splits.split_parts(packed, config.data, config.eval.select_on)

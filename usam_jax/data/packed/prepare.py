@@ -28,6 +28,8 @@ from usam_jax.utils import console
 from usam_jax.utils.errors import DISK_FULL, DataError, UsageError, list_some
 from usam_jax.utils.files import read_json
 
+MIN_IMAGE_SIZE = 16  # pixels; each network says which sizes it takes
+
 
 def packing_settings(config: ConfigDict) -> dict[str, Any]:
     """The fields of `config.data` that decide the packed bytes, for given source files.
@@ -44,11 +46,7 @@ def packing_settings(config: ConfigDict) -> dict[str, Any]:
     expect(config.intensity in ("clip", "wrap"), "data.intensity", "clip or wrap")
     expect(config.window_width > 0, "data.window_width", "more than 0")
     expect(config.clahe_limit >= 0, "data.clahe_limit", "0 or more")
-    expect(
-        config.image_size >= 16 and config.image_size % 16 == 0,
-        "model.image_size",
-        "a multiple of 16",
-    )
+    expect(config.image_size >= MIN_IMAGE_SIZE, "model.image_size", f"{MIN_IMAGE_SIZE} or more")
     settings = {
         "version": VERSION,
         "kind": config.kind,
