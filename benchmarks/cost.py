@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from benchmarks.limits import Row, cpu_seconds
+from benchmarks.limits import cpu_seconds
+from benchmarks.results import Row
 from configs import care
 from usam_jax.evaluation.report.plots import TWO_KINDS, save
 from usam_jax.models import Prompts, make_model, variable_shapes

@@ -10,7 +10,8 @@ import numpy as np
 from ml_collections import ConfigDict
 from scipy import ndimage
 
-from benchmarks.limits import Row, cpu_seconds
+from benchmarks.limits import cpu_seconds
+from benchmarks.results import Row
 from configs import care
 from usam_jax.data import augment, loader, splits
 from usam_jax.data.datasets.registry import load_phantom

@@ -2,12 +2,15 @@
 
 import pathlib
 import tempfile
+from collections.abc import Iterable
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
-from benchmarks.data import write_slices
-from benchmarks.limits import LIMIT_S, STEP_FLOP, Row, make_product_limit
+from benchmarks import data, limits
+from benchmarks.limits import STEP_FLOP, product_limit
+from benchmarks.results import Row
 from benchmarks.training import setups
 from usam_jax.data import loader
 from usam_jax.data.packed.prepare import prepare
@@ -21,13 +24,13 @@ NUM_STEPS = {"cpu": 12, "gpu": 200}
 WARM_UP = 3  # steps: the first compiles, and the pipeline is ahead
 
 
-def measure_epochs() -> list[Row]:
+def measure_epochs(configs: Iterable[tuple[ConfigDict, str]] | None = None) -> list[Row]:
     """Steady steps of ViT-B from packed slices, with the published augmentation and points."""
     figures, num_steps = [], NUM_STEPS[jax.default_backend()]
     with tempfile.TemporaryDirectory() as folder:
-        packed = prepare(write_slices(pathlib.Path(folder)).data)
+        packed = prepare(data.write_slices(pathlib.Path(folder)).data)
         rows = np.resize(np.arange(len(packed.slices("train"))), TRAINING_SLICES)
-        for config, name in setups():
+        for config, name in configs or setups():
             mesh, batch_size = make_mesh(1), config.train.batch_size
             training = loop.make_training(config, TRAINING_SLICES // batch_size, mesh)
             state, speed = training.start_fn(), Meter(batch_size)
@@ -46,7 +49,7 @@ def measure_epochs() -> list[Row]:
             found = speed.read()
             batches.close()
             rate = found["speed/slices_per_second"]
-            share = rate * STEP_FLOP / make_product_limit(config.model.dtype)(LIMIT_S)
+            share = rate * STEP_FLOP / product_limit(config.model.dtype)(limits.LIMIT_S)
             hours = EPOCHS * TRAINING_SLICES / rate / 3600
             figures += [
                 (f"{num_steps} steps with the pipeline, {name}", rate, "slices/s"),

@@ -8,7 +8,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks.data import write_slices
-from benchmarks.limits import Row, cpu_seconds
+from benchmarks.limits import cpu_seconds
+from benchmarks.results import Row
 from usam_jax.data.packed.format import Packed
 from usam_jax.data.packed.prepare import prepare
 from usam_jax.data.prompt_modes import main_mode, noisy_modes, other_modes

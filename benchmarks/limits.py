@@ -1,13 +1,12 @@
 """The work of the model and what the machine can do at most, for shares of it; of benchmark.py."""
 
-import pathlib
+import functools
 import time
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-ROOT = pathlib.Path(__file__).parents[1]
 # Of ViT-B and a slice of 224x224, a multiply-add counted as two.
 PART_FLOP = {"convolutional encoder": 7.0e9, "image encoder": 35.1e9, "mask decoder": 8.2e9}
 FORWARD_FLOP = sum(PART_FLOP.values())
@@ -16,8 +15,6 @@ PRODUCT = {"cpu": 3072, "gpu": 8192}  # rows and columns of the matrices
 ARRAY_BYTES = 1 << 30
 LIMIT_S = 2.0  # that a product is repeated for where there is no run beside it
 CALLS = {"cpu": 1, "gpu": 20}  # in a row, for a call to count and not its start
-
-Row = tuple[str, float, str]  # what, how much, unit
 
 
 def seconds(function: Callable[[], object]) -> float:
@@ -54,6 +51,12 @@ def make_product_limit(dtype: str) -> Callable[[float], float]:
         return rounds * calls * 2 * size**3 / took
 
     return measure
+
+
+@functools.cache
+def product_limit(dtype: str) -> Callable[[float], float]:
+    """`make_product_limit`, compiled once for each dtype."""
+    return make_product_limit(dtype)
 
 
 def measure_bandwidth() -> float:

@@ -13,7 +13,8 @@ import numpy as np
 import optax
 from matplotlib.figure import Figure
 
-from benchmarks.limits import PART_FLOP, Row, make_product_limit, seconds
+from benchmarks.limits import PART_FLOP, make_product_limit, seconds
+from benchmarks.results import Row
 from configs import care
 from usam_jax.evaluation.inference import batch_prompts
 from usam_jax.evaluation.report.plots import save

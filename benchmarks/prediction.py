@@ -5,7 +5,8 @@ import time
 import jax
 import numpy as np
 
-from benchmarks.limits import Row, cpu_seconds
+from benchmarks.limits import cpu_seconds
+from benchmarks.results import Row
 from configs import care
 from usam_jax.data.phantoms import anatomy
 from usam_jax.data.preprocessing import make_preparation

@@ -12,7 +12,8 @@ import subprocess
 import sys
 from typing import NamedTuple
 
-from benchmarks.limits import ROOT, STEP_FLOP, Row
+from benchmarks.limits import STEP_FLOP
+from benchmarks.results import ROOT, Row
 
 BACKWARD_SHARE = 2 / 3  # of the step, that can hide communication
 PEAK = 989e12  # FLOP/s, dense bfloat16 of an H100 SXM; NVIDIA's data sheet

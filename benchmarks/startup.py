@@ -6,7 +6,7 @@ import sys
 import tempfile
 from typing import Any
 
-from benchmarks.limits import ROOT, Row
+from benchmarks.results import ROOT, Row
 
 START = """
 import json, resource, sys, time

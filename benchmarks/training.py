@@ -12,15 +12,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from benchmarks.limits import (
-    FORWARD_FLOP,
-    LIMIT_S,
-    STEP_FLOP,
-    Row,
-    make_product_limit,
-    measure_bandwidth,
-    seconds,
-)
+from benchmarks import limits as machine
+from benchmarks.limits import FORWARD_FLOP, STEP_FLOP, measure_bandwidth, product_limit, seconds
+from benchmarks.results import Row
 from configs import care
 from usam_jax.data.loader import stack
 from usam_jax.evaluation.inference import batch_images
@@ -39,7 +33,7 @@ SETUPS = {  # of a device: type of numbers and slices in a batch
 def measure_limits() -> list[Row]:
     dtypes = dict.fromkeys(x for x, _ in SETUPS[jax.default_backend()])
     limits = [
-        (f"limit: a large matrix product, {x}", make_product_limit(x)(LIMIT_S) / 1e9, "GFLOP/s")
+        (f"limit: a large matrix product, {x}", product_limit(x)(machine.LIMIT_S) / 1e9, "GFLOP/s")
         for x in dtypes
     ]
     return [*limits, ("limit: memory, read and written", measure_bandwidth() / 1e9, "GB/s")]
@@ -55,7 +49,7 @@ def setups() -> Iterator[tuple[ConfigDict, str]]:
 
 def rate(run: Callable[[], object], work: float, config: ConfigDict, name: str) -> list[Row]:
     """Slices a second, and the share of the limit that is measured beside each run."""
-    limit, batch = make_product_limit(config.model.dtype), config.train.batch_size
+    limit, batch = product_limit(config.model.dtype), config.train.batch_size
     pairs = []
     with console.Progress(name, ROUNDS, "rounds") as bar:
         for _ in range(ROUNDS):
