@@ -38,8 +38,7 @@ class Settings:
     """Settings of one run.
 
     `out` holds the result files, `keep` compiled programs and packages for a second run. `started`
-    is in seconds since the epoch, `budget` in seconds. `background` is the process group of the
-    checks that run next to a timed step, or 0.
+    is in seconds since the epoch, `budget` in seconds.
     """
 
     out: pathlib.Path
@@ -48,7 +47,6 @@ class Settings:
     commit: str
     started: float
     budget: float
-    background: int = 0
 
     def to_environment(self) -> dict[str, str]:
         return {VARIABLE: json.dumps(dataclasses.asdict(self), default=str)}
@@ -74,6 +72,16 @@ class Settings:
         Later steps then run both convolutions separately and say so in the names of their results.
         """
         return self.keep / "split_convolutions"
+
+    @property
+    def background(self) -> pathlib.Path:
+        """Holds the process group of the checks that run in the background, if any do."""
+        return self.keep / "background"
+
+    @property
+    def timing(self) -> pathlib.Path:
+        """Exists while something is timed and the checks are suspended."""
+        return self.keep / "timing"
 
     def seconds_left(self) -> float:
         return self.started + self.budget - time.time()
@@ -114,20 +122,30 @@ def describe() -> tuple[str, str]:
     return ("DRY RUN, " if run.dry else "") + device, versions
 
 
+def suspend_checks(run: Settings) -> None:
+    """Suspend the checks that run in the background; `run.timing` holds back those to come."""
+    run.timing.touch()
+    signal_checks(run, signal.SIGSTOP)
+
+
+def resume_checks(run: Settings) -> None:
+    run.timing.unlink(missing_ok=True)
+    signal_checks(run, signal.SIGCONT)
+
+
+def signal_checks(run: Settings, sign: int) -> None:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # none run, or none any more
+        os.killpg(int(run.background.read_text()), sign)
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Suspend the checks that run in the background."""
-
-    def send(sign: int) -> None:
-        if group := settings().background:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(group, sign)
-
-    send(signal.SIGSTOP)
+    """Suspend the checks inside the context."""
+    suspend_checks(settings())
     try:
         yield
     finally:
-        send(signal.SIGCONT)
+        resume_checks(settings())
 
 
 def seconds_in_a_row(
