@@ -1,4 +1,4 @@
-"""How fast training is with the real pipeline feeding it, and what 100 epochs take; of benchmark.py."""
+"""Speed of training fed by the real data pipeline, and the time of 100 epochs."""
 
 import pathlib
 import tempfile
@@ -19,14 +19,17 @@ from usam_jax.training.throughput import Meter
 from usam_jax.utils import console
 from usam_jax.utils.mesh import make_mesh, shard_batch
 
-TRAINING_SLICES, EPOCHS = 26_656, 100  # of its training set; as published
+TRAINING_SLICES, EPOCHS = 26_656, 100  # of CARE's training set; as published
 NUM_STEPS = {"cpu": 12, "gpu": 200}
-WARM_UP = 3  # steps: the first compiles, and the pipeline is ahead
+WARM_UP = 3  # steps: the first compiles, and the pipeline gets ahead
 
 
 def measure_epochs(configs: Iterable[tuple[ConfigDict, str]] | None = None) -> list[Row]:
-    """Steady steps of ViT-B from packed slices, with the published augmentation and points."""
-    figures, num_steps = [], NUM_STEPS[jax.default_backend()]
+    """Steps of ViT-B from packed slices, with the published augmentation and points.
+
+    `configs` are configs with their names; by default those of `training.setups`.
+    """
+    results, num_steps = [], NUM_STEPS[jax.default_backend()]
     with tempfile.TemporaryDirectory() as folder:
         packed = prepare(data.write_slices(pathlib.Path(folder)).data)
         rows = np.resize(np.arange(len(packed.slices("train"))), TRAINING_SLICES)
@@ -51,10 +54,10 @@ def measure_epochs(configs: Iterable[tuple[ConfigDict, str]] | None = None) -> l
             rate = found["speed/slices_per_second"]
             share = rate * STEP_FLOP / product_limit(config.model.dtype)(limits.LIMIT_S)
             hours = EPOCHS * TRAINING_SLICES / rate / 3600
-            figures += [
+            results += [
                 (f"{num_steps} steps with the pipeline, {name}", rate, "slices/s"),
                 (f"the same, of a matrix product, {name}", share, ""),
                 (f"the same, waiting for data, {name}", 100 * found["speed/data_wait"], "%"),
                 (f"{EPOCHS} epochs of {TRAINING_SLICES} slices at that rate, {name}", hours, "h"),
             ]
-    return figures
+    return results

@@ -20,7 +20,9 @@ from benchmarks.accelerator import command, context, levers, runner, steps, vari
 from benchmarks.accelerator.steps import Step
 
 ROOT = pathlib.Path(__file__).parents[2]
-MODULES = sorted(x.stem for x in (ROOT / "benchmarks/accelerator").glob("[!_]*.py"))
+MODULES = sorted(
+    ".".join(x.relative_to(ROOT).with_suffix("").parts) for x in ROOT.glob("benchmarks/**/[!_]*.py")
+)
 FAKE = "tests.benchmarks.fake_steps"
 DRY_STEPS = ["device", "measure_limits", "try_batch_norm"]
 TINY_STEPS = [
@@ -78,8 +80,8 @@ def test_step_resolves_and_takes_its_arguments(step):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_module_uses_names_that_exist(name):
-    """Resolves each import inside a function, and each attribute of an imported module."""
-    module = importlib.import_module(f"benchmarks.accelerator.{name}")
+    """Each import inside a function, and each attribute of an imported module, resolves."""
+    module = importlib.import_module(name)
     tree = ast.parse(inspect.getsource(module))
     modules = {x: y for x, y in vars(module).items() if inspect.ismodule(y)}
     for node in ast.walk(tree):

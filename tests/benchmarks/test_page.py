@@ -1,6 +1,9 @@
-"""The tables of the performance page; nothing here is timed."""
+"""The tables and plots of the performance page; nothing here is timed."""
 
+from benchmarks.cost import FORWARD, MEMORY, OPERATIONS, SECONDS, draw_cost
 from benchmarks.page import write_page
+from benchmarks.parts import draw_parts
+from benchmarks.results import RESULTS as MEASURED
 
 RESULTS = """commit,device,what,value,unit,versions
 aaa,two cores,speed of a,1.5,slices/s,
@@ -8,6 +11,7 @@ bbb,two cores,speed of a,3,slices/s,
 bbb,"one, large",speed of a,60,slices/s,
 bbb,two cores,weight of a,7,GB,
 """
+CASES = {"image size": (224, 512), "classes": (3, 17), "points": (0, 4)}
 
 
 def test_page_shows_first_and_last_value_per_device(tmp_path):
@@ -23,3 +27,13 @@ def test_page_shows_first_and_last_value_per_device(tmp_path):
         assert "| speed of a |  |  | 60 | bbb | slices/s |" in text.split("one, large:")[1]
         assert "old" not in text
         assert "weight" not in text
+
+
+def test_plots_are_drawn_from_results(tmp_path):
+    device = "Intel(R) Xeon(R) Processor, 2 cores"
+    draw_parts(tmp_path / "parts.png", MEASURED, device)
+    units = (SECONDS, MEMORY, OPERATIONS)
+    cases = [f"{x} {y}" for x, ys in CASES.items() for y in ys]
+    rows = [(f"{FORWARD}, {x}", 2.0, unit) for x in cases for unit in units]
+    draw_cost(tmp_path / "cost.png", rows)
+    assert {x.name for x in tmp_path.iterdir()} == {"parts.png", "cost.png"}
