@@ -35,7 +35,7 @@ def names(text: str) -> list[str]:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add("--out", type=folder, default=folder("accelerator_results"), help="folder of the results")
+    add("--out", type=folder, default=folder("runs/accelerator"), help="folder of the results")
     add("--budget", type=float, default=520, help="seconds for everything (default: 520)")
     add("--only", type=names, default=[], help="parts of the names of steps, comma-separated")
     add("--skip", type=names, default=[], help="the same, of steps to leave out")

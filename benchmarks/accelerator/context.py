@@ -38,7 +38,7 @@ class Settings:
     """Settings of one run.
 
     `out` holds the result files, `keep` compiled programs and packages for a second run. `started`
-    is in seconds since the epoch, `budget` in seconds.
+    is in seconds since the epoch. Of `budget` seconds, `reserve` are kept for the summary.
     """
 
     out: pathlib.Path
@@ -47,6 +47,7 @@ class Settings:
     commit: str
     started: float
     budget: float
+    reserve: float = 12.0
 
     def to_environment(self) -> dict[str, str]:
         return {VARIABLE: json.dumps(dataclasses.asdict(self), default=str)}
@@ -84,7 +85,8 @@ class Settings:
         return self.keep / "timing"
 
     def seconds_left(self) -> float:
-        return self.started + self.budget - time.time()
+        """Seconds left for steps."""
+        return self.started + self.budget - self.reserve - time.time()
 
 
 @functools.cache

@@ -65,15 +65,15 @@ def chosen_variants() -> dict[str, tuple[str, float]]:
 
 def measure_part(part: str, batch: str) -> None:
     """Milliseconds of a part with gradients in each of its forms."""
-    make_case, ways, same = variants.PARTS[part]
+    make_case, forms, same = variants.PARTS[part]
     gradients, arguments = with_gradients(
         *make_case(2 if settings().dry else int(batch), settings().dry)
     )
     chosen = chosen_variants()
     first: tuple[float, Any] | None = None
-    for way, changes in ways.items():
-        name = f"lever, {part}: {way}"
-        if "cuDNN" in way and jax.default_backend() != "gpu":
+    for form, changes in forms.items():
+        name = f"lever, {part}: {form}"
+        if "cuDNN" in form and jax.default_backend() != "gpu":
             print(f"{name}: does not run without a GPU", flush=True)
             continue
         try:
@@ -95,14 +95,14 @@ def measure_part(part: str, batch: str) -> None:
             continue
         off = max(distance(a, b) for a, b in zip(found, first[1], strict=True))
         add((f"{name}, times as fast", first[0] / took, ""))
-        if way in same:
+        if form in same:
             add((f"{name}, relative difference of results and gradients", off, ""))
             if settings().dry and off > CLOSE:
                 raise ValueError(
                     f"{name}: got a relative difference of {off:.3g}, expected {CLOSE}"
                 )
             if first[0] / took > chosen.get(part, ("", FASTER))[1] and off < CLOSE:
-                chosen[part] = way, first[0] / took
+                chosen[part] = form, first[0] / took
     (settings().keep / "levers.json").write_text(json.dumps(chosen))
     if first is None:
         raise RuntimeError(f"{part}: does not run in its present form")
@@ -130,10 +130,10 @@ def try_update() -> None:
     leaves = jax.tree.leaves(params)
     add(("parameters", sum(x.size for x in leaves) / 1e6, "million"))
     add(("arrays of parameters", len(leaves), ""))
-    for way, changes in variants.UPDATE.items():
+    for form, changes in variants.UPDATE.items():
         with changed(changes), quiet():
             took = measure_update(config, params)
-        add((f"lever, optimiser's update: {way}", took * 1e3, "ms per step"))
+        add((f"lever, optimiser's update: {form}", took * 1e3, "ms per step"))
     grads = jax.tree.map(lambda x: jnp.full_like(x, 1e-3), params)
     norms = jax.jit(
         lambda g: {x: optax.tree.norm(y) for x, y in g.items()} | {"all": optax.tree.norm(g)}
@@ -145,12 +145,12 @@ def try_update() -> None:
 
 def try_step(batch: str) -> None:
     """The whole training step with those forms that were faster."""
-    chosen = {part: way for part, (way, _) in chosen_variants().items()}
+    chosen = {part: form for part, (form, _) in chosen_variants().items()}
     if settings().dry:
         chosen = variants.DRY_CHOICE
     print("levers:", chosen, flush=True)
     if not chosen:
         raise NotRun(f"no lever was faster by {FASTER - 1:.0%}")
-    changes = [x for part, way in chosen.items() for x in variants.PARTS[part][1][way]]
+    changes = [x for part, form in chosen.items() for x in variants.PARTS[part][1][form]]
     with changed(changes):
         model.train("bfloat16", batch, label=", with " + "; ".join(chosen.values()))

@@ -60,8 +60,7 @@ def make_config(dtype: str, batch: str | int, *options: str) -> ConfigDict:
     """configs/care.py without weights; `options` may contain "remat"."""
     run = settings()
     if run.split_convolutions.is_file():
-        for module, name, value in variants.SPLIT_CONVOLUTIONS:
-            setattr(module, name, value)
+        variants.split_convolutions()
     config = care.get_config()
     config.init_from, config.model.dtype, config.model.remat = "", dtype, "remat" in options
     config.train.batch_size = config.eval.batch_size = min(int(batch), 2) if run.dry else int(batch)

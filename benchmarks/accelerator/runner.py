@@ -26,7 +26,6 @@ from benchmarks.accelerator.steps import NEEDED, XLA_OPTIONS, Step
 from benchmarks.results import ROOT
 
 STOPPED = 3  # exit code of a worker after StopAll
-RESERVE = 12.0  # seconds kept for the summary
 POLL_S = 0.3
 MEMORY_OF_STEPS = {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".75"}
 MEMORY_OF_CHECKS = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
@@ -62,7 +61,7 @@ class Lane:
         now = time.time()
         self.last_look, elapsed = now, now - self.last_look
         if self.process is None:
-            if not self.queue or self.settings.seconds_left() < 2 * RESERVE:
+            if not self.queue or self.settings.seconds_left() < self.settings.reserve:
                 return False
             self.start()
             return True
@@ -159,7 +158,7 @@ def run_all(run: Settings, steps: list[Step], checks: list[Step]) -> int:
         path.unlink(missing_ok=True)
     lanes = Lane(run, steps, checks=False), Lane(run, checks, checks=True)
     try:
-        while run.seconds_left() > RESERVE:
+        while run.seconds_left() > 0:
             busy = [x.advance() for x in lanes]
             if not any(busy):
                 break

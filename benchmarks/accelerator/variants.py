@@ -149,6 +149,14 @@ def fused_without_ones(
 
 
 SPLIT_CONVOLUTIONS: list[Change] = [(up_block, "up_conv_conv", split_up_conv_conv)]
+
+
+def split_convolutions() -> None:
+    """Split the decoder's convolutions for the rest of this process, unless a lever is in place."""
+    if up_block.up_conv_conv is fused_up_conv_conv:
+        up_block.up_conv_conv = split_up_conv_conv
+
+
 UP_CONVOLUTION: dict[str, list[Change]] = {
     UNCHANGED: [],
     "split, two convolutions summed": SPLIT_CONVOLUTIONS,

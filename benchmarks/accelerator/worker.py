@@ -11,7 +11,7 @@ import time
 import traceback
 
 from benchmarks.accelerator.context import NotRun, StopAll, note, settings
-from benchmarks.accelerator.runner import RESERVE, STOPPED, retry
+from benchmarks.accelerator.runner import STOPPED, retry
 from benchmarks.accelerator.steps import Step
 
 
@@ -30,7 +30,7 @@ def work(progress: pathlib.Path, steps: list[Step]) -> int:
     while queue:
         step = queue.pop(0)
         record("begin")
-        if run.seconds_left() - RESERVE < step.likely * (0.1 if run.dry else 0.7):
+        if run.seconds_left() < step.likely * (0.1 if run.dry else 0.7):
             note(run, step.call, f"left out: {run.seconds_left():.0f} s are left")
             record("end")
             continue

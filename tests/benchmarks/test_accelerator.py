@@ -97,7 +97,7 @@ def test_module_uses_names_that_exist(name):
 
 @pytest.mark.parametrize("part", variants.PARTS)
 def test_every_variant_changes_the_traced_program(part):
-    make_case, ways, same = variants.PARTS[part]
+    make_case, forms, same = variants.PARTS[part]
     assert variants.DRY_CHOICE[part] in same
 
     def run():
@@ -105,10 +105,10 @@ def test_every_variant_changes_the_traced_program(part):
         return gradients(*arguments)
 
     programs, shapes = {}, {}
-    for way, changes in ways.items():
-        if "cuDNN" not in way:  # traced where there is a GPU; its forms have twins of XLA
+    for form, changes in forms.items():
+        if "cuDNN" not in form:  # traced where there is a GPU; its forms have twins of XLA
             with variants.changed(changes):
-                programs[way], shapes[way] = jax.make_jaxpr(lambda: run(), return_shape=True)()
+                programs[form], shapes[form] = jax.make_jaxpr(lambda: run(), return_shape=True)()
     assert len({str(x) for x in programs.values()}) == len(programs), list(programs)
     shape = shapes[variants.UNCHANGED]
     assert [x for x, y in shapes.items() if str(y) != str(shape)] == []
@@ -122,7 +122,7 @@ def test_variant_of_a_missing_name_is_refused():
 def test_runner_continues_after_failing_steps(tmp_path):
     run = make_settings(tmp_path)
     calls = ["succeed first", "fail", "hang", "crash", "refuse", "succeed last"]
-    found = [Step(f"{FAKE}:{x}", 0.5, 0, jax=False) for x in calls]
+    found = [Step(f"{FAKE}:{x}", 0.5 if x == "hang" else 60, 0, jax=False) for x in calls]
     assert runner.run_all(run, found, []) == 3
     ended = outcomes(run)
     assert ended["succeed first"] == ended["succeed last"] == "done"
@@ -135,12 +135,17 @@ def test_runner_continues_after_failing_steps(tmp_path):
     assert "result of last" in (tmp_path / "summary.md").read_text()
 
 
-def test_runner_leaves_out_what_exceeds_the_budget(tmp_path):
-    run = make_settings(tmp_path, budget=2 * runner.RESERVE + 3)
-    found = [Step(f"{FAKE}:{x}", 60, 0, jax=False) for x in ("succeed first", "hang")]
-    found += [Step(f"{FAKE}:succeed long", 60, 1e4, jax=False)]
-    assert runner.run_all(run, [found[0], found[2]], []) == 0
-    assert outcomes(run)["succeed long"].startswith("left out")
+def test_runner_keeps_the_budget(tmp_path):
+    run = make_settings(tmp_path, budget=6.0, reserve=0.5)
+    calls = {"succeed first": 0, "succeed long": 1e4, "hang": 0, "succeed last": 0}
+    found = [Step(f"{FAKE}:{x}", 60, likely, jax=False) for x, likely in calls.items()]
+    assert runner.run_all(run, found, []) == 0
+    assert time.time() - run.started < 15
+    ended = outcomes(run)
+    assert ended["succeed first"] == "done"
+    assert ended["succeed long"].startswith("left out")
+    assert ended["hang"] == "stopped: the budget is spent"
+    assert ended["succeed last"] == "left out"
 
 
 def test_runner_ends_all_lanes_after_stop(tmp_path):
