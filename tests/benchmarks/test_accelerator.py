@@ -106,7 +106,7 @@ def test_every_variant_changes_the_traced_program(part):
 
     programs, shapes = {}, {}
     for form, changes in forms.items():
-        if "cuDNN" not in form:  # traced where there is a GPU; its forms have twins of XLA
+        if "cuDNN" not in form:  # cuDNN traces on a GPU only; its forms have XLA twins
             with variants.changed(changes):
                 programs[form], shapes[form] = jax.make_jaxpr(lambda: run(), return_shape=True)()
     assert len({str(x) for x in programs.values()}) == len(programs), list(programs)
