@@ -1,0 +1,102 @@
+"""Runs of earlier versions: their config is upgraded, their checkpoints are read."""
+
+import copy
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import phantom_config
+
+from usam_jax import models
+from usam_jax.training import optimizer, step
+from usam_jax.utils.errors import UserError, WeightsError
+from usam_jax.utils.files import write_json
+from usam_jax.utils.mesh import make_mesh
+from usam_jax.weights import run_checkpoint, saved_config
+
+OLD_NAMES = {
+    new: (section, old)
+    for section, names in saved_config.RENAMED.items()
+    for old, new in names.items()
+}
+
+
+def old_config(config) -> dict:
+    """The config as version 1 saved it."""
+    saved = saved_config.to_json(config)
+    saved.pop("schema_version")
+    for new, (section, old) in OLD_NAMES.items():
+        saved[section][old] = saved[section].pop(new)
+    for name in ("name", "momentum", "nesterov"):
+        saved["optimizer"].pop(name)
+    return saved
+
+
+def test_upgrade_renames_the_fields_of_version_1():
+    config = phantom_config()
+    saved = old_config(config)
+    assert saved["model"]["arch"] == "usam" and saved["eval"]["tolerance"] == [2.0]
+    before = copy.deepcopy(saved)
+    assert run_checkpoint.differences(config, saved_config.upgrade(saved)) == []
+    assert saved == before
+
+
+def test_upgrade_makes_a_network_of_version_1s_baseline():
+    config = phantom_config("sam_s")
+    saved = old_config(config)
+    saved["model"] |= {"arch": "sam", "num_skips": 4, "num_mask_tokens": 0}
+    saved["optimizer"]["learning_rates"]["backbone"] = 1e-3
+    assert run_checkpoint.differences(config, saved_config.upgrade(saved)) == []
+
+
+def test_upgrade_keeps_todays_config():
+    saved = saved_config.to_json(phantom_config())
+    assert saved_config.upgrade(saved) == {k: v for k, v in saved.items() if k != "schema_version"}
+
+
+def test_upgrade_names_a_version_that_is_not_known():
+    with pytest.raises(UserError, match=r"got schema_version 3, expected at most 2"):
+        saved_config.upgrade({"schema_version": 3})
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return jax.device_get(models.init_variables(phantom_config().model, jax.random.key(0)))
+
+
+def test_restore_reads_a_state_of_version_1(variables, tmp_path):
+    """Its optimizer had a group for the frozen prompt encoder, one label per part of the model."""
+    config, mesh = phantom_config(), make_mesh(1)
+    spec = models.get("usam")
+    factor_fn = optimizer.polynomial_decay(9)
+    tx = optimizer.make_optimizer(config.optimizer, factor_fn, spec)
+    target = step.placed_state(tx, jax.eval_shape(lambda: variables), mesh, config.train, spec)
+
+    rates = config.optimizer.learning_rates
+    groups = {x: optax.adamw(lambda i: 1e-3 * factor_fn(i)) for x in rates}
+    groups["prompt_encoder"] = optax.set_to_zero()
+    params = jax.tree.map(jnp.asarray, variables["params"])
+    old = optax.partition(groups, {part: part for part in params})
+    grads = jax.tree.map(jnp.ones_like, params)
+    _, opt_state = old.update(grads, old.init(params), params)
+    state = step.create_state(tx, variables, target, config.train, spec)
+    with run_checkpoint.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state.replace(opt_state=opt_state), 0.5)
+        checkpoints.wait()
+        restored = checkpoints.restore_latest(target)
+    found = jax.tree.leaves(restored.opt_state)
+    expected = [x for x in jax.tree.leaves(opt_state)]
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_best_step_names_both_networks(variables, tmp_path):
+    config = phantom_config()
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    write_json(tmp_path / "config.json", saved_config.to_json(config))
+    other = phantom_config("unet").model
+    with pytest.raises(WeightsError, match=r"of the network usam, expected one of unet"):
+        run_checkpoint.best_step(tmp_path, other)
