@@ -178,7 +178,7 @@ def test_a_checkpoint_that_would_run_code_is_refused_and_nothing_is_run(care_roo
 @pytest.mark.parametrize(
     ("arguments", "fields", "code", "message"),
     [
-        ([], {"train.batch": "3"}, 2, "no such field: "),
+        ([], {"train.batch": "3"}, 2, "--config.train.batch: no such field, expected"),
         ([], {"train.batch_size": "x"}, 2, "config.train.batch_size=x"),
         (["--mode=predict"], {}, 2, "--mode=predict"),
         (["file"], {}, 2, "unknown arguments ['file']"),

@@ -11,9 +11,14 @@ from absl import flags
 from ml_collections import config_flags
 
 from usam_jax.utils import console, xla_flags
+from usam_jax.utils.bundled import make_importable
+from usam_jax.utils.config_file import ConfigFileParser, name_and_network
 from usam_jax.utils.errors import DISK_FULL, Stopped, UsageError, UserError, WeightsError
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file.", lock_config=True)
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The run's config: NAME or FILE.py, and :NETWORK for another network."
+)
+flags.FLAGS["config"].parser = ConfigFileParser()
 DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 HINT = "See README.md; configs/care.py tells every field."
@@ -29,15 +34,19 @@ def parse(argv: Sequence[str], needs_config: bool) -> tuple[Any, list[str]]:
         raise UsageError("--config.FIELD=VALUE needs a --config before it; see configs/")
     try:
         rest = flags.FLAGS(list(argv))
-        if CONFIG.value is not None:
-            CONFIG.value.to_dict()  # the first touch is what fails where the file is not there
     except (AttributeError, KeyError) as error:
         raise UsageError(f"the config has no such field: {error.args[0]}\n{HINT}") from error
     except (flags.Error, OSError, TypeError, ValueError, ImportError, SyntaxError) as error:
         raise UsageError(f"{error}\n{HINT}") from error
+    make_importable("configs")
     if needs_config and CONFIG.value is None:
-        raise UsageError("--config is missing; for instance --config=configs/care.py")
+        raise UsageError("--config is missing; for instance --config=care")
     return CONFIG.value, rest[1:]
+
+
+def config_name() -> tuple[str, str]:
+    """Name and network of --config, as `config_file.name_and_network` splits it."""
+    return name_and_network(config_flags.get_config_filename(flags.FLAGS["config"]))
 
 
 def run(
@@ -45,7 +54,7 @@ def run(
 ) -> int:
     """Calls `main_fn` with the config and the arguments and returns the exit code."""
     if "--help" in argv:
-        module = sys.modules["__main__"]
+        module = sys.modules[main_fn.__module__]
         print(f"{module.__doc__}\n{flags.FLAGS.get_help()}")
         return 0
     signal.signal(signal.SIGTERM, interrupt)
