@@ -13,6 +13,7 @@ import numpy as np
 from usam_jax.data.packed.encode import make_clahe, pack_image
 from usam_jax.io.nifti import fitted_shape, unfit_square, window_hu
 from usam_jax.utils.files import read_json
+from usam_jax.utils.workdir import Workdir
 
 MIN_SIZE = 32  # pixels that a slice has at least
 # Height and width in mm; where they are not known only their ratio counts.
@@ -80,7 +81,7 @@ class Preparation:
 
 def source_kind(workdir: pathlib.Path, saved: dict[str, Any]) -> str:
     """The kind of data set that a run was trained on, however it was packed."""
-    return read_json(workdir / "data.json").get("kind", saved["data"]["kind"])
+    return read_json(Workdir(workdir).data).get("kind", saved["data"]["kind"])
 
 
 def make_preparation(saved: dict[str, Any], kind: str) -> Preparation:

@@ -25,6 +25,7 @@ from usam_jax.training import run_record
 from usam_jax.utils import console
 from usam_jax.utils.errors import UsageError, WeightsError
 from usam_jax.utils.files import atomic_write, checksum, read_json, write_json
+from usam_jax.utils.workdir import Workdir
 from usam_jax.weights import load, name_map, run_checkpoint
 from usam_jax.weights.name_map import Variables
 
@@ -101,7 +102,7 @@ def describe_preprocessing(preparation: Preparation) -> dict[str, Any]:
 
 def describe_run(workdir: pathlib.Path, saved: dict[str, Any], step: int) -> dict[str, Any]:
     """What config.json tells, ready for JSON; no path and no name of a case is in it."""
-    record, kind = read_json(workdir / "data.json"), source_kind(workdir, saved)
+    record, kind = read_json(Workdir(workdir).data), source_kind(workdir, saved)
     return {
         "schema_version": 1,
         "classes": list(saved["data"]["classes"]),
@@ -124,7 +125,7 @@ def describe_run(workdir: pathlib.Path, saved: dict[str, Any], step: int) -> dic
 
 def find_evaluations(workdir: pathlib.Path, step: int) -> list[dict[str, Any]]:
     """The summaries of the evaluations of this checkpoint."""
-    found = [read_json(path) for path in sorted((workdir / "eval").glob("*/summary.json"))]
+    found = [read_json(path) for path in Workdir(workdir).summaries()]
     return [x for x in found if x.get("checkpoint_step") == step]
 
 

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from usam_jax.data.packed.format import Packed
 from usam_jax.utils.files import checksum, read_json, write_json
+from usam_jax.utils.workdir import Workdir
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -24,7 +25,7 @@ class RunRecord:
     def __init__(
         self, workdir: pathlib.Path, config: ConfigDict, packed: Packed, first: int
     ) -> None:
-        self.path, self.began = workdir / "run.json", time.monotonic()
+        self.path, self.began = Workdir(workdir).run, time.monotonic()
         self.earlier = read_json(self.path).get("starts", [])
         self.start: dict[str, Any] = {
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

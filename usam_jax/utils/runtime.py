@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 
 from usam_jax.utils import console
 from usam_jax.utils.errors import UsageError
+from usam_jax.utils.workdir import Workdir
 
 HEARTBEAT_S = 30  # a process that is silent for so long is taken for dead
 CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "usam_jax" / "jax"
@@ -83,7 +84,7 @@ class Profile:
 
     def __init__(self, steps: tuple[int, int], workdir: pathlib.Path) -> None:
         self.first, self.last = steps
-        self.folder, self.running = workdir / "tensorboard", False
+        self.folder, self.running = Workdir(workdir).tensorboard, False
 
     def before(self, step: int) -> None:
         """To be called before each step."""

@@ -25,6 +25,7 @@ from usam_jax.utils import console
 from usam_jax.utils.errors import UsageError, WeightsError, list_some
 from usam_jax.utils.files import read_json, require_folder
 from usam_jax.utils.mesh import all_processes
+from usam_jax.utils.workdir import Workdir
 from usam_jax.weights import saved_config
 
 # What may change when a run goes on: it has no part in what the steps so far have computed.
@@ -50,7 +51,8 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: pathlib.Path, read_only: bool = False) -> None:
-        self.folder = workdir.resolve() / "checkpoints"
+        self.workdir = Workdir(workdir.resolve())
+        self.folder = self.workdir.checkpoints
         policies = [
             checkpoint_managers.LatestN(KEEP_LAST),
             checkpoint_managers.BestN(
@@ -125,7 +127,7 @@ class Checkpoints:
 
     def set_aside(self, checkpoint: pathlib.Path, problem: str) -> None:
         """Moves a damaged checkpoint out of the way."""
-        folder = self.folder.parent / "damaged"
+        folder = self.workdir.damaged
         folder.mkdir(exist_ok=True)
         shutil.rmtree(folder / checkpoint.name, ignore_errors=True)
         checkpoint.rename(folder / checkpoint.name)
@@ -207,9 +209,9 @@ def differences(config: Any, saved: Any) -> list[str]:
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any]:
     """The config of a run, or nothing where there is no run with a finished checkpoint."""
-    steps = (workdir / "checkpoints").glob("[0-9]*")
+    steps = Workdir(workdir).checkpoints.glob("[0-9]*")
     finished = any(path.name.isdigit() for path in steps)
-    return saved_config.upgrade(read_json(workdir / "config.json")) if finished else {}
+    return saved_config.upgrade(read_json(Workdir(workdir).config)) if finished else {}
 
 
 def require_config(workdir: pathlib.Path) -> dict[str, Any]:
@@ -277,7 +279,7 @@ def load_variables(
         restore_args=ocp.checkpoint_utils.construct_restore_args(target),
         partial_restore=True,
     )
-    folder = workdir.resolve() / "checkpoints" / str(step)
+    folder = Workdir(workdir.resolve()).checkpoint(step)
     with naming_damage(folder), ocp.PyTreeCheckpointer() as checkpointer:
         found = checkpointer.restore(folder / "state", args=args)
     if averaged:
