@@ -16,9 +16,10 @@ faults: .venv/dev.stamp  ## several processes, kills and broken files (docs/reli
 parity: .venv/parity.stamp  ## the tests that compare with PyTorch
 	$(BIN)/python -m pytest -m parity
 
-lint: .venv/dev.stamp  ## style
+lint: .venv/dev.stamp  ## style, and which module may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 types: .venv/dev.stamp  ## types
 	$(BIN)/mypy

@@ -8,13 +8,11 @@ SOURCE: sam_vit_b_01ec64.pth, facebook/sam-vit-base's model.safetensors, or a tr
 import pathlib
 import sys
 
-import numpy as np
 from ml_collections import ConfigDict
-from safetensors.numpy import save_file
 
+from usam_jax.io.safetensors_file import write_safetensors
 from usam_jax.utils import cli, console
 from usam_jax.utils.errors import UsageError, WeightsError
-from usam_jax.utils.files import atomic_write
 from usam_jax.weights import load
 
 
@@ -22,11 +20,10 @@ def convert(source: pathlib.Path, destination: pathlib.Path, model: ConfigDict) 
     """Writes what `source` holds for the model of `config.model`, float32 arrays by path."""
     variables, news = load.read_weights(source, model)
     console.info(f"{source}: {news}")
-    arrays = {name: np.ascontiguousarray(x) for name, x in load.flatten(variables).items()}
+    arrays = load.flatten(variables)
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(destination) as temporary:
-            save_file(arrays, temporary)
+        write_safetensors(destination, arrays)
     except OSError as error:
         raise WeightsError(f"{destination}: cannot be written ({error})") from error
     console.info(f"{destination}: {len(arrays)} arrays, for --config.init_from={destination}")

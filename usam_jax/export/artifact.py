@@ -12,13 +12,13 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
-from safetensors.numpy import save
 
 from usam_jax.data.packed.encode import CLAHE_TILES
 from usam_jax.data.preprocessing import Preparation, make_preparation, source_kind
 from usam_jax.data.prompt_modes import trained_with
 from usam_jax.evaluation.inference import batch_images
 from usam_jax.export.model_card import write_card
+from usam_jax.io.safetensors_file import write_safetensors
 from usam_jax.models import Prompts, USam, make_model
 from usam_jax.models.usam import IMAGE_MEAN, IMAGE_STD
 from usam_jax.training import run_record
@@ -179,9 +179,5 @@ def save_weights(
     path: pathlib.Path, arrays: dict[str, np.ndarray], description: dict[str, Any]
 ) -> None:
     """Arrays by name as safetensors, with what one needs to know of them."""
-    arrays = {name: np.ascontiguousarray(x) for name, x in arrays.items()}
     about = {name: description[name] for name in ("classes", "model", "preprocessing")}
-    with atomic_write(path) as temporary:
-        # One entry: several are written in a random order, which would change the checksum.
-        # Not by `save_file`, which lets nobody but its owner read the file.
-        temporary.write_bytes(save(arrays, {"usam_jax": json.dumps(about)}))
+    write_safetensors(path, arrays, json.dumps(about))
