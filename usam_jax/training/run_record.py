@@ -59,15 +59,16 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit of this code, with a + where it was changed; None outside a repository."""
-    git = ["git", "-C", str(pathlib.Path(__file__).parent)]
+    """The commit of this code, with a + if it was changed; None outside its own repository."""
+    file = pathlib.Path(__file__)
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(file.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        commit = subprocess.run(
-            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changes = subprocess.run(
-            [*git, "status", "--porcelain"], capture_output=True, text=True, check=True
-        ).stdout
+        # A virtual environment may lie in the repository of another project.
+        git("ls-files", "--error-unmatch", file.name)
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return commit + ("+" if changes else "")
