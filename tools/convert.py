@@ -1,8 +1,9 @@
-"""Converts SAM's weights, or a published U-SAM's, to this package's safetensors.
+"""Convert SAM's weights, or a published U-SAM's, to this package's safetensors.
 
-    python -m tools.convert --config=configs/care.py SOURCE DESTINATION.safetensors
+    python -m tools.convert --config=care SOURCE DESTINATION.safetensors
 
-SOURCE: sam_vit_b_01ec64.pth, facebook/sam-vit-base's model.safetensors, or a trained U-SAM's .pth.
+SOURCE is sam_vit_b_01ec64.pth, the model.safetensors of facebook/sam-vit-base, or the .pth file of a
+trained U-SAM. The config chooses the network and the image size.
 """
 
 import pathlib
@@ -17,7 +18,10 @@ from usam_jax.weights import load
 
 
 def convert(source: pathlib.Path, destination: pathlib.Path, model: ConfigDict) -> None:
-    """Writes what `source` holds for the model of `config.model`, float32 arrays by path."""
+    """Write the weights in `source` that the network of `config.model` has, as float32 arrays.
+
+    Raises WeightsError if `source` cannot be used or `destination` cannot be written.
+    """
     variables, news = load.read_weights(source, model)
     console.info(f"{source}: {news}")
     arrays = load.flatten(variables)
@@ -30,9 +34,11 @@ def convert(source: pathlib.Path, destination: pathlib.Path, model: ConfigDict) 
 
 
 def main(config: ConfigDict, arguments: list[str]) -> None:
-    """What the command line asks for."""
+    """Convert the file that the command line names."""
     if len(arguments) != 2 or not arguments[1].endswith(".safetensors"):
-        raise UsageError(f"found {arguments}, expected SOURCE DESTINATION.safetensors\n{__doc__}")
+        raise UsageError(
+            f"arguments: got {arguments}, expected SOURCE DESTINATION.safetensors\n{__doc__}"
+        )
     convert(pathlib.Path(arguments[0]), pathlib.Path(arguments[1]), config.model)
 
 

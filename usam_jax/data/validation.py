@@ -97,7 +97,7 @@ def inspect(where: str, case: Case) -> Inspected:
 
 
 def unusable(where: str, error: DataError) -> Finding:
-    mend = error.mend or "mend or remove the file"
+    mend = error.fix or "mend or remove the file"
     return Finding(ERROR, "unusable", where, error.problem, mend)
 
 

@@ -12,10 +12,10 @@ from usam_jax.utils.workdir import Workdir
 
 
 class MetricWriter:
-    """Metrics by step to `metrics.jsonl` and TensorBoard, from `first_step` on; a context.
+    """Writes metrics per step to `metrics.jsonl` and TensorBoard; a context manager.
 
-    What an earlier run wrote past `first_step` is dropped: a resumed run writes it again. Of
-    several processes one is `active`, the others write nothing.
+    Rows after `first_step` are dropped, because a resumed run writes them again. A writer that is
+    not `active` writes nothing, which is for all processes but the main one.
     """
 
     def __init__(self, workdir: pathlib.Path, first_step: int, active: bool = True) -> None:
@@ -32,7 +32,7 @@ class MetricWriter:
         self.board = SummaryWriter(str(self.workdir.tensorboard), purge_step=first_step + 1)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Values are numbers, or None for one that is not defined."""
+        """Append the values of a step; None stands for an undefined value."""
         if not self.active:
             return
         self.file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
@@ -41,7 +41,7 @@ class MetricWriter:
                 self.board.add_scalar(name, value, step)
 
     def read(self) -> list[dict[str, Any]]:
-        """All figures so far, a dict for each step."""
+        """All metrics so far, one dict per step."""
         rows: dict[int, dict[str, Any]] = {}
         for line in self.path.read_text().splitlines():
             values = json.loads(line)
@@ -49,7 +49,7 @@ class MetricWriter:
         return list(rows.values())
 
     def write_csv(self, rows: list[dict[str, Any]]) -> None:
-        """Figures that were read as `metrics.csv`, a row for each step."""
+        """Write rows from `read` to `metrics.csv`, one row per step."""
         columns = dict.fromkeys(name for row in rows for name in row)
         with (
             atomic_write(self.workdir.metrics_csv) as temporary,

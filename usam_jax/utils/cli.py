@@ -1,4 +1,4 @@
-"""The command line that every program here shares: a config, errors by name, exit codes."""
+"""The command line that all programs share: --config, error messages and exit codes."""
 
 import signal
 import sys
@@ -21,26 +21,27 @@ CONFIG = config_flags.DEFINE_config_file(
 flags.FLAGS["config"].parser = ConfigFileParser()
 DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
-HINT = "See README.md; configs/care.py tells every field."
+HINT = "See README.md; configs/care.py describes every field."
 
 
 def parse(argv: Sequence[str], needs_config: bool) -> tuple[Any, list[str]]:
-    """The config, None where none is given nor needed, and the arguments that are no flags.
+    """The config (None if none is given) and the arguments that are not flags.
 
-    Raises UsageError for a flag, field or value that is wrong, or a config that cannot be loaded.
+    Raises UsageError for a wrong flag, field or value, if the config cannot be loaded, and if
+    `needs_config` and there is none.
     """
     names = [x.lstrip("-").partition("=")[0] for x in argv]
     if "config" not in names and any(x.startswith("config.") for x in names):
-        raise UsageError("--config.FIELD=VALUE needs a --config before it; see configs/")
+        raise UsageError("--config.FIELD=VALUE: expected --config=NAME before it")
     try:
         rest = flags.FLAGS(list(argv))
     except (AttributeError, KeyError) as error:
-        raise UsageError(f"the config has no such field: {error.args[0]}\n{HINT}") from error
+        raise UsageError(f"--config: {error.args[0]}\n{HINT}") from error
     except (flags.Error, OSError, TypeError, ValueError, ImportError, SyntaxError) as error:
         raise UsageError(f"{error}\n{HINT}") from error
     make_importable("configs")
     if needs_config and CONFIG.value is None:
-        raise UsageError("--config is missing; for instance --config=care")
+        raise UsageError("--config: missing, expected a config such as --config=care")
     return CONFIG.value, rest[1:]
 
 
@@ -52,7 +53,7 @@ def config_name() -> tuple[str, str]:
 def run(
     main_fn: Callable[[Any, list[str]], None], argv: Sequence[str], needs_config: bool = True
 ) -> int:
-    """Calls `main_fn` with the config and the arguments and returns the exit code."""
+    """Call `main_fn(config, arguments)`, report its errors and return the exit code."""
     if "--help" in argv:
         module = sys.modules[main_fn.__module__]
         print(f"{module.__doc__}\n{flags.FLAGS.get_help()}")
@@ -70,38 +71,38 @@ def run(
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
-        text = f"the disk is full ({error}); free some space and give the same command again"
+        text = f"the disk is full ({error}). Free some space and run the same command again."
         return report(WeightsError(text))
     except Stopped as stopped:
         console.info(str(stopped))
         return stopped.exit_code
     except KeyboardInterrupt:
-        console.info("stopped; what was finished is saved")
+        console.info("stopped; finished work is saved")
         return 130
     return 0
 
 
 def interrupt(_number: int, _frame: FrameType | None) -> None:
-    """SIGTERM ends a program as Ctrl-C does, wherever it is."""
+    """Handle SIGTERM as Ctrl-C."""
     raise KeyboardInterrupt
 
 
 def explain_device_error(text: str) -> str:
-    """What a failure of JAX's runtime means for the user."""
+    """The error message for a failure of JAX's runtime."""
     first = text.strip().splitlines()[0][:300]
     if "RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower():
         return (
-            f"the device has too little memory ({first}). Try a smaller config.train.batch_size, "
+            f"the device is out of memory ({first}). Try a smaller config.train.batch_size, "
             "config.train.grad_accum_steps=2, config.model.remat=True or config.model.dtype=bfloat16."
         )
     return (
-        f"the device, or another process of this run, failed: {first}\nThe same command goes on "
-        "from the last checkpoint; --debug shows more."
+        f"the device or another process of this run failed: {first}\nRun the same command again to "
+        "resume from the last checkpoint; --debug shows the traceback."
     )
 
 
 def report(error: UserError) -> int:
-    """Prints the error that is being handled; its exit code."""
+    """Print the error that is being handled and return its exit code."""
     if flags.FLAGS.is_parsed() and DEBUG.value:
         traceback.print_exc()
     console.console.quiet = False

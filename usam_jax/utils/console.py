@@ -12,13 +12,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as RichProgress
 
 PLAIN_LINE_EVERY_S = 10.0
-SPEED_OVER_S = 60.0  # so that compilation and pauses are soon forgotten
+SPEED_OVER_S = 60.0  # short enough to forget compilation and pauses soon
 
 console = Console(stderr=True, highlight=False)
 
 
 def info(text: str) -> None:
-    """One line of news, above the progress line if there is one."""
+    """Print a line, above the progress line if there is one."""
     console.print(text, markup=False, soft_wrap=True)
 
 
@@ -29,7 +29,7 @@ def format_time(seconds: float) -> str:
 
 
 class Progress:
-    """Progress of `total` things, `done` of them from an earlier run; a context manager."""
+    """Progress through `total` units, of which an earlier run did `done`; a context manager."""
 
     def __init__(self, what: str, total: int, unit: str, done: int = 0) -> None:
         self.what, self.total, self.unit = what, total, unit
@@ -53,9 +53,9 @@ class Progress:
         return self
 
     def advance(self, count: int = 1, note: str = "", per_step: int = 1) -> None:
-        """Counts `count` more; `note` stands at the end of the line.
+        """Count `count` more units and show `note` at the end of the line.
 
-        `per_step` slices make one of what is counted; then the rate is in slices.
+        If a unit holds several slices (`per_step`), the rate is in slices per second.
         """
         self.done += count
         now = time.monotonic()
