@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test faults parity lint types
+.PHONY: demo test test-fast faults parity lint types
 
 demo: .venv/run.stamp  ## train and evaluate a small U-SAM on generated CT phantoms
 	$(BIN)/python -m usam_jax.main --config=configs/phantom.py --workdir=runs/demo
 
 test: .venv/dev.stamp  ## all tests that need no torch
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not parity and not faults"
+
+test-fast: .venv/dev.stamp  ## the tests that take moments: some ninety seconds in all
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not parity and not faults"
 
 faults: .venv/dev.stamp  ## several processes, kills and broken files (docs/reliability.md): some ten minutes
 	$(BIN)/python -m pytest -m faults

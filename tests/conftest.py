@@ -178,3 +178,35 @@ def care_variables():
     from usam_jax.weights import name_map
 
     return name_map.from_usam(recipe.state_dict("usam_care"), model_config())
+
+
+# What `make test-fast` leaves out, because it starts processes, compiles much or builds ViT-B: files
+# and tests (by prefix), and the tests that use a fixture. `@pytest.mark.slow` marks others.
+SLOW_TESTS = (
+    "data/test_augment.py::test_worker_processes",
+    "data/test_packed.py::test_two_programs",
+    "data/test_phantoms.py::test_the_tool_ends",
+    "data/test_validation.py::test_check_prints_json",
+    "evaluation/test_evaluate.py",
+    "export/test_export.py",
+    "io/test_torch_checkpoint.py::test_a_call_in_a_file",
+    "io/test_torch_fuzz.py",
+    "models/test_golden.py",
+    "models/test_models.py",
+    "predict/test_predict.py",
+    "test_end_to_end.py",
+    "training/test_compiled.py",
+    "training/test_loop.py",
+    "training/test_optimizer.py",
+    "utils/test_runtime.py::test_enable_compilation_cache",
+    "utils/test_runtime.py::test_keep_memory",
+    "weights/test_convert.py",
+)
+SLOW_FIXTURES = {"care_variables"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        name = item.nodeid.removeprefix("tests/")
+        if name.startswith(SLOW_TESTS) or SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")

@@ -3,6 +3,7 @@
 import importlib
 import tomllib
 
+import conftest
 import pytest
 from absl import flags
 from absl.testing import flagsaver
@@ -144,3 +145,9 @@ def test_override_of_a_renamed_field_exits_with_2(monkeypatch, capsys):
     with flagsaver.flagsaver():
         assert cli.run(lambda *_: None, arguments) == 2
     assert "expected --config.eval.prompt_jitter_px" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("entry", conftest.SLOW_TESTS)
+def test_slow_tests_exist(entry):
+    file, _, test = entry.partition("::")
+    assert f"def {test or 'test_'}" in (ROOT / "tests" / file).read_text()

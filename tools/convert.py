@@ -2,8 +2,8 @@
 
     python -m tools.convert --config=care SOURCE DESTINATION.safetensors
 
-SOURCE is sam_vit_b_01ec64.pth, the model.safetensors of facebook/sam-vit-base, or the .pth file of a
-trained U-SAM. The config chooses the network and the image size.
+SOURCE is sam_vit_b_01ec64.pth, the model.safetensors of facebook/sam-vit-base, or the .pth file of
+a trained U-SAM. The config chooses the network and the image size.
 """
 
 import pathlib

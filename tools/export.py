@@ -3,7 +3,7 @@
     python -m tools.export WORKDIR DEST [--torch]
 
 The folder DEST gets
-  model.jax_export    the whole program with its weights, for CPU and CUDA and any batch size; needs JAX
+  model.jax_export    program and weights for CPU and CUDA and any batch size; needs only JAX
   model.safetensors   the weights, for --config.init_from
   config.json         preprocessing, classes, prompts and checksums
   README.md           a model card with the results in WORKDIR/eval

@@ -88,7 +88,7 @@ def training_command(packed: Packed) -> str:
         if default not in (value, ()):  # classes that are () come from the data set
             fields[field] = value
     given = [shlex.quote(f"--config.{field}={value}") for field, value in fields.items()]
-    return f"python -m usam_jax.main --config=configs/{name}.py {' '.join(given)}"
+    return f"python -m usam_jax.main --config={name} {' '.join(given)}"
 
 
 def print_check(findings: list[Finding], cases: Cases, root: pathlib.Path) -> None:

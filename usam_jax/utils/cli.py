@@ -11,7 +11,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from usam_jax.utils import console, xla_flags
-from usam_jax.utils.bundled import make_importable
+from usam_jax.utils.bundled import bundled_folder, make_importable
 from usam_jax.utils.config_file import ConfigFileParser, name_and_network
 from usam_jax.utils.errors import DISK_FULL, Stopped, UsageError, UserError, WeightsError
 
@@ -21,7 +21,7 @@ CONFIG = config_flags.DEFINE_config_file(
 flags.FLAGS["config"].parser = ConfigFileParser()
 DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
-HINT = "See README.md; configs/care.py describes every field."
+HINT = f"See README.md; {bundled_folder('configs') / 'care.py'} describes every field."
 
 
 def parse(argv: Sequence[str], needs_config: bool) -> tuple[Any, list[str]]:
@@ -93,7 +93,8 @@ def explain_device_error(text: str) -> str:
     if "RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower():
         return (
             f"the device is out of memory ({first}). Try a smaller config.train.batch_size, "
-            "config.train.grad_accum_steps=2, config.model.remat=True or config.model.dtype=bfloat16."
+            "config.train.grad_accum_steps=2, config.model.remat=True or "
+            "config.model.dtype=bfloat16."
         )
     return (
         f"the device or another process of this run failed: {first}\nRun the same command again to "
