@@ -1,6 +1,7 @@
 """Shared by all tests: eight virtual devices, checked shapes, models that are built once."""
 
 import importlib
+import inspect
 import os
 import pathlib
 import shutil
@@ -180,16 +181,10 @@ def care_variables():
     return name_map.from_usam(recipe.state_dict("usam_care"), model_config())
 
 
-# What `make test-fast` leaves out, because it starts processes, compiles much or builds ViT-B: files
-# and tests (by prefix), and the tests that use a fixture. `@pytest.mark.slow` marks others.
-SLOW_TESTS = (
-    "data/test_augment.py::test_worker_processes",
-    "data/test_packed.py::test_two_programs",
-    "data/test_phantoms.py::test_the_tool_ends",
-    "data/test_validation.py::test_check_prints_json",
+# What `make test-fast` leaves out, next to tests that start processes and `@pytest.mark.slow`.
+SLOW_FILES = (  # they compile much
     "evaluation/test_evaluate.py",
     "export/test_export.py",
-    "io/test_torch_checkpoint.py::test_a_call_in_a_file",
     "io/test_torch_fuzz.py",
     "models/test_golden.py",
     "models/test_models.py",
@@ -198,15 +193,21 @@ SLOW_TESTS = (
     "training/test_compiled.py",
     "training/test_loop.py",
     "training/test_optimizer.py",
-    "utils/test_runtime.py::test_enable_compilation_cache",
-    "utils/test_runtime.py::test_keep_memory",
     "weights/test_convert.py",
 )
-SLOW_FIXTURES = {"care_variables"}
+SLOW_FIXTURES = {"care_variables"}  # ViT-B
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    files = {ROOT / "tests" / name for name in SLOW_FILES}
     for item in items:
-        name = item.nodeid.removeprefix("tests/")
-        if name.startswith(SLOW_TESTS) or SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+        slow_fixtures = SLOW_FIXTURES & set(item.fixturenames)
+        if item.path in files or slow_fixtures or starts_processes(item.function):
             item.add_marker("slow")
+
+
+def starts_processes(test) -> bool:
+    """Whether a test, or a function that it calls by name, uses `subprocess`."""
+    called = [test.__globals__.get(name) for name in test.__code__.co_names]
+    functions = [test, *filter(inspect.isfunction, called)]
+    return any("subprocess." in inspect.getsource(x) for x in functions)

@@ -147,7 +147,6 @@ def test_override_of_a_renamed_field_exits_with_2(monkeypatch, capsys):
     assert "expected --config.eval.prompt_jitter_px" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("entry", conftest.SLOW_TESTS)
-def test_slow_tests_exist(entry):
-    file, _, test = entry.partition("::")
-    assert f"def {test or 'test_'}" in (ROOT / "tests" / file).read_text()
+@pytest.mark.parametrize("name", conftest.SLOW_FILES)
+def test_slow_files_exist(name):
+    assert (ROOT / "tests" / name).is_file()
