@@ -10,7 +10,7 @@ demo: .venv/run.stamp  ## train and evaluate a small U-SAM on generated CT phant
 test: .venv/dev.stamp  ## all tests that need no torch
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not parity and not faults"
 
-test-fast: .venv/dev.stamp  ## the tests that take moments: some ninety seconds in all
+test-fast: .venv/dev.stamp  ## the tests that start no processes and compile little: about a minute
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not parity and not faults"
 
 faults: .venv/dev.stamp  ## several processes, kills and broken files (docs/reliability.md): some ten minutes

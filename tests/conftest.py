@@ -4,6 +4,7 @@ import importlib
 import inspect
 import os
 import pathlib
+import re
 import shutil
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -210,4 +211,4 @@ def starts_processes(test) -> bool:
     """Whether a test, or a function that it calls by name, uses `subprocess`."""
     called = [test.__globals__.get(name) for name in test.__code__.co_names]
     functions = [test, *filter(inspect.isfunction, called)]
-    return any("subprocess." in inspect.getsource(x) for x in functions)
+    return any(re.search(r"\bsubprocess\.\w+\(", inspect.getsource(x)) for x in functions)
