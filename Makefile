@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test faults parity lint types
+.PHONY: demo test test-fast faults parity lint types
 
 demo: .venv/run.stamp  ## train and evaluate a small U-SAM on generated CT phantoms
 	$(BIN)/python -m usam_jax.main --config=configs/phantom.py --workdir=runs/demo
@@ -10,15 +10,19 @@ demo: .venv/run.stamp  ## train and evaluate a small U-SAM on generated CT phant
 test: .venv/dev.stamp  ## all tests that need no torch
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not parity and not faults"
 
+test-fast: .venv/dev.stamp  ## the tests that start no processes and compile little: about a minute
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not parity and not faults"
+
 faults: .venv/dev.stamp  ## several processes, kills and broken files (docs/reliability.md): some ten minutes
 	$(BIN)/python -m pytest -m faults
 
 parity: .venv/parity.stamp  ## the tests that compare with PyTorch
 	$(BIN)/python -m pytest -m parity
 
-lint: .venv/dev.stamp  ## style
+lint: .venv/dev.stamp  ## style, and which module may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 types: .venv/dev.stamp  ## types
 	$(BIN)/mypy

@@ -1,8 +1,10 @@
 """Shared by all tests: eight virtual devices, checked shapes, models that are built once."""
 
 import importlib
+import inspect
 import os
 import pathlib
+import re
 import shutil
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -174,3 +176,35 @@ def care_variables():
     from usam_jax import convert
 
     return convert.from_usam(recipe.state_dict("usam_care"), model_config())
+
+
+# What `make test-fast` leaves out, next to tests that start processes and `@pytest.mark.slow`.
+SLOW_FILES = (  # they compile much
+    "evaluation/test_evaluate.py",
+    "export/test_export.py",
+    "io/test_torch_fuzz.py",
+    "models/test_golden.py",
+    "models/test_models.py",
+    "predict/test_predict.py",
+    "test_end_to_end.py",
+    "training/test_compiled.py",
+    "training/test_loop.py",
+    "training/test_optimizer.py",
+    "weights/test_convert.py",
+)
+SLOW_FIXTURES = {"care_variables"}  # ViT-B
+
+
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    files = {ROOT / "tests" / name for name in SLOW_FILES}
+    for item in items:
+        slow_fixtures = SLOW_FIXTURES & set(item.fixturenames)
+        if item.path in files or slow_fixtures or starts_processes(item.function):
+            item.add_marker("slow")
+
+
+def starts_processes(test) -> bool:
+    """Whether a test, or a function that it calls by name, uses `subprocess`."""
+    called = [test.__globals__.get(name) for name in test.__code__.co_names]
+    functions = [test, *filter(inspect.isfunction, called)]
+    return any(re.search(r"\bsubprocess\.\w+\(", inspect.getsource(x)) for x in functions)

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from conftest import ROOT, write_care
 
+from usam_jax.utils.workdir import EvaluationFolder, Workdir
+
 SMALL = {
     "model.variant": "tiny",
     "model.image_size": "32",
@@ -74,6 +76,21 @@ def unbroken(care_root, tmp_path_factory):
     done = run(command(f"--workdir={workdir}", **small(care_root, folder)))
     assert done.returncode == 0, done.stderr
     return workdir, done
+
+
+def test_run_writes_only_known_paths(unbroken):
+    workdir = Workdir(unbroken[0])
+    evaluations = [EvaluationFolder(x) for x in workdir.evaluations.iterdir()]
+    assert workdir.evaluation("test", "points3") in evaluations
+    of_run = {path_of(workdir) for path_of in paths_of(Workdir)}
+    assert set(workdir.path.iterdir()) <= of_run
+    for folder in evaluations:
+        of_evaluation = {path_of(folder) for path_of in paths_of(EvaluationFolder)}
+        assert set(folder.path.iterdir()) <= of_evaluation
+
+
+def paths_of(kind) -> list:
+    return [x.fget for x in vars(kind).values() if isinstance(x, property)]
 
 
 def test_a_run_ends_with_a_table_a_summary_and_pictures(unbroken):
@@ -178,7 +195,7 @@ def test_a_checkpoint_that_would_run_code_is_refused_and_nothing_is_run(care_roo
 @pytest.mark.parametrize(
     ("arguments", "fields", "code", "message"),
     [
-        ([], {"train.batch": "3"}, 2, "no such field: "),
+        ([], {"train.batch": "3"}, 2, "--config.train.batch: no such field, expected"),
         ([], {"train.batch_size": "x"}, 2, "config.train.batch_size=x"),
         (["--mode=predict"], {}, 2, "--mode=predict"),
         (["file"], {}, 2, "unknown arguments ['file']"),

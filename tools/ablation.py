@@ -203,5 +203,10 @@ def main(config: ConfigDict, arguments: list[str]) -> None:
     )
 
 
+def run_command_line() -> int:
+    """Run the program with the arguments of the command line and return its exit code."""
+    return cli.run(main, sys.argv)
+
+
 if __name__ == "__main__":
-    sys.exit(cli.run(main, sys.argv))
+    sys.exit(run_command_line())

@@ -199,5 +199,10 @@ def main(_config: ConfigDict | None, arguments: list[str]) -> None:
         console.info(f"{OUT.value}: comparison.json, comparison.csv, comparison.png")
 
 
+def run_command_line() -> int:
+    """Run the program with the arguments of the command line and return its exit code."""
+    return cli.run(main, sys.argv, needs_config=False)
+
+
 if __name__ == "__main__":
-    sys.exit(cli.run(main, sys.argv, needs_config=False))
+    sys.exit(run_command_line())

@@ -31,5 +31,10 @@ def main(_config: ConfigDict, arguments: list[str]) -> None:
     console.info(f"{folder}: {counts[0]} training patients, {counts[1]} test patients")
 
 
+def run_command_line() -> int:
+    """Run the program with the arguments of the command line and return its exit code."""
+    return cli.run(main, sys.argv, needs_config=False)
+
+
 if __name__ == "__main__":
-    sys.exit(cli.run(main, sys.argv, needs_config=False))
+    sys.exit(run_command_line())

@@ -82,7 +82,7 @@ def training_command(packed: Packed) -> str:
         if default not in (value, ()):  # the default () takes the classes from the data set
             fields[field] = value
     given = [shlex.quote(f"--config.{field}={value}") for field, value in fields.items()]
-    return f"python -m usam_jax.main --config=configs/{name}.py {' '.join(given)}"
+    return f"python -m usam_jax.main --config={name} {' '.join(given)}"
 
 
 def print_check(findings: list[Finding], cases: Cases, root: pathlib.Path) -> None:
@@ -166,5 +166,10 @@ def main(config: ConfigDict | None, arguments: list[str]) -> None:
         print_packed(packed)
 
 
+def run_command_line() -> int:
+    """Run the program with the arguments of the command line and return its exit code."""
+    return cli.run(main, sys.argv, needs_config=False)
+
+
 if __name__ == "__main__":
-    sys.exit(cli.run(main, sys.argv, needs_config=False))
+    sys.exit(run_command_line())

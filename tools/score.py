@@ -24,9 +24,10 @@ from ml_collections import ConfigDict
 from usam_jax.evaluation.case_metrics import POLICIES, Scoring
 from usam_jax.evaluation.report.case_table import print_cases
 from usam_jax.evaluation.score_folder import find_classes, score_folder
-from usam_jax.evaluation.summary import PER_CASE, SUMMARY, write_results
+from usam_jax.evaluation.summary import write_results
 from usam_jax.utils import cli, console
 from usam_jax.utils.errors import UsageError
+from usam_jax.utils.workdir import PER_CASE, SUMMARY, EvaluationFolder
 
 OUT = flags.DEFINE_string("out", None, "The folder that the results are written to.")
 CLASSES = flags.DEFINE_list("classes", None, "Names in the order of the labels, background first.")
@@ -74,12 +75,17 @@ def main(_config: ConfigDict | None, arguments: list[str]) -> None:
     predictions, references = map(pathlib.Path, arguments)
     out = pathlib.Path(OUT.value or predictions)
     require_writable(out)
-    require_own_summary(out / SUMMARY)
+    require_own_summary(EvaluationFolder(out).summary)
     summary = score(predictions, references)
     write_results(out, summary)
     print_cases(summary)
     console.info(f"{out}: {SUMMARY}, {PER_CASE}")
 
 
+def run_command_line() -> int:
+    """Run the program with the arguments of the command line and return its exit code."""
+    return cli.run(main, sys.argv, needs_config=False)
+
+
 if __name__ == "__main__":
-    sys.exit(cli.run(main, sys.argv, needs_config=False))
+    sys.exit(run_command_line())

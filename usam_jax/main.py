@@ -7,7 +7,7 @@ import pathlib
 import sys
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from usam_jax.utils import cli, xla_flags
 from usam_jax.utils.errors import UsageError
@@ -60,7 +60,7 @@ def main(config: ConfigDict, arguments: list[str]) -> None:
     runtime.initialize_distributed(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     name_classes(config)
     runtime.keep_memory()
-    name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+    name, _ = cli.config_name()
     network = registry.short_name(config.model.name)
     suffix = "" if network == "usam" else f"_{network}"
     workdir = pathlib.Path(WORKDIR.value or f"runs/{name}{suffix}")
@@ -81,5 +81,10 @@ def main(config: ConfigDict, arguments: list[str]) -> None:
         tables.print_seeds(seeds, summaries, workdir)
 
 
+def run_command_line() -> int:
+    """Run the program with the arguments of the command line and return its exit code."""
+    return cli.run(main, sys.argv)
+
+
 if __name__ == "__main__":
-    sys.exit(cli.run(main, sys.argv))
+    sys.exit(run_command_line())

@@ -576,7 +576,7 @@ def run_smallest(*arguments):
     [
         (("-i", "nowhere", "-o", "m.nii.gz", "--checkpoint=x"), 3, "nowhere: is not there"),
         (("-i", "{ct}", "-o", "{ct}", "--checkpoint=x"), 2, "is a CT to predict"),
-        (("-i", "{ct}", "-o", "{ct}/m.nii", "--checkpoint={run}"), 2, "cannot be made"),
+        (("-i", "{ct}", "-o", "{ct}/m.nii", "--checkpoint={run}"), 2, "cannot be created"),
         (("-i", "{ct}", "-o", "m.nii", "--checkpoint=nowhere"), 5, "no finished checkpoint"),
     ],
 )

@@ -21,6 +21,7 @@ from usam_jax.data import loader, splits
 from usam_jax.data.packed import prepare
 from usam_jax.evaluation import evaluate, pixel_counts
 from usam_jax.training import checks, loop, losses, optimizer, run_record
+from usam_jax.training.metric_writer import MetricWriter
 from usam_jax.utils import console
 from usam_jax.utils.errors import DataError, UsageError, UserError, WeightsError
 from usam_jax.utils.files import write_json
@@ -258,12 +259,12 @@ def test_contradicting_settings_are_named():
 
 
 def test_metrics_of_a_broken_run_are_dropped_past_its_checkpoint(tmp_path):
-    with console.MetricWriter(tmp_path, 0) as writer:
+    with MetricWriter(tmp_path, 0) as writer:
         for step in (1, 2, 3):
             writer.write(step, {"train/loss": 1.0 / step})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "train/lo')  # killed while writing
-    with console.MetricWriter(tmp_path, 2) as writer:
+    with MetricWriter(tmp_path, 2) as writer:
         writer.write(3, {"train/loss": 0.5, "val/dice/tumour": None})
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [line[:10] for line in lines] == ['{"step": 1', '{"step": 2', '{"step": 3']

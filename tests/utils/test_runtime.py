@@ -1,4 +1,4 @@
-"""The process around a run."""
+"""The process of a run."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ from usam_jax.utils.errors import UsageError
 
 
 @pytest.mark.parametrize(("given", "expected"), [({}, "x/usam_jax/jax"), ({"own": "y"}, "y")])
-def test_compiled_programs_are_kept_in_the_users_cache_or_where_the_user_says(given, expected):
+def test_enable_compilation_cache_respects_the_environment(given, expected):
     environment = {x: y for x, y in os.environ.items() if x != "JAX_COMPILATION_CACHE_DIR"}
     environment |= {"XDG_CACHE_HOME": "x", "PYTHONPATH": str(ROOT)}
     environment |= {"JAX_COMPILATION_CACHE_DIR": given["own"]} if given else {}
@@ -30,35 +30,35 @@ def test_compiled_programs_are_kept_in_the_users_cache_or_where_the_user_says(gi
 
 FAULTS = """
 import ctypes, resource, sys
-ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # no huge pages, which would be few faults
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # without huge pages, which cause few faults
 import jax, jax.numpy as jnp
 from usam_jax.utils import runtime
 if sys.argv[1] == "kept":
     runtime.keep_memory()
 step = jax.jit(lambda x: x @ x)
-x = jnp.ones((3072, 3072))  # above the 32 MiB that glibc may keep of itself
+x = jnp.ones((3072, 3072))  # above the 32 MiB that glibc keeps by default
 found = []
 for _ in range(6):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     step(x).block_until_ready()
     found.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-print(min(found))  # the first steps still lay memory out, and threads at work at other times
+print(min(found))  # other steps also count the first allocations and other threads
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc's memory")
-def test_a_step_uses_the_memory_of_the_last_one_again():
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="keep_memory configures glibc")
+def test_keep_memory_avoids_page_faults():
     def page_faults(how):
         command = [sys.executable, "-c", FAULTS, how]
         return int(subprocess.check_output(command, cwd=ROOT, text=True))
 
     result = 3072**2 * 4 // os.sysconf("SC_PAGE_SIZE")
-    # On a busy machine one process of some dozens makes the result anew each time.
+    # On a busy machine about one process in dozens faults at each step.
     kept = min(page_faults("kept") for _ in range(3))
     assert kept < result // 10 < page_faults("given back")
 
 
-def test_several_seeds_are_told_as_mean_and_deviation(tmp_path, capsys):
+def test_print_seeds_shows_mean_and_deviation(tmp_path, capsys):
     dice = [
         {"rectum": 0.8, "tumour": None, "mean": 0.8},
         {"rectum": 0.9, "tumour": None, "mean": 0.9},
@@ -70,7 +70,7 @@ def test_several_seeds_are_told_as_mean_and_deviation(tmp_path, capsys):
     assert (tmp_path / "seeds.json").is_file()
 
 
-def test_a_flag_that_should_be_numbers_is_named():
+def test_numbers_names_the_flag():
     assert main.numbers("seeds", ["0", "12"]) == [0, 12]
     with pytest.raises(UsageError, match=r"--seeds: found \['a'\], expected whole numbers"):
         main.numbers("seeds", ["a"])

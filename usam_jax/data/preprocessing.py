@@ -14,6 +14,7 @@ from usam_jax.data.datasets.registry import get_spec
 from usam_jax.data.packed.encode import make_clahe, pack_image
 from usam_jax.data.pixels import fitted_shape, unfit_square, window_hu
 from usam_jax.utils.files import read_json
+from usam_jax.utils.workdir import Workdir
 
 MIN_SIZE = 32  # pixels, of the smallest slice that is accepted
 # Height and width in mm; if they are unknown, only their ratio is used.
@@ -81,7 +82,7 @@ class Preparation:
 
 def source_kind(workdir: pathlib.Path, saved: dict[str, Any]) -> str:
     """The kind of the data set that a run was trained on, even if it was packed before."""
-    return read_json(workdir / "data.json").get("kind", saved["data"]["kind"])
+    return read_json(Workdir(workdir).data).get("kind", saved["data"]["kind"])
 
 
 def make_preparation(saved: dict[str, Any], kind: str) -> Preparation:

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from usam_jax.data.packed.format import Packed
 from usam_jax.utils.errors import DataError, UsageError
 from usam_jax.utils.files import read_json, write_json
+from usam_jax.utils.workdir import Workdir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,12 +101,12 @@ def write_record(workdir: pathlib.Path, packed: Packed, subsets: dict[str, Subse
         "kind": packed.manifest["settings"]["kind"],
         "fingerprint": packed.manifest["fingerprint"],
     }
-    write_json(workdir / "data.json", about | named)
+    write_json(Workdir(workdir).data, about | named)
 
 
 def check_record(workdir: pathlib.Path, packed: Packed) -> None:
     """Raises DataError if the data set has changed since the run began."""
-    record = read_json(workdir / "data.json")
+    record = read_json(Workdir(workdir).data)
     if record.get("fingerprint") != packed.manifest["fingerprint"]:
         raise DataError(
             f"{packed.folder}: the data set has changed since {workdir} began; restore its files "
@@ -115,7 +116,7 @@ def check_record(workdir: pathlib.Path, packed: Packed) -> None:
 
 def check_unseen(workdir: pathlib.Path, packed: Packed, subset: Subset, name: str) -> None:
     """Raises DataError if slices that the run was trained on would count as val or test."""
-    record = read_json(workdir / "data.json")
+    record = read_json(Workdir(workdir).data)
     if name == "train" or record.get("fingerprint") != packed.manifest["fingerprint"]:
         return
     seen = set(record["train"]) & set(name_slices(packed, subset))

@@ -14,10 +14,11 @@ from scipy import stats
 
 from usam_jax.data.case import natural_order
 from usam_jax.evaluation.case_metrics import ClassScore, name_status
-from usam_jax.evaluation.summary import RESAMPLES, SCHEMA_VERSION, SEED, SUMMARY, bootstrap, mean
+from usam_jax.evaluation.summary import RESAMPLES, SCHEMA_VERSION, SEED, bootstrap, mean
 from usam_jax.io.nifti import stem
 from usam_jax.utils.errors import DataError, UsageError, list_some
 from usam_jax.utils.files import read_json
+from usam_jax.utils.workdir import SUMMARY, Workdir
 
 NUM_CHANGED = 10
 MEAN = "mean"
@@ -50,7 +51,7 @@ def find_summary(folder: pathlib.Path) -> pathlib.Path:
     """The summary in a folder, or the only one of a run. Raises UsageError for none or several."""
     if (folder / SUMMARY).is_file():
         return folder / SUMMARY
-    found = sorted(folder.glob(f"eval/*/{SUMMARY}"))
+    found = Workdir(folder).summaries()
     if len(found) > 1:
         listed = list_some([str(x.parent) for x in found])
         raise UsageError(f"{folder}: holds {len(found)} evaluations; give one of:\n{listed}")

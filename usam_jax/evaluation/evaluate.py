@@ -28,6 +28,7 @@ from usam_jax.utils import runtime
 from usam_jax.utils.errors import WeightsError
 from usam_jax.utils.files import require_folder
 from usam_jax.utils.mesh import make_mesh, replicated
+from usam_jax.utils.workdir import Workdir
 from usam_jax.weights import run_checkpoint
 
 
@@ -128,7 +129,7 @@ def evaluate_workdir(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any
     saved = run_checkpoint.read_config(workdir)
     check_classes(workdir, saved, config)
     if runtime.is_main_process():
-        require_folder(workdir / "eval")
+        require_folder(Workdir(workdir).evaluations)
     packed = prepare(config.data)
     part = splits.choose(splits.split_parts(packed, config.data, config.eval.select_on), config)
     splits.check_unseen(workdir, packed, part, config.eval.split)
@@ -166,7 +167,7 @@ def evaluate_workdir(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any
     }
     shown = predict_shown(model, packed, part, config, main, done)
     if runtime.is_main_process():
-        scoring, folder = make_scoring(config), workdir / "eval"
+        scoring = make_scoring(config)
         in_mm = all(x["geometry"] for x in packed.cases(part.split))
         statistics = {
             name: summarise(results, scoring, in_mm) for name, results in done.results.items()
@@ -178,11 +179,11 @@ def evaluate_workdir(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any
                 "pooled": pooled[other.name],
             }
             write_results(
-                folder / f"{config.eval.split}_{other.name}",
+                Workdir(workdir).evaluation(config.eval.split, other.name).path,
                 common | figures | statistics[other.name],
             )
         summary = common | summary | statistics[main.name]
-        folder /= f"{config.eval.split}_{main.name}"
+        folder = Workdir(workdir).evaluation(config.eval.split, main.name).path
         write_results(folder, summary)
         draw_report(folder, summary, done.results[main.name], shown, scoring)
         print_results(summary, folder)

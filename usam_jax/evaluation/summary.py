@@ -14,9 +14,9 @@ import numpy as np
 from usam_jax.evaluation.case_metrics import ABSENT, FALSE_ALARM, MISSED, OK, POLICIES, Scoring
 from usam_jax.evaluation.case_scorer import CaseResult
 from usam_jax.utils.files import atomic_write, write_json
+from usam_jax.utils.workdir import EvaluationFolder
 
 SCHEMA_VERSION = 2
-SUMMARY, PER_CASE = "summary.json", "per_case.csv"
 METRICS = ("Dice", "IoU", "HD95", "NSD")
 VOLUMES = ("volume", "reference_volume")
 LESIONS = ("lesions", "lesions_found", "lesions_false")
@@ -145,7 +145,7 @@ def write_results(folder: pathlib.Path, summary: dict[str, Any]) -> None:
     """Writes `summary.json` and `per_case.csv` (case, class, metric, value, status)."""
     folder.mkdir(parents=True, exist_ok=True)
     with (
-        atomic_write(folder / PER_CASE) as temporary,
+        atomic_write(EvaluationFolder(folder).per_case) as temporary,
         temporary.open("w", newline="") as file,
     ):
         writer = csv.writer(file)
@@ -156,4 +156,4 @@ def write_results(folder: pathlib.Path, summary: dict[str, Any]) -> None:
                 for metric, value in score.items():
                     if metric != "status":
                         writer.writerow((case["case"], name, metric, value, status))
-    write_json(folder / SUMMARY, summary)
+    write_json(EvaluationFolder(folder).summary, summary)

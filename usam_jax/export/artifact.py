@@ -12,7 +12,6 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
-from safetensors.numpy import save
 
 from usam_jax import models
 from usam_jax.data.packed.encode import CLAHE_TILES
@@ -20,6 +19,7 @@ from usam_jax.data.preprocessing import Preparation, make_preparation, source_ki
 from usam_jax.data.prompt_modes import trained_with
 from usam_jax.evaluation.inference import batch_images
 from usam_jax.export.model_card import write_card
+from usam_jax.io.safetensors_file import write_safetensors
 from usam_jax.models import Prompts, make_model
 from usam_jax.models.common import registry
 from usam_jax.models.common.spec import InputSpec
@@ -27,6 +27,7 @@ from usam_jax.training import run_record
 from usam_jax.utils import console
 from usam_jax.utils.errors import UsageError, WeightsError
 from usam_jax.utils.files import atomic_write, checksum, read_json, write_json
+from usam_jax.utils.workdir import Workdir
 from usam_jax.weights import load, run_checkpoint
 from usam_jax.weights.maps import maps_of
 from usam_jax.weights.name_map import Variables
@@ -108,7 +109,7 @@ def describe_preprocessing(preparation: Preparation, inside: InputSpec) -> dict[
 
 def describe_run(workdir: pathlib.Path, saved: dict[str, Any], step: int) -> dict[str, Any]:
     """What config.json tells, ready for JSON; no path and no name of a case is in it."""
-    record, kind = read_json(workdir / "data.json"), source_kind(workdir, saved)
+    record, kind = read_json(Workdir(workdir).data), source_kind(workdir, saved)
     spec = models.get(saved["model"]["name"])
     return {
         "schema_version": 1,
@@ -133,7 +134,7 @@ def describe_run(workdir: pathlib.Path, saved: dict[str, Any], step: int) -> dic
 
 def find_evaluations(workdir: pathlib.Path, step: int) -> list[dict[str, Any]]:
     """The summaries of the evaluations of this checkpoint."""
-    found = [read_json(path) for path in sorted((workdir / "eval").glob("*/summary.json"))]
+    found = [read_json(path) for path in Workdir(workdir).summaries()]
     return [x for x in found if x.get("checkpoint_step") == step]
 
 
@@ -192,9 +193,5 @@ def save_weights(
     path: pathlib.Path, arrays: dict[str, np.ndarray], description: dict[str, Any]
 ) -> None:
     """Arrays by name as safetensors, with what one needs to know of them."""
-    arrays = {name: np.ascontiguousarray(x) for name, x in arrays.items()}
     about = {name: description[name] for name in ("classes", "model", "preprocessing")}
-    with atomic_write(path) as temporary:
-        # One entry: several are written in a random order, which would change the checksum.
-        # Not by `save_file`, which lets nobody but its owner read the file.
-        temporary.write_bytes(save(arrays, {"usam_jax": json.dumps(about)}))
+    write_safetensors(path, arrays, json.dumps(about))

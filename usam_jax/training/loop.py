@@ -20,6 +20,7 @@ from usam_jax.data.splits import Subset
 from usam_jax.evaluation.report.tables import percent
 from usam_jax.models import init_variables, make_model, variable_shapes
 from usam_jax.training import checks, curves, optimizer, run_record, throughput
+from usam_jax.training.metric_writer import MetricWriter
 from usam_jax.training.step import (
     TrainState,
     TrainStep,
@@ -31,6 +32,7 @@ from usam_jax.utils import console, runtime
 from usam_jax.utils.errors import Stopped, UserError
 from usam_jax.utils.files import write_json
 from usam_jax.utils.mesh import make_mesh, shard_batch
+from usam_jax.utils.workdir import Workdir
 from usam_jax.weights import load, run_checkpoint, saved_config
 from usam_jax.weights.run_checkpoint import Checkpoints
 
@@ -110,14 +112,13 @@ def check_finite(
 
 
 def publish(
-    step: int, writer: console.MetricWriter, record: run_record.RunRecord, config: ConfigDict
+    step: int, writer: MetricWriter, record: run_record.RunRecord, config: ConfigDict
 ) -> None:
     """Brings `pixel_counts.csv`, `curves.png` and `run.json` up to a step."""
     if writer.active:
         rows = writer.read()
         writer.write_csv(rows)
-        picture = writer.path.with_name("progress.png")
-        curves.save_progress(picture, rows, config.eval.select_on)
+        curves.save_progress(writer.workdir.progress, rows, config.eval.select_on)
         record.write(step)
 
 
@@ -168,7 +169,7 @@ def train(
         if state is None:
             state = training.start_fn()
             if is_main_process:
-                write_json(workdir / "config.json", saved_config.to_json(config))
+                write_json(Workdir(workdir).config, saved_config.to_json(config))
                 splits.write_record(workdir, packed, parts)
         else:
             splits.check_record(workdir, packed)
@@ -189,7 +190,7 @@ def train(
         record = run_record.RunRecord(workdir, config, packed, first)
         with (
             contextlib.closing(iterator),
-            console.MetricWriter(workdir, first, active=is_main_process) as writer,
+            MetricWriter(workdir, first, active=is_main_process) as writer,
             console.Progress("training", num_steps, "steps", first) as bar,
             runtime.Profile(profile, workdir) as tracer,
             runtime.StopSignal() as stop,

@@ -16,6 +16,7 @@ from usam_jax.data.packed.format import Packed
 from usam_jax.models.common import registry
 from usam_jax.utils import console
 from usam_jax.utils.files import checksum, read_json, write_json
+from usam_jax.utils.workdir import Workdir
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -26,7 +27,7 @@ class RunRecord:
     def __init__(
         self, workdir: pathlib.Path, config: ConfigDict, packed: Packed, first: int
     ) -> None:
-        self.path, self.began = workdir / "run.json", time.monotonic()
+        self.path, self.began = Workdir(workdir).run, time.monotonic()
         self.earlier = read_json(self.path).get("starts", [])
         self.start: dict[str, Any] = {
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -67,15 +68,16 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit of this code, with a + where it was changed; None outside a repository."""
-    git = ["git", "-C", str(pathlib.Path(__file__).parent)]
+    """The commit of this code, with a + if it was changed; None outside its own repository."""
+    file = pathlib.Path(__file__)
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(file.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        commit = subprocess.run(
-            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changes = subprocess.run(
-            [*git, "status", "--porcelain"], capture_output=True, text=True, check=True
-        ).stdout
+        # A virtual environment may lie in the repository of another project.
+        git("ls-files", "--error-unmatch", file.name)
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return commit + ("+" if changes else "")

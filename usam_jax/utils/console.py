@@ -1,30 +1,24 @@
-"""What people watch: progress with a time estimate, and metrics on disk.
+"""What people watch: messages, and progress with a time estimate.
 
-On a terminal progress is one line that moves; elsewhere it is a plain line now and then.
+On a terminal, progress is one line that moves. Elsewhere it is a plain line now and then.
 """
 
 import collections
-import csv
-import json
-import pathlib
 import time
-from typing import Any, Self
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
-from tensorboardX import SummaryWriter
-
-from usam_jax.utils.files import atomic_write
 
 PLAIN_LINE_EVERY_S = 10.0
-SPEED_OVER_S = 60.0  # so that compilation and pauses are soon forgotten
+SPEED_OVER_S = 60.0  # short enough to forget compilation and pauses soon
 
 console = Console(stderr=True, highlight=False)
 
 
 def info(text: str) -> None:
-    """One line of news, above the progress line if there is one."""
+    """Print a line, above the progress line if there is one."""
     console.print(text, markup=False, soft_wrap=True)
 
 
@@ -35,7 +29,7 @@ def format_time(seconds: float) -> str:
 
 
 class Progress:
-    """Progress of `total` things, `done` of them from an earlier run; a context manager."""
+    """Progress through `total` units, of which an earlier run did `done`; a context manager."""
 
     def __init__(self, what: str, total: int, unit: str, done: int = 0) -> None:
         self.what, self.total, self.unit = what, total, unit
@@ -59,9 +53,9 @@ class Progress:
         return self
 
     def advance(self, count: int = 1, note: str = "", per_step: int = 1) -> None:
-        """Counts `count` more; `note` stands at the end of the line.
+        """Count `count` more units and show `note` at the end of the line.
 
-        `per_step` slices make one of what is counted; then the rate is in slices.
+        If a unit holds several slices (`per_step`), the rate is in slices per second.
         """
         self.done += count
         now = time.monotonic()
@@ -85,57 +79,3 @@ class Progress:
 
     def __exit__(self, *_error: object) -> None:
         self.bar.stop()
-
-
-class MetricWriter:
-    """Metrics by step to `metrics.jsonl` and TensorBoard, from `first_step` on; a context.
-
-    What an earlier run wrote past `first_step` is dropped: a resumed run writes it again. Of
-    several processes one is `active`, the others write nothing.
-    """
-
-    def __init__(self, workdir: pathlib.Path, first_step: int, active: bool = True) -> None:
-        self.path, self.active = workdir / "metrics.jsonl", active
-        if not active:
-            return
-        if self.path.is_file():
-            lines = self.path.read_text().splitlines(keepends=True)
-            kept = [x for x in lines if x.endswith("\n") and json.loads(x)["step"] <= first_step]
-            with atomic_write(self.path) as temporary:
-                temporary.write_text("".join(kept))
-        self.file = self.path.open("a", buffering=1)
-        self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
-
-    def write(self, step: int, values: dict[str, Any]) -> None:
-        """Values are numbers, or None for one that is not defined."""
-        if not self.active:
-            return
-        self.file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
-        for name, value in values.items():
-            if value is not None:
-                self.board.add_scalar(name, value, step)
-
-    def read(self) -> list[dict[str, Any]]:
-        """All figures so far, a dict for each step."""
-        rows: dict[int, dict[str, Any]] = {}
-        for line in self.path.read_text().splitlines():
-            values = json.loads(line)
-            rows.setdefault(values["step"], {}).update(values)
-        return list(rows.values())
-
-    def write_csv(self, rows: list[dict[str, Any]]) -> None:
-        """Figures that were read as `metrics.csv`, a row for each step."""
-        columns = dict.fromkeys(name for row in rows for name in row)
-        path = self.path.with_suffix(".csv")
-        with atomic_write(path) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(columns))
-            writer.writeheader()
-            writer.writerows(rows)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        if self.active:
-            self.file.close()
-            self.board.close()

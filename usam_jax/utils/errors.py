@@ -1,4 +1,4 @@
-"""The errors that a user can mend, each with the exit code that scripts rely on."""
+"""The errors that a user can fix, each with the exit code that scripts rely on."""
 
 import errno
 
@@ -6,9 +6,9 @@ DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class UserError(Exception):
-    """Something that the user can mend; the message says what was found, expected, and to do.
+    """An error that the user can fix; the message says what was found, expected, and to do.
 
-    On its own (exit code 1) it is none of the kinds below, such as a loss that is not finite.
+    Raised itself (exit code 1) for what is none of the kinds below, such as a non-finite loss.
     """
 
     exit_code = 1
@@ -34,13 +34,13 @@ class DataError(UserError):
 
 
 class SomeFailed(UserError):
-    """Some of several things could not be done; the others are written (exit code 4)."""
+    """Some of several outputs failed; the others are written (exit code 4)."""
 
     exit_code = 4
 
 
 class WeightsError(UserError):
-    """A checkpoint or weight file that cannot be used, or not be written (exit code 5)."""
+    """A checkpoint or weight file that cannot be read, used or written (exit code 5)."""
 
     exit_code = 5
 
@@ -52,7 +52,7 @@ class Stopped(Exception):
 
 
 def list_some(items: list[str], limit: int = 20) -> str:
-    """`items`, one an indented line, cut after `limit` with the number left out."""
+    """`items` as indented lines; after `limit` items, only the number of the others."""
     lines = [f"  {item}" for item in items[:limit]]
     if len(items) > limit:
         lines.append(f"  ... and {len(items) - limit} more")

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: written under a temporary name, then renamed."""
+"""Reading and writing files; a file is written under a temporary name, then renamed."""
 
 import contextlib
 import hashlib
@@ -13,8 +13,10 @@ from usam_jax.utils.errors import UsageError, UserError
 
 @contextlib.contextmanager
 def atomic_write(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A temporary path to write to; it becomes `path` if nothing fails, and is gone if it does."""
-    temporary = path.with_name(f".tmp.{path.name}")  # savers choose by the ending, .nii.gz too
+    """A temporary path to write to: renamed to `path` on success, deleted on failure."""
+    temporary = path.with_name(
+        f".tmp.{path.name}"
+    )  # writers choose a format by the suffix, such as .nii.gz
     try:
         yield temporary
         os.replace(temporary, path)
@@ -23,30 +25,32 @@ def atomic_write(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """The file's content, or nothing where there is no such file.
+    """The content of a JSON file, or an empty dict if it does not exist.
 
-    Raises UserError where it is damaged.
+    Raises UserError if it is damaged.
     """
     try:
         return json.loads(path.read_text()) if path.is_file() else {}
     except ValueError as error:
-        raise UserError(f"{path}: damaged ({error}); delete it and start again") from error
+        raise UserError(
+            f"{path}: damaged ({error}), expected JSON. Delete it and start again."
+        ) from error
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
-    """Raises ValueError for NaN, which JSON has not."""
+    """Write JSON. Raises ValueError for NaN and infinity, which JSON does not have."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def require_folder(folder: pathlib.Path) -> None:
-    """Makes a folder where there is none. Raises UsageError where it cannot be, or not be written."""
+    """Create a folder if it does not exist. Raises UsageError if it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"{folder}: cannot be made ({error}); give another folder") from error
+        raise UsageError(f"{folder}: cannot be created ({error}). Give another folder.") from error
     if not os.access(folder, os.W_OK):
-        raise UsageError(f"{folder}: may not be written to; give another folder")
+        raise UsageError(f"{folder}: is not writable. Give another folder.")
 
 
 def checksum(path: pathlib.Path) -> str:

@@ -1,4 +1,4 @@
-"""The process around a run: hosts, the compilation cache, and signals that ask it to stop."""
+"""The process of a run: hosts, compilation cache, memory, profiling and signals."""
 
 import ctypes
 import os
@@ -13,40 +13,41 @@ from jax.experimental import multihost_utils
 
 from usam_jax.utils import console
 from usam_jax.utils.errors import UsageError
+from usam_jax.utils.workdir import Workdir
 
-HEARTBEAT_S = 30  # a process that is silent for so long is taken for dead
+HEARTBEAT_S = 30  # a process without a heartbeat for so long counts as dead
 CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "usam_jax" / "jax"
 
 
 def enable_compilation_cache() -> None:
-    """Compiled programs are kept in the user's cache, unless JAX_COMPILATION_CACHE_DIR says where."""
+    """Keep compiled programs in the user's cache, unless JAX_COMPILATION_CACHE_DIR is set."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(CACHE))
 
 
 def keep_memory() -> None:
-    """Lets a step on a CPU have the last one's memory again; to be called before devices start.
+    """Let each CPU step reuse the previous step's memory; call it before JAX starts its devices.
 
-    Without it the system clears the pages of each step's gigabytes anew. It is glibc's allocator
-    that is told so; without glibc nothing changes. Only the main thread's allocations are kept
-    whatever their size, so programs on a CPU run there, not in the background. Of use to one
-    process with one device: with several, JAX has other threads run them.
+    By default glibc returns freed pages to the system, which clears them again for the next step.
+    Without glibc nothing changes. glibc keeps only the main thread's allocations of any size, so
+    programs on a CPU are run there and not asynchronously. With several devices JAX runs programs
+    on other threads, and this has no effect.
     """
     if platform.libc_ver()[0] != "glibc":
         return
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     if jax.default_backend() == "cpu":
         mallopt, max_maps, trim_threshold = ctypes.CDLL(None).mallopt, -4, -1  # as in malloc.h
-        mallopt(max_maps, 0)  # all comes from the heap,
-        mallopt(trim_threshold, -1)  # whose end is never given back
+        mallopt(max_maps, 0)  # allocate everything on the heap,
+        mallopt(trim_threshold, -1)  # and never return its end
 
 
 def initialize_distributed(
     coordinator: str | None, num_processes: int | None, process_id: int | None
 ) -> None:
-    """Makes this process one of several, by flags or as the cluster's environment says.
+    """Join the other processes of a run, found by flags or by the cluster's environment.
 
-    Raises UsageError where they do not find each other.
+    Does nothing if neither names any. Raises UsageError if the processes do not find each other.
     """
     given = (coordinator, num_processes, process_id)
     if all(x is None for x in given) and not in_cluster():
@@ -62,31 +63,33 @@ def initialize_distributed(
     except (RuntimeError, ValueError) as error:
         raise UsageError(
             f"the processes of this run did not find each other: {error}\nExpected --coordinator="
-            "HOST:PORT, --num_processes and --process_id, or none of them under Slurm"
+            "HOST:PORT, --num_processes and --process_id, or none of them under Slurm."
         ) from error
-    console.console.quiet = jax.process_index() > 0  # all would say the same
+    console.console.quiet = jax.process_index() > 0  # all processes would print the same
 
 
 def is_main_process() -> bool:
-    """If this is the process that writes files."""
+    """Whether this is the process that writes files."""
     return jax.process_index() == 0
 
 
 def in_cluster() -> bool:
-    """If a cluster's environment says that there are several processes."""
-    several = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1  # of srun, not of the job
+    """Whether the environment of a cluster says that there are several processes."""
+    several = (
+        int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+    )  # of the srun step, not of the job
     return several or "JAX_COORDINATOR_ADDRESS" in os.environ
 
 
 class Profile:
-    """Writes a trace of some steps, first to last, for TensorBoard; a context. (0, 0): of none."""
+    """Traces the steps from first to last for TensorBoard; a context manager. (0, 0): none."""
 
     def __init__(self, steps: tuple[int, int], workdir: pathlib.Path) -> None:
         self.first, self.last = steps
-        self.folder, self.running = workdir / "tensorboard", False
+        self.folder, self.running = Workdir(workdir).tensorboard, False
 
     def before(self, step: int) -> None:
-        """To be called before each step."""
+        """Start or stop the trace; call it before each step."""
         wanted = self.first <= step <= self.last
         if wanted and not self.running:
             jax.profiler.start_trace(str(self.folder))
@@ -96,7 +99,7 @@ class Profile:
 
     def stop(self) -> None:
         jax.profiler.stop_trace()
-        console.info(f"steps from {self.first} on are profiled in {self.folder}")
+        console.info(f"the profile from step {self.first} on is in {self.folder}")
 
     def __enter__(self) -> Self:
         return self
@@ -107,9 +110,10 @@ class Profile:
 
 
 class StopSignal:
-    """Turns SIGTERM and Ctrl-C into a wish to stop after the step; a second Ctrl-C stops at once.
+    """Turns SIGTERM and Ctrl-C into a request to stop after the step; a context manager.
 
-    With several processes all stop after the same step, whichever of them got SIGTERM.
+    A second Ctrl-C stops at once. If one of several processes gets SIGTERM, all of them stop after
+    the same step.
     """
 
     def __init__(self) -> None:
@@ -130,10 +134,10 @@ class StopSignal:
             raise KeyboardInterrupt
         self.received = signal.Signals(number).name
         if jax.process_count() > 1:
-            os.kill(os.getpid(), signal.SIGTERM)  # for the processes to agree on a step
+            os.kill(os.getpid(), signal.SIGTERM)  # with it the processes agree on a step
 
     def after(self, step: int) -> str | None:
-        """The signal that asks to stop after `step`, if one did."""
+        """The signal that requested a stop after `step`, or None."""
         if jax.process_count() > 1:
             return "SIGTERM" if multihost_utils.reached_preemption_sync_point(step) else None
         return self.received

@@ -1,13 +1,13 @@
-"""Flags of XLA that programs set before JAX starts its devices; needs no JAX."""
+"""XLA flags that programs set before JAX starts its devices; imports no JAX."""
 
 import os
 
 
 def use_fast_convolutions() -> None:
-    """Makes XLA on a CPU take Eigen's convolutions, whose kernel gradients are faster than YNNPACK's.
+    """Make XLA:CPU use Eigen's convolutions: their kernel gradients are faster than YNNPACK's.
 
-    Known to jax 0.10 and 0.11; XLA ends the process at a flag that it does not know. XLA_FLAGS of
-    the user that name the same flag are left alone.
+    The flag exists in jax 0.10 and 0.11; XLA aborts the process for an unknown flag. If XLA_FLAGS
+    sets the same flag, the user's value stays.
     """
     name = "--xla_cpu_experimental_ynn_fusion_type"
     if f"{name}=" not in os.environ.get("XLA_FLAGS", ""):
@@ -15,10 +15,10 @@ def use_fast_convolutions() -> None:
 
 
 def repeat_exactly() -> None:
-    """Makes XLA choose operations on GPUs that give the same bits each time."""
+    """Make XLA:GPU choose operations that give bit-identical results in each run."""
     add("--xla_gpu_deterministic_ops=true")
 
 
 def add(flag: str) -> None:
-    """Behind those of the user; XLA takes the last of a name."""
+    """Append a flag to those of the user; of a repeated flag XLA takes the last."""
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()

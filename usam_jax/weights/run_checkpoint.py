@@ -26,6 +26,7 @@ from usam_jax.utils import console
 from usam_jax.utils.errors import UsageError, WeightsError, list_some
 from usam_jax.utils.files import read_json, require_folder
 from usam_jax.utils.mesh import all_processes
+from usam_jax.utils.workdir import Workdir
 from usam_jax.weights import saved_config
 
 # What may change when a run goes on: it has no part in what the steps so far have computed.
@@ -51,7 +52,8 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: pathlib.Path, read_only: bool = False) -> None:
-        self.folder = workdir.resolve() / "checkpoints"
+        self.workdir = Workdir(workdir.resolve())
+        self.folder = self.workdir.checkpoints
         policies = [
             checkpoint_managers.LatestN(KEEP_LAST),
             checkpoint_managers.BestN(
@@ -124,7 +126,7 @@ class Checkpoints:
 
     def set_aside(self, checkpoint: pathlib.Path, problem: str) -> None:
         """Moves a damaged checkpoint out of the way."""
-        folder = self.folder.parent / "damaged"
+        folder = self.workdir.damaged
         folder.mkdir(exist_ok=True)
         shutil.rmtree(folder / checkpoint.name, ignore_errors=True)
         checkpoint.rename(folder / checkpoint.name)
@@ -220,9 +222,9 @@ def differences(config: Any, saved: Any) -> list[str]:
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any]:
     """The config of a run, or nothing where there is no run with a finished checkpoint."""
-    steps = (workdir / "checkpoints").glob("[0-9]*")
+    steps = Workdir(workdir).checkpoints.glob("[0-9]*")
     finished = any(path.name.isdigit() for path in steps)
-    return saved_config.upgrade(read_json(workdir / "config.json")) if finished else {}
+    return saved_config.upgrade(read_json(Workdir(workdir).config)) if finished else {}
 
 
 def require_config(workdir: pathlib.Path) -> dict[str, Any]:
@@ -291,7 +293,7 @@ def load_variables(
     averaged = bool(read_config(workdir).get("train", {}).get("ema_decay"))
     if averaged:
         target["ema"] = {x: target.pop(x) for x in ("params", "batch_stats") if x in target}
-    found = restore_tree(workdir.resolve() / "checkpoints" / str(step), target)
+    found = restore_tree(Workdir(workdir.resolve()).checkpoint(step), target)
     if averaged:
         found |= found.pop("ema")
     return found

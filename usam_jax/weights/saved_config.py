@@ -7,15 +7,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from usam_jax.utils.errors import UserError
+from usam_jax.utils.renamed_fields import RENAMED
 
 SCHEMA_VERSION = 2
-
-# Fields that version 2 renamed, by section.
-RENAMED = {
-    "model": {"arch": "name", "size": "variant"},
-    "train": {"accumulate": "grad_accum_steps", "shard_state": "fsdp"},
-    "eval": {"noise": "prompt_jitter_px", "tolerance": "nsd_tolerance_mm"},
-}
 
 
 def to_json(config: ConfigDict) -> dict[str, Any]:

@@ -6,8 +6,9 @@ import pathlib
 from typing import Any
 
 from usam_jax.evaluation.report.tables import percent
-from usam_jax.evaluation.summary import METRICS, PER_CASE, VOLUMES, mean
+from usam_jax.evaluation.summary import METRICS, VOLUMES, mean
 from usam_jax.utils.files import atomic_write
+from usam_jax.utils.workdir import PER_CASE
 
 MAX_CASES = 200
 WIDE = 6  # classes; the pooled figures of more of them stand in rows

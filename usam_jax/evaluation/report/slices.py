@@ -15,6 +15,7 @@ from usam_jax.evaluation.report import plots
 from usam_jax.evaluation.report.html import write_report
 from usam_jax.evaluation.report.plots import Shown
 from usam_jax.evaluation.summary import mean
+from usam_jax.utils.workdir import EvaluationFolder
 
 MAX_CASES = 40  # that have a picture of their own
 LARGEST_ERROR = "largest error"
@@ -119,12 +120,13 @@ def draw_report(
     scoring: Scoring,
 ) -> None:
     """Writes `report.html`, `predictions.png`, `boxes.png`, `sizes.png`, `noise.png` and `cases/`."""
-    shutil.rmtree(folder / "cases", ignore_errors=True)  # another evaluation's
-    (folder / "cases").mkdir(parents=True)
+    files = EvaluationFolder(folder)
+    shutil.rmtree(files.cases, ignore_errors=True)  # another evaluation's
+    files.cases.mkdir(parents=True)
     by_case: dict[str, list[Shown]] = {}
     for picture in shown:
         by_case.setdefault(picture.case, []).append(picture)
-    strip = folder / "predictions.png"
+    strip = files.predictions
     picked = {results[i].name: word for i, word in pick_strip(rank_cases(results)).items()}
     worst = {
         name: next(x for x in by_case[name] if x.why.startswith(LARGEST_ERROR)) for name in picked
@@ -140,9 +142,9 @@ def draw_report(
     )
     paths = []
     for name, pictures in by_case.items():
-        paths.append(folder / "cases" / f"{name}.png")
+        paths.append(files.case(name))
         plots.save_slices(paths[-1], pictures, scoring.classes)
-    boxes, sizes, noise = (folder / f"{x}.png" for x in ("boxes", "sizes", "noise"))
+    boxes, sizes, noise = files.boxes, files.sizes, files.noise
     plots.save_boxes(boxes, summary)
     sections = [
         ("Worst, median and best cases", "By the mean of Dice over the classes.", [strip]),
@@ -163,4 +165,4 @@ def draw_report(
     if len(paths) < len(results):
         text += f" {len(paths)} of {len(results)} cases, evenly from the worst to the best."
     sections.append(("Case by case", text, paths))
-    write_report(folder / "report.html", summary, sections)
+    write_report(files.report, summary, sections)

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from usam_jax.evaluation.report.case_table import print_cases, print_lines, print_wide
 from usam_jax.utils.files import write_json
+from usam_jax.utils.workdir import EvaluationFolder, Workdir
 
 MOST_WITH_IOU = 4  # foreground classes
 
@@ -28,7 +29,7 @@ def print_results(summary: dict[str, Any], folder: pathlib.Path) -> None:
     lines.append(
         f"checkpoint: step {summary['checkpoint_step']}, best on {summary['checkpoint_chosen_on']}"
     )
-    print_lines(*lines, f"report: {folder / 'report.html'}")
+    print_lines(*lines, f"report: {EvaluationFolder(folder).report}")
 
 
 def pooled_table(summary: dict[str, Any]) -> Table:
@@ -87,5 +88,5 @@ def print_seeds(seeds: list[int], summaries: list[dict[str, Any]], workdir: path
                 f"{percent(spread['mean'])} +- {percent(spread['sd'])}" if values else "absent"
             )
         table.add_row(name, *cells)
-    write_json(workdir / "seeds.json", figures)
+    write_json(Workdir(workdir).seeds, figures)
     print_wide(table, f"prompts: {summaries[0]['prompts']}")

@@ -1,0 +1,20 @@
+"""Console scripts of the tools (`[project.scripts]` in pyproject.toml)."""
+
+import functools
+import importlib
+
+from usam_jax.utils.bundled import make_importable
+
+
+def run_tool(name: str) -> int:
+    """Run tools/NAME.py with the arguments of the command line and return its exit code."""
+    make_importable("tools")
+    return importlib.import_module(f"tools.{name}").run_command_line()
+
+
+compare = functools.partial(run_tool, "compare")
+convert = functools.partial(run_tool, "convert")
+export = functools.partial(run_tool, "export")
+make_phantoms = functools.partial(run_tool, "make_phantoms")
+prepare = functools.partial(run_tool, "prepare")
+score = functools.partial(run_tool, "score")

@@ -1,0 +1,68 @@
+"""The metrics of a run on disk: JSON lines, CSV and TensorBoard."""
+
+import csv
+import json
+import pathlib
+from typing import Any, Self
+
+from tensorboardX import SummaryWriter
+
+from usam_jax.utils.files import atomic_write
+from usam_jax.utils.workdir import Workdir
+
+
+class MetricWriter:
+    """Writes metrics per step to `metrics.jsonl` and TensorBoard; a context manager.
+
+    Rows after `first_step` are dropped, because a resumed run writes them again. A writer that is
+    not `active` writes nothing, which is for all processes but the main one.
+    """
+
+    def __init__(self, workdir: pathlib.Path, first_step: int, active: bool = True) -> None:
+        self.workdir, self.active = Workdir(workdir), active
+        self.path = self.workdir.metrics
+        if not active:
+            return
+        if self.path.is_file():
+            lines = self.path.read_text().splitlines(keepends=True)
+            kept = [x for x in lines if x.endswith("\n") and json.loads(x)["step"] <= first_step]
+            with atomic_write(self.path) as temporary:
+                temporary.write_text("".join(kept))
+        self.file = self.path.open("a", buffering=1)
+        self.board = SummaryWriter(str(self.workdir.tensorboard), purge_step=first_step + 1)
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Append the values of a step; None stands for an undefined value."""
+        if not self.active:
+            return
+        self.file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
+        for name, value in values.items():
+            if value is not None:
+                self.board.add_scalar(name, value, step)
+
+    def read(self) -> list[dict[str, Any]]:
+        """All metrics so far, one dict per step."""
+        rows: dict[int, dict[str, Any]] = {}
+        for line in self.path.read_text().splitlines():
+            values = json.loads(line)
+            rows.setdefault(values["step"], {}).update(values)
+        return list(rows.values())
+
+    def write_csv(self, rows: list[dict[str, Any]]) -> None:
+        """Write rows from `read` to `metrics.csv`, one row per step."""
+        columns = dict.fromkeys(name for row in rows for name in row)
+        with (
+            atomic_write(self.workdir.metrics_csv) as temporary,
+            temporary.open("w", newline="") as file,
+        ):
+            writer = csv.DictWriter(file, list(columns))
+            writer.writeheader()
+            writer.writerows(rows)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self.active:
+            self.file.close()
+            self.board.close()

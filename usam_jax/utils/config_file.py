@@ -1,0 +1,79 @@
+"""The flag --config: a config file by path or by name, and overrides of fields that exist."""
+
+import pathlib
+import re
+import runpy
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from usam_jax.utils.bundled import bundled_folder, make_importable
+from usam_jax.utils.errors import UsageError
+from usam_jax.utils.renamed_fields import RENAMED
+
+OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
+
+
+class ConfigFileParser(flags.ArgumentParser):
+    """Parses `care`, `care:NETWORK`, `PATH/care.py` or `PATH/care.py:NETWORK` to a locked config.
+
+    What follows the colon is the argument of the file's `get_config`. Raises UsageError if the file
+    or an overridden field does not exist.
+    """
+
+    def parse(self, given: str) -> ConfigDict:
+        file, *network = given.split(":", 1)
+        path = find_config(file)
+        # Config files import each other as `configs`: an edited copy of the folder comes first.
+        make_importable("configs", path.parent if path.parent.name == "configs" else None)
+        config = runpy.run_path(str(path))["get_config"](*network)
+        check_overrides(config, sys.argv)
+        config.lock()
+        return config
+
+
+def find_config(given: str) -> pathlib.Path:
+    """The config file of a path (`*.py`) or of a name in the bundled configs.
+
+    Raises UsageError, which lists the names, if there is no such file.
+    """
+    path = pathlib.Path(given)
+    if path.suffix != ".py":
+        path = bundled_folder("configs") / f"{given}.py"
+    if not path.is_file():
+        raise UsageError(
+            f"--config: got {given}, expected a path to a .py file or one of "
+            f"{', '.join(config_names())}"
+        )
+    return path.resolve()
+
+
+def name_and_network(given: str) -> tuple[str, str]:
+    """`("care", "unet")` for configs/care.py:unet or care:unet, `("care", "")` for care."""
+    file, _, network = given.partition(":")
+    return pathlib.PurePath(file).stem, network
+
+
+def config_names() -> list[str]:
+    folder = bundled_folder("configs")
+    return sorted(str(x.relative_to(folder).with_suffix("")) for x in folder.rglob("*.py"))
+
+
+def check_overrides(config: ConfigDict, arguments: Sequence[str]) -> None:
+    """Raises UsageError if an argument `--config.FIELD` overrides a field that does not exist."""
+    for match in filter(None, map(OVERRIDE.match, arguments)):
+        section, path = config, "config"
+        for name in match[1].split("."):
+            if not isinstance(section, ConfigDict) or "[" in name:
+                break  # an element of a tuple, which config_flags checks
+            if name not in section:
+                raise UsageError(describe_unknown(section, path, name))
+            section, path = section[name], f"{path}.{name}"
+
+
+def describe_unknown(section: ConfigDict, path: str, name: str) -> str:
+    if new := RENAMED.get(path.removeprefix("config."), {}).get(name):
+        return f"--{path}.{name}: the field was renamed, expected --{path}.{new}"
+    return f"--{path}.{name}: no such field, expected one of {', '.join(section)}"
