@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 from benchmarks.limits import PART_FLOP, Row, make_product_limit, seconds
 from configs import care
 from usam_jax.evaluation.inference import batch_prompts
-from usam_jax.evaluation.report.plots import save
 from usam_jax.models import init_variables, make_model
 from usam_jax.training.optimizer import make_optimizer, polynomial_decay
 from usam_jax.utils import console
+from usam_jax.utils.plotting import save_figure
 
 BATCH = 4
 ROUNDS = 9
@@ -139,4 +139,4 @@ def draw_parts(path: pathlib.Path, results: pathlib.Path, device: str) -> None:
     axes.set_title(device, fontsize=10)
     axes.legend(title="commit")
     axes.spines[["top", "right"]].set_visible(False)
-    save(figure, path)
+    save_figure(figure, path)

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from usam_jax.evaluation import case_metrics, summary
 from usam_jax.evaluation.case_metrics import Scoring, score_case
 from usam_jax.evaluation.case_scorer import CaseResult
-from usam_jax.evaluation.report.case_table import print_cases
+from usam_jax.evaluation.report.tables import print_cases
 
 SPACING = (3.0, 0.8, 1.2)  # mm: anisotropic, as CT is
 

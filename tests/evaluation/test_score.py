@@ -186,8 +186,8 @@ def test_descriptions_that_disagree_are_named(folders, capsys):
     ("options", "text"),
     [
         ([], "give --classes"),
-        (["--classes=rectum"], "--classes: found"),
-        (["--classes=a,b,b"], "--classes: found"),
+        (["--classes=rectum"], "--classes: got"),
+        (["--classes=a,b,b"], "--classes: got"),
         ([GIVEN, "more"], "expected PREDICTIONS REFERENCES"),
         ([GIVEN, "--policy=none"], "policy"),
         ([GIVEN, "--tolerance=-1"], "tolerance"),
@@ -306,7 +306,9 @@ def test_summaries_of_nnunet_are_read_and_their_nan_is_absent(tmp_path, capsys):
         ("x_2", "absent", "false_alarm"),
         ("x_10", "absent", "absent"),
     ]
-    assert "note: 1 of those left out have a figure in one of A and B" in capsys.readouterr().out
+    assert (
+        "note: 1 of those left out have a value in only one of A and B" in capsys.readouterr().out
+    )
     assert call(compare, one, other, "--metric=HD95") == 2
 
 

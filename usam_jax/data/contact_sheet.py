@@ -12,10 +12,9 @@ from matplotlib.patches import Patch
 from usam_jax.data.case import Case, Cases
 from usam_jax.data.packed.build import ordered_map
 from usam_jax.data.packed.encode import pack_case
-from usam_jax.evaluation.report.plots import class_colours, outline
 from usam_jax.utils import console
 from usam_jax.utils.errors import DataError
-from usam_jax.utils.files import atomic_write
+from usam_jax.utils.plotting import class_colours, outline, save_figure
 
 COLUMNS, ROWS = 6, 4
 SIDES = {"R": (0.02, 0.5), "L": (0.98, 0.5), "A": (0.5, 0.97), "P": (0.5, 0.03)}
@@ -61,8 +60,7 @@ def save_contact_sheet(path: pathlib.Path, cases: Cases, settings: dict[str, Any
             )
     patches = [Patch(color=c, label=name) for c, name in zip(colours, classes[1:], strict=True)]
     figure.legend(handles=patches, loc="outside lower center", ncols=8, fontsize=8)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=130)
+    save_figure(figure, path, dpi=130)
 
 
 def pick_tiles(cases: Cases, settings: dict[str, Any]) -> list[Tile]:

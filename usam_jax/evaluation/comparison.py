@@ -3,6 +3,7 @@
 Reads this program's `summary.json` and nnU-Net's (v2). Differences are B - A.
 """
 
+import csv
 import dataclasses
 import json
 import math
@@ -15,13 +16,21 @@ from scipy import stats
 from usam_jax.data.case import natural_order
 from usam_jax.data.datasets.volume_sets import stem
 from usam_jax.evaluation.case_metrics import ClassScore, name_status
-from usam_jax.evaluation.summary import RESAMPLES, SCHEMA_VERSION, SEED, SUMMARY, bootstrap, mean
+from usam_jax.evaluation.summary import (
+    LOWER_IS_BETTER,
+    RESAMPLES,
+    SCHEMA_VERSION,
+    SEED,
+    SUMMARY,
+    bootstrap,
+    mean,
+)
 from usam_jax.utils.errors import DataError, UsageError, list_some
-from usam_jax.utils.files import read_json
+from usam_jax.utils.files import atomic_write, read_json, write_json
 
 NUM_CHANGED = 10
 MEAN = "mean"
-LOWER_IS_BETTER = ("HD95",)
+COLUMNS = ("case", "class", "metric", "a", "b", "difference")
 SOFT_SETTINGS = (
     "prompts",
     "data_fingerprint",
@@ -292,3 +301,15 @@ def compare(a: Side, b: Side, metric: str) -> dict[str, Any]:
         "most_changed": changed[:NUM_CHANGED],
         "cases": rows,
     }
+
+
+def write_comparison(folder: pathlib.Path, result: dict[str, Any]) -> None:
+    """Write `comparison.csv` (all pairs) and `comparison.json`."""
+    with (
+        atomic_write(folder / "comparison.csv") as temporary,
+        temporary.open("w", newline="") as file,
+    ):
+        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(result["cases"])
+    write_json(folder / "comparison.json", result)

@@ -1,6 +1,7 @@
 """Scores a folder of predicted label volumes against their references, without a model."""
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -133,3 +134,30 @@ def score_folder(
             f"{list_some(faults, MAX_LISTED)}"
         )
     return summarise(results, scoring, in_mm=True)
+
+
+def make_scoring(classes: tuple[str, ...], tolerance_mm: float, policy: str) -> Scoring:
+    """One tolerance for all classes. Raises UsageError for class names that cannot be used."""
+    if len(classes) < 2 or len(set(classes)) < len(classes):
+        raise UsageError(
+            f"--classes: got {classes}, expected the background and then at least one class, all "
+            "of different names"
+        )
+    return Scoring(classes, (tolerance_mm,) * (len(classes) - 1), policy)
+
+
+def score(
+    predictions: pathlib.Path,
+    references: pathlib.Path,
+    classes: Sequence[str] | None = None,
+    tolerance_mm: float = 2.0,
+    policy: str = "worst",
+) -> dict[str, Any]:
+    """Score a folder of predictions (NIfTI) and return its summary.
+
+    Without `classes` they are read by `find_classes`. `tolerance_mm` is that of NSD; `policy` is
+    one of `case_metrics.POLICIES`. Raises UsageError for classes that are unknown or cannot be
+    used, and DataError with all faults of all files.
+    """
+    names = tuple(classes or find_classes(predictions, references))
+    return score_folder(predictions, references, make_scoring(names, tolerance_mm, policy))

@@ -6,6 +6,7 @@ their number) and more; a figure that is not defined is null.
 
 import csv
 import functools
+import json
 import pathlib
 from typing import Any
 
@@ -13,12 +14,14 @@ import numpy as np
 
 from usam_jax.evaluation.case_metrics import ABSENT, FALSE_ALARM, MISSED, OK, POLICIES, Scoring
 from usam_jax.evaluation.case_scorer import CaseResult
+from usam_jax.utils.errors import UsageError
 from usam_jax.utils.files import atomic_write, write_json
+from usam_jax.utils.formatting import VOLUMES
 
 SCHEMA_VERSION = 2
 SUMMARY, PER_CASE = "summary.json", "per_case.csv"
 METRICS = ("Dice", "IoU", "HD95", "NSD")
-VOLUMES = ("volume", "reference_volume")
+LOWER_IS_BETTER = ("HD95",)
 LESIONS = ("lesions", "lesions_found", "lesions_false")
 COUNTS = ("TP", "FP", "FN", "TN", "n_pred", "n_ref")
 RESAMPLES = 2000
@@ -139,6 +142,20 @@ def sum_lesions(scores: list[dict[str, Any]]) -> dict[str, Any]:
     total, found, false = (sum(x[name] for x in scores) for name in LESIONS)
     sensitivity = found / total if total else None
     return {"total": total, "found": found, "false": false, "sensitivity": sensitivity}
+
+
+def require_own_summary(folder: pathlib.Path) -> None:
+    """Raise UsageError if the folder holds a `summary.json` that another program wrote."""
+    path = folder / SUMMARY
+    try:
+        own = not path.exists() or "schema_version" in json.loads(path.read_text())
+    except (OSError, ValueError):
+        own = False
+    if not own:
+        raise UsageError(
+            f"{path}: exists and another program (such as nnU-Net) wrote it, so it is kept; "
+            "give another folder with --out"
+        )
 
 
 def write_results(folder: pathlib.Path, summary: dict[str, Any]) -> None:

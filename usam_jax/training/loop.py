@@ -18,7 +18,6 @@ from usam_jax.data.prompt_modes import main_mode
 from usam_jax.data.splits import Subset
 from usam_jax.evaluation import pixel_counts
 from usam_jax.evaluation.inference import count_part, make_forward
-from usam_jax.evaluation.report.tables import percent
 from usam_jax.models import USam, init_variables, make_model, variable_shapes
 from usam_jax.training import checks, curves, optimizer, run_record, throughput
 from usam_jax.training.step import (
@@ -31,6 +30,7 @@ from usam_jax.training.step import (
 from usam_jax.utils import console, runtime
 from usam_jax.utils.errors import Stopped, UserError
 from usam_jax.utils.files import write_json
+from usam_jax.utils.formatting import percent
 from usam_jax.utils.mesh import make_mesh, shard_batch
 from usam_jax.weights import load, run_checkpoint, saved_config
 from usam_jax.weights.run_checkpoint import Checkpoints

@@ -6,7 +6,6 @@ import textwrap
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -15,17 +14,23 @@ from matplotlib.ticker import NullLocator, ScalarFormatter
 
 from usam_jax.data.prompts import BACKGROUND, FOREGROUND
 from usam_jax.evaluation.case_metrics import MISSED, OK
-from usam_jax.utils.files import atomic_write
+from usam_jax.evaluation.summary import LOWER_IS_BETTER
+from usam_jax.utils.formatting import percent, scale_of, unit_of
+from usam_jax.utils.plotting import (
+    TWO_CLASSES,
+    TWO_SERIES,
+    class_colours,
+    outline,
+    save_figure,
+)
 
-# Each set is told apart by colour-blind eyes.
-TWO_CLASSES = ("#00b4ff", "#ff5a36")
-TWO_KINDS = ("#0072b2", "#e69f00")
-METRICS = {"Dice": TWO_KINDS[0], "NSD": TWO_KINDS[1], "HD95": "#999999"}
+# Each set is distinguishable with any common colour-vision deficiency.
+METRICS = {"Dice": TWO_SERIES[0], "NSD": TWO_SERIES[1], "HD95": "#999999"}
 FALSE_POSITIVE, FALSE_NEGATIVE, WRONG_CLASS = 1, 2, 3
 ERRORS = {"false positive": "#e83fb8", "false negative": "#00b487", "wrong class": "#f0e442"}
+CHANGES = {"B better": TWO_CLASSES[0], "A better": TWO_CLASSES[1], "equal": "#888888"}
 POINTS = {FOREGROUND: ("foreground point", "yellow"), BACKGROUND: ("background point", "red")}
 
-DPI = 110
 MAX_DOTS = 200  # cases; more of them hide the boxes
 UPRIGHT_NAMES = 5  # classes; more of them need slanting labels
 DISTANCE_TICKS = (0, 5, 10, 20, 50, 100, 200, 500, 1000)
@@ -50,13 +55,6 @@ class Shown:
     prompts: dict[str, np.ndarray]
 
 
-def class_colours(num_classes: int) -> list[Any]:
-    """A colour for each class but the background."""
-    if num_classes <= 3:
-        return list(TWO_CLASSES[: num_classes - 1])
-    return [colormaps["tab20"](i % 20) for i in range(num_classes - 1)]
-
-
 def find_errors(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """Where and how classes [h w] differ: 0, FALSE_POSITIVE, FALSE_NEGATIVE, WRONG_CLASS uint8[h w]."""
     cases = [truth == predicted, truth == 0, predicted == 0]
@@ -73,12 +71,6 @@ def region_of_interest(*labels: np.ndarray) -> tuple[float, float, float]:
     half = min(size / 2, max(size / 5, 0.6 * np.ptp(columns), 0.6 * np.ptp(rows)))
     inside = (half - 0.5, size - 0.5 - half)
     return float(np.clip(x, *inside)), float(np.clip(y, *inside)), float(half)
-
-
-def outline(axes: Any, label: np.ndarray, colours: list[Any]) -> None:
-    for value, colour in enumerate(colours, start=1):
-        if (label == value).any():
-            axes.contour(label == value, levels=[0.5], colors=[colour], linewidths=1.2)
 
 
 def draw_prompts(axes: Any, prompts: dict[str, np.ndarray]) -> None:
@@ -124,7 +116,7 @@ def save_slices(
         for ax in axes[1:]:
             ax.set_xlim(x - half, x + half)
             ax.set_ylim(y + half, y - half)
-        dice = "absent" if one.dice is None else f"{100 * one.dice:.1f} %"
+        dice = "not defined" if one.dice is None else f"{percent(one.dice, 1)} %"
         words = f"{textwrap.fill(one.name, 34)}\n{one.why}\nDice of the case {dice}"
         axes[0].set_ylabel(words, fontsize=9, parse_math=False)
     titles = ("image", "truth and prompts", "prediction", "errors")
@@ -134,7 +126,7 @@ def save_slices(
     groups.append([Patch(color=colour, label=name) for name, colour in ERRORS.items()])
     groups.append(prompt_marks(shown))
     draw_legend(figure, [x for x in groups if x])
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def prompt_marks(shown: list[Shown]) -> list[Any]:
@@ -168,7 +160,7 @@ def save_boxes(path: pathlib.Path, summary: dict[str, Any]) -> None:
     dots = summary["num_cases"] <= MAX_DOTS
     figure = Figure(figsize=(max(6.5, 1.5 + 0.7 * len(names)), 8.5), layout="constrained")
     top, bottom = figure.subplots(2, 1)
-    shares = {x: case_values(summary, x, 100) for x in ("Dice", "NSD")}
+    shares = {x: case_values(summary, x) for x in ("Dice", "NSD")}
     draw_boxes(top, shares, names, dots)
     top.set_ylabel("per cent")
     top.set_ylim(-3, 103)
@@ -183,15 +175,15 @@ def save_boxes(path: pathlib.Path, summary: dict[str, Any]) -> None:
     bottom.yaxis.set_minor_locator(NullLocator())
     bottom.set_ylim(-0.5, highest)
     bottom.set_ylabel(f"HD95 ({unit}), logarithmic above 10")
-    save(figure, path)
+    save_figure(figure, path)
 
 
-def case_values(summary: dict[str, Any], metric: str, scale: float = 1.0) -> list[np.ndarray]:
-    """For each foreground class the cases' values of a metric float64[n], where it is defined."""
+def case_values(summary: dict[str, Any], metric: str) -> list[np.ndarray]:
+    """Shown values of a metric over the cases that define it: float64[n] per foreground class."""
     cases = [x["metrics"] for x in summary["metric_per_case"]]
     numbers = [str(i) for i in range(1, len(summary["classes"]))]
     found = [[x[i][metric] for x in cases if x[i][metric] is not None] for i in numbers]
-    return [scale * np.array(values, float) for values in found]
+    return [scale_of(metric) * np.array(values, float) for values in found]
 
 
 def draw_boxes(
@@ -234,7 +226,7 @@ def save_sizes(path: pathlib.Path, summary: dict[str, Any], name: str) -> None:
     scores = [x["metrics"][number] for x in summary["metric_per_case"]]
     figure = Figure(figsize=(6.5, 4.5), layout="constrained")
     axes = figure.subplots()
-    for status, marker, colour in ((OK, "o", TWO_KINDS[0]), (MISSED, "X", TWO_KINDS[1])):
+    for status, marker, colour in ((OK, "o", TWO_SERIES[0]), (MISSED, "X", TWO_SERIES[1])):
         # A policy may leave the Dice of a missed class undefined; it overlaps nowhere.
         points = [
             (x["reference_volume"], 100 * (x["Dice"] or 0)) for x in scores if x["status"] == status
@@ -255,7 +247,7 @@ def save_sizes(path: pathlib.Path, summary: dict[str, Any], name: str) -> None:
     axes.set_xlabel(f"{name} in the ground truth ({summary['volume_unit']})")
     axes.set_ylabel("Dice of the case (%)")
     axes.set_ylim(-5, 105)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def save_noise(
@@ -287,9 +279,47 @@ def save_noise(
     axes.set_ylim(0, 100)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=9)
-    save(figure, path)
+    save_figure(figure, path)
 
 
-def save(figure: Figure, path: pathlib.Path) -> None:
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=DPI)
+def save_pairs(path: pathlib.Path, result: dict[str, Any]) -> None:
+    """Plot a comparison: B against A, a panel per class and a dot per case."""
+    metric = result["metric"]
+    names = [name for name, x in result["classes"].items() if name != "mean" and x["n"]]
+    columns = max(1, int(np.ceil(np.sqrt(len(names)))))
+    rows = max(1, -(-len(names) // columns))
+    side = max(2.7, 5.4 / columns)  # inches of a panel
+    figure = Figure(figsize=(side * columns + 0.6, side * rows + 1.4), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, name in zip(grid, names, strict=False):
+        pairs = [x for x in result["cases"] if x["class"] == name and x["difference"] is not None]
+        draw_pairs(axes, pairs, metric)
+        difference = scale_of(metric) * result["classes"][name]["difference"]
+        axes.set_title(f"{name}: {difference:+.2f} (n = {len(pairs)})", fontsize=9)
+    for axes in grid[len(names) :]:
+        axes.set_axis_off()
+    title = f"{metric} ({unit_of(metric, result)}) of each case, and the mean of B - A"
+    sources = f"A (across): {result['a']}\nB (up): {result['b']}"
+    figure.suptitle(f"{title}\n{sources}", fontsize=9, x=0.02, ha="left")
+    handles = [
+        Line2D([], [], marker="o", ls="", color=colour, label=label)
+        for label, colour in CHANGES.items()
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8)
+    save_figure(figure, path)
+
+
+def draw_pairs(axes: Any, pairs: list[dict[str, Any]], metric: str) -> None:
+    """Draw B over A and the diagonal on which both are equal."""
+    a, b = (scale_of(metric) * np.array([x[side] for x in pairs]) for side in ("a", "b"))
+    gain = (a - b) if metric in LOWER_IS_BETTER else (b - a)
+    change = np.select([gain > 0, gain < 0], ["B better", "A better"], "equal")
+    both = np.concatenate([a, b])
+    margin = 0.08 * np.ptp(both) or 0.5
+    limits = (both.min() - margin, both.max() + margin)
+    axes.plot(limits, limits, color="#bbbbbb", lw=1, zorder=0)
+    axes.scatter(a, b, c=[CHANGES[x] for x in change.tolist()], s=18, alpha=0.8, linewidths=0)
+    axes.set_xlim(limits)
+    axes.set_ylim(limits)
+    axes.set_aspect("equal")
+    axes.tick_params(labelsize=7)
