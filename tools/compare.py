@@ -18,10 +18,10 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from usam_jax.evaluation.comparison import (
-    Side,
+    Evaluation,
     compare,
-    make_side,
-    read_side,
+    from_summary,
+    read_evaluation,
     write_comparison,
 )
 from usam_jax.evaluation.report.plots import save_pairs
@@ -36,12 +36,12 @@ METRIC = flags.DEFINE_enum("metric", "Dice", list(METRICS), "The metric to compa
 SCORING_FLAGS = ("classes", "tolerance", "policy")
 
 
-def load_side(folder: pathlib.Path) -> Side:
+def load_evaluation(folder: pathlib.Path) -> Evaluation:
     """The evaluation in a folder, or with --reference that of the predictions in it."""
     if REFERENCE.value is None:
-        return read_side(folder)
+        return read_evaluation(folder)
     console.info(f"{folder}:")
-    return make_side(score_with_flags(folder, pathlib.Path(REFERENCE.value)), folder)
+    return from_summary(score_with_flags(folder, pathlib.Path(REFERENCE.value)), folder)
 
 
 def main(_config: ConfigDict | None, arguments: list[str]) -> None:
@@ -51,7 +51,7 @@ def main(_config: ConfigDict | None, arguments: list[str]) -> None:
         raise UsageError(f"--{' --'.join(given)}: needs --reference, which scores A and B first")
     if OUT.value:
         require_writable(pathlib.Path(OUT.value))
-    a, b = (load_side(pathlib.Path(x)) for x in arguments)
+    a, b = (load_evaluation(pathlib.Path(x)) for x in arguments)
     result = compare(a, b, METRIC.value)
     print_comparison(result)
     for warning in result["warnings"]:

@@ -225,7 +225,7 @@ def test_the_table_of_cases_tells_what_was_missed_and_what_was_a_false_alarm(cap
 def test_counting_pairs_survives_many_classes():
     rng = np.random.default_rng(0)
     truth, predicted = rng.integers(0, 200, (2, 3, 16, 16), dtype=np.uint8)
-    counts = case_metrics.count_pairs(truth, predicted, 200)
+    counts = case_metrics.confusion_matrix(truth, predicted, 200)
     assert counts.sum() == truth.size
     assert counts[5, 7] == ((truth == 5) & (predicted == 7)).sum()
 

@@ -10,7 +10,12 @@ from matplotlib.figure import Figure
 from usam_jax.evaluation.case_metrics import Scoring, score_case
 from usam_jax.evaluation.case_scorer import CaseResult
 from usam_jax.evaluation.report import html, plots
-from usam_jax.evaluation.report.plots import FALSE_NEGATIVE, FALSE_POSITIVE, WRONG_CLASS, Shown
+from usam_jax.evaluation.report.plots import (
+    FALSE_NEGATIVE,
+    FALSE_POSITIVE,
+    WRONG_CLASS,
+    ReportSlice,
+)
 from usam_jax.evaluation.summary import summarise
 
 ORACLE = "3 points per class from the ground truth"
@@ -58,10 +63,10 @@ def make_summary(classes: tuple[str, ...], **changes) -> dict:
     } | changes
 
 
-def make_shown(num_points: int, box: bool) -> Shown:
+def make_report_slice(num_points: int, box: bool) -> ReportSlice:
     label = np.zeros((32, 32), np.uint8)
     label[10:20, 8:18] = 1
-    return Shown(
+    return ReportSlice(
         case="$a",
         name="$a$_{000",  # no formula
         why="largest error",
@@ -110,13 +115,13 @@ def test_errors_have_the_colours_of_the_legend():
 @pytest.mark.parametrize(("num_points", "box"), [(0, False), (3, True)])
 def test_slices_are_drawn_with_and_without_prompts(tmp_path, num_points, box):
     path = tmp_path / "slices.png"
-    plots.save_slices(path, [make_shown(num_points, box)], CARE, "worst")
+    plots.save_slices(path, [make_report_slice(num_points, box)], CARE, "worst")
     assert_drawn(path)
 
 
 def test_a_prompt_that_is_not_given_is_not_drawn():
     axes = Figure().subplots()
-    prompts = make_shown(3, False).prompts | {"prompts_given": np.array([1, 1, 0, 0], bool)}
+    prompts = make_report_slice(3, False).prompts | {"prompts_given": np.array([1, 1, 0, 0], bool)}
     plots.draw_prompts(axes, prompts)
     drawn = {line.get_markerfacecolor(): len(line.get_xdata()) for line in axes.lines}
     assert drawn == {"yellow": 0, "red": 1} and not axes.patches
@@ -127,7 +132,7 @@ def test_figures_of_cases_are_drawn(tmp_path, classes):
     summary = make_summary(classes)
     plots.save_boxes(tmp_path / "boxes.png", summary)
     plots.save_sizes(tmp_path / "sizes.png", summary, classes[-1])
-    plots.save_noise(tmp_path / "noise.png", summary["noise"], classes, automatic=0.4)
+    plots.save_prompt_jitter(tmp_path / "noise.png", summary["noise"], classes, automatic=0.4)
     for path in tmp_path.iterdir():
         assert_drawn(path)
 
@@ -140,7 +145,7 @@ def test_sizes_without_a_case_of_the_class_are_drawn(tmp_path):
 
 def test_the_report_needs_no_other_file(tmp_path):
     picture = tmp_path / "slices.png"
-    plots.save_slices(picture, [make_shown(3, True)], CARE)
+    plots.save_slices(picture, [make_report_slice(3, True)], CARE)
     page = write(tmp_path / "x.html", make_summary(CARE), [("Slices", "Two.", [picture] * 2)])
     sources = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert len(sources) == 2 and all(x.startswith("data:image/png;base64,") for x in sources)

@@ -280,7 +280,7 @@ def test_a_folder_does_not_differ_from_itself(folders, capsys):
 
 
 def test_holms_correction_is_that_of_a_worked_example():
-    found = comparison.correct_holm([0.01, None, 0.04, 0.03, 0.005])
+    found = comparison.holm_correction([0.01, None, 0.04, 0.03, 0.005])
     assert found == [pytest.approx(0.03), None, *[pytest.approx(0.06)] * 2, pytest.approx(0.02)]
 
 

@@ -57,8 +57,8 @@ def score_case(
     A volume of one slice is measured as a plane.
     """
     num_classes = len(scoring.classes)
-    confusion = count_pairs(truth, predicted, num_classes)
-    boxes = find_boxes(truth, predicted, num_classes)
+    confusion = confusion_matrix(truth, predicted, num_classes)
+    boxes = bounding_boxes(truth, predicted, num_classes)
     mm = np.array(spacing or (1.0, 1.0, 1.0))
     worst = float(np.linalg.norm(mm * (np.array(truth.shape) - (np.array(truth.shape) == 1))))
     unit = float(mm.prod()) / MM3_PER_ML if spacing else 1.0
@@ -66,7 +66,7 @@ def score_case(
     for c in range(1, num_classes):
         tp = int(confusion[c, c])
         n_ref, n_pred = int(confusion[c].sum()), int(confusion[:, c].sum())
-        status = name_status(n_ref, n_pred)
+        status = class_status(n_ref, n_pred)
         score: ClassScore = {"Dice": None, "IoU": None, "HD95": None, "NSD": None}
         if status == OK:
             a, b = truth[boxes[c]] == c, predicted[boxes[c]] == c
@@ -74,7 +74,7 @@ def score_case(
                 a, b, mm = a[0], b[0], mm[-2:]
             score["Dice"] = 2 * tp / (n_ref + n_pred)
             score["IoU"] = tp / (n_ref + n_pred - tp)
-            score |= compare_surfaces(a, b, mm, scoring.tolerances[c - 1])
+            score |= surface_metrics(a, b, mm, scoring.tolerances[c - 1])
         elif status != ABSENT and scoring.policy == "worst":
             score = {"Dice": 0.0, "IoU": 0.0, "HD95": worst, "NSD": 0.0}
         score |= {
@@ -94,12 +94,12 @@ def score_case(
     return scores
 
 
-def name_status(n_ref: int, n_pred: int) -> str:
+def class_status(n_ref: int, n_pred: int) -> str:
     """What became of a class with so many voxels in truth and prediction."""
     return (ABSENT, FALSE_ALARM, MISSED, OK)[2 * (n_ref > 0) + (n_pred > 0)]
 
 
-def count_pairs(truth: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
+def confusion_matrix(truth: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
     """How many voxels have each pair (truth, prediction): int64[k k]; slice by slice, for memory."""
     counts = np.zeros(num_classes**2, np.int64)
     for a, b in zip(truth, predicted, strict=True):
@@ -108,7 +108,7 @@ def count_pairs(truth: np.ndarray, predicted: np.ndarray, num_classes: int) -> n
     return counts.reshape(num_classes, num_classes)
 
 
-def find_boxes(
+def bounding_boxes(
     truth: np.ndarray, predicted: np.ndarray, num_classes: int
 ) -> list[tuple[slice, ...]]:
     """For each class the smallest box that holds it in both; an empty one where none has it."""
@@ -123,7 +123,7 @@ def find_boxes(
     return joined
 
 
-def surface(mask: np.ndarray) -> np.ndarray:
+def surface_voxels(mask: np.ndarray) -> np.ndarray:
     """Where (int64[m d]) the voxels of a mask are that have a face neighbour outside it.
 
     Beyond the array is outside.
@@ -137,14 +137,14 @@ def surface(mask: np.ndarray) -> np.ndarray:
     return np.argwhere(mask & ~core)
 
 
-def compare_surfaces(
+def surface_metrics(
     a: np.ndarray, b: np.ndarray, spacing: np.ndarray, tolerance: float
 ) -> dict[str, float]:
     """HD95 and NSD between the surfaces of two masks, neither of them empty.
 
     `spacing` float[d] is that of their axes.
     """
-    from_a, from_b = surface(a) * spacing, surface(b) * spacing
+    from_a, from_b = surface_voxels(a) * spacing, surface_voxels(b) * spacing
     to_b, _ = KDTree(from_b).query(from_a)
     to_a, _ = KDTree(from_a).query(from_b)
     within = np.count_nonzero(to_b <= tolerance) + np.count_nonzero(to_a <= tolerance)

@@ -78,13 +78,15 @@ class CaseScorer:
             self.slices.setdefault(mode, []).append(predicted)
         case = self.packed.cases(self.split)[self.case_of[row]]
         if row == case["row"] + case["num_slices"] - 1:
-            found = {mode: np.stack(slices) for mode, slices in self.slices.items()}
+            volumes = {mode: np.stack(slices) for mode, slices in self.slices.items()}
             self.slices = {}
-            self.running.append(self.pool.submit(self.score, case, found))
+            self.running.append(self.pool.submit(self.score, case, volumes))
             if len(self.running) > 2 * self.num_workers:
                 self.collect()
 
-    def score(self, case: dict[str, Any], found: dict[str, np.ndarray]) -> dict[str, CaseResult]:
+    def score(
+        self, case: dict[str, Any], predictions: dict[str, np.ndarray]
+    ) -> dict[str, CaseResult]:
         geometry, size = case["geometry"], self.labels.shape[-1]
         rows = slice(case["row"], case["row"] + case["num_slices"])
         truth, spacing, source = np.asarray(self.labels[rows]), None, None
@@ -99,7 +101,7 @@ class CaseScorer:
                 truth = read_labels(pathlib.Path(source), len(self.scoring.classes))
                 restore = functools.partial(unfit_square, shape=shape, pixel_mm=pixel_mm)
         results = {}
-        for mode, slices in found.items():
+        for mode, slices in predictions.items():
             predicted = np.stack([restore(x) for x in slices])
             scores = score_case(truth, predicted, spacing, self.scoring)
             results[mode] = CaseResult(case["name"], case["patient"], source, None, scores)

@@ -15,7 +15,7 @@ from scipy import stats
 
 from usam_jax.data.case import natural_order
 from usam_jax.data.datasets.volume_sets import stem
-from usam_jax.evaluation.case_metrics import ClassScore, name_status
+from usam_jax.evaluation.case_metrics import ClassScore, class_status
 from usam_jax.evaluation.summary import (
     LOWER_IS_BETTER,
     RESAMPLES,
@@ -39,7 +39,7 @@ SOFT_SETTINGS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Side:
+class Evaluation:
     """One evaluation: by case and class number its scores, and what they were made with.
 
     `names` are the classes by number, empty where they are not known; `patients` are by case, None
@@ -71,12 +71,12 @@ def find_summary(folder: pathlib.Path) -> pathlib.Path:
     return found[0]
 
 
-def read_side(folder: pathlib.Path) -> Side:
+def read_evaluation(folder: pathlib.Path) -> Evaluation:
     """The evaluation in a folder. Raises DataError for a summary that is none of the two kinds."""
     path = find_summary(folder)
     try:
         summary = json.loads(path.read_text())
-        make = make_side if "schema_version" in summary else nnunet_side
+        make = from_summary if "schema_version" in summary else from_nnunet_summary
         return make(summary, path.parent)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
@@ -85,7 +85,7 @@ def read_side(folder: pathlib.Path) -> Side:
         ) from error
 
 
-def make_side(summary: dict[str, Any], folder: pathlib.Path) -> Side:
+def from_summary(summary: dict[str, Any], folder: pathlib.Path) -> Evaluation:
     """Of a summary of this program. Raises DataError for one of another version."""
     version = summary["schema_version"]
     if version != SCHEMA_VERSION:
@@ -95,7 +95,7 @@ def make_side(summary: dict[str, Any], folder: pathlib.Path) -> Side:
         )
     cases = {x["case"]: x for x in summary["metric_per_case"]}
     require_distinct(len(summary["metric_per_case"]), len(cases), folder)
-    return Side(
+    return Evaluation(
         source=str(folder),
         names={str(i): x for i, x in enumerate(summary["classes"]) if i},
         settings={
@@ -109,7 +109,7 @@ def make_side(summary: dict[str, Any], folder: pathlib.Path) -> Side:
     )
 
 
-def nnunet_side(summary: dict[str, Any], folder: pathlib.Path) -> Side:
+def from_nnunet_summary(summary: dict[str, Any], folder: pathlib.Path) -> Evaluation:
     """Of a summary of nnU-Net, with the class names of a `dataset.json` beside it."""
     rows = summary["metric_per_case"]
     cases = {file_stem(x.get("reference_file") or x["prediction_file"]): x["metrics"] for x in rows}
@@ -117,24 +117,24 @@ def nnunet_side(summary: dict[str, Any], folder: pathlib.Path) -> Side:
     numbers = {number for metrics in cases.values() for number in metrics} - {"0"}
     labels = read_json(folder / "dataset.json").get("labels", {})
     names = {str(tuple(x) if isinstance(x, list) else x): name for name, x in labels.items()}
-    return Side(
+    return Evaluation(
         source=str(folder),
         names={x: names[x] for x in numbers} if numbers <= names.keys() else {},
         settings={"empty_policy": "worst"},  # as nnU-Net counts missed classes and false alarms
         soft_settings={},
         patients=dict.fromkeys(cases),
         scores={
-            case: {number: nnunet_score(metrics[number]) for number in numbers}
+            case: {number: nnunet_metrics(metrics[number]) for number in numbers}
             for case, metrics in cases.items()
         },
     )
 
 
-def nnunet_score(metrics: dict[str, Any]) -> ClassScore:
+def nnunet_metrics(metrics: dict[str, Any]) -> ClassScore:
     """With None for NaN, which nnU-Net writes for a class that is absent, and with a status."""
-    status = name_status(metrics["n_ref"], metrics["n_pred"])
-    figures = {x: metrics[x] for x in ("Dice", "IoU")}
-    return {x: None if math.isnan(y) else y for x, y in figures.items()} | {"status": status}
+    status = class_status(metrics["n_ref"], metrics["n_pred"])
+    overlap = {x: metrics[x] for x in ("Dice", "IoU")}
+    return {x: None if math.isnan(y) else y for x, y in overlap.items()} | {"status": status}
 
 
 def file_stem(path: str) -> str:
@@ -150,7 +150,7 @@ def require_distinct(count: int, num_names: int, folder: pathlib.Path) -> None:
         )
 
 
-def require_comparable(a: Side, b: Side, metric: str) -> None:
+def require_comparable(a: Evaluation, b: Evaluation, metric: str) -> None:
     """Raises DataError where two evaluations differ in what makes their figures comparable."""
     names = [{"classes": x.names} if x.names else {} for x in (a, b)]
     one, other = a.settings | names[0], b.settings | names[1]
@@ -177,7 +177,7 @@ def require_comparable(a: Side, b: Side, metric: str) -> None:
             raise UsageError(f"--metric={metric}: {side.source} has none; try Dice or IoU")
 
 
-def find_warnings(a: Side, b: Side) -> list[str]:
+def find_warnings(a: Evaluation, b: Evaluation) -> list[str]:
     """What a reader of the comparison should know."""
     found = []
     for field in SOFT_SETTINGS:
@@ -190,12 +190,12 @@ def find_warnings(a: Side, b: Side) -> list[str]:
     return found
 
 
-def case_patients(a: Side, b: Side) -> dict[str, str | None]:
+def case_patients(a: Evaluation, b: Evaluation) -> dict[str, str | None]:
     """Whose the cases are, as far as one side knows."""
     return {case: a.patients[case] or b.patients[case] for case in a.scores}
 
 
-def pair_cases(a: Side, b: Side, metric: str) -> list[dict[str, Any]]:
+def pair_cases(a: Evaluation, b: Evaluation, metric: str) -> list[dict[str, Any]]:
     """A row for each case and class: case, class, metric, a, b, difference and both statuses."""
     rows = []
     names = a.names or b.names
@@ -255,7 +255,7 @@ def compare_pairs(rows: list[dict[str, Any]], patients: dict[str, str | None]) -
     }
 
 
-def correct_holm(p_values: list[float | None]) -> list[float | None]:
+def holm_correction(p_values: list[float | None]) -> list[float | None]:
     """Holm's correction over the p-values that are there."""
     order = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
     corrected: list[float | None] = [None] * len(p_values)
@@ -266,7 +266,7 @@ def correct_holm(p_values: list[float | None]) -> list[float | None]:
     return corrected
 
 
-def compare(a: Side, b: Side, metric: str) -> dict[str, Any]:
+def compare(a: Evaluation, b: Evaluation, metric: str) -> dict[str, Any]:
     """All figures of a comparison, ready for JSON.
 
     Raises DataError where the sides cannot be compared, UsageError where one lacks the metric.
@@ -276,9 +276,9 @@ def compare(a: Side, b: Side, metric: str) -> dict[str, Any]:
     names = dict.fromkeys(x["class"] for x in rows)
     by_class = {name: [x for x in rows if x["class"] == name] for name in names}
     classes = {name: compare_pairs(found, patients) for name, found in by_class.items()}
-    corrected = correct_holm([x["p"] for x in classes.values()])
-    for figures, p in zip(classes.values(), corrected, strict=True):
-        figures["p_holm"] = p
+    corrected = holm_correction([x["p"] for x in classes.values()])
+    for statistics, p in zip(classes.values(), corrected, strict=True):
+        statistics["p_holm"] = p
     classes[MEAN] = compare_pairs(mean_rows(rows, metric), patients)
     changed = sorted((x for x in rows if x["difference"]), key=lambda x: -abs(x["difference"]))
     drawn = "cases" if None in patients.values() else "patients"

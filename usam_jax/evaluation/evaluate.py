@@ -16,8 +16,8 @@ from usam_jax.evaluation import pixel_counts, published_results
 from usam_jax.evaluation.case_metrics import Scoring
 from usam_jax.evaluation.case_scorer import CaseResult, CaseScorer
 from usam_jax.evaluation.inference import Forward, make_forward, stream
-from usam_jax.evaluation.report.plots import Shown
-from usam_jax.evaluation.report.slices import choose_rows, draw_report, make_shown
+from usam_jax.evaluation.report.plots import ReportSlice
+from usam_jax.evaluation.report.slices import choose_rows, draw_report, make_report_slice
 from usam_jax.evaluation.report.tables import print_results
 from usam_jax.evaluation.summary import summarise, write_results
 from usam_jax.models import make_model
@@ -184,7 +184,7 @@ def predict_shown(
     config: ConfigDict,
     mode: PromptMode,
     done: Predicted,
-) -> list[Shown]:
+) -> list[ReportSlice]:
     """The slices that the pictures show, predicted once more rather than all kept."""
     counts = dict(zip(part.rows.tolist(), done.counts[mode.name], strict=True))
     results = done.results[mode.name]
@@ -194,7 +194,7 @@ def predict_shown(
     few = Subset(part.split, np.array(sorted(chosen)))
     outcomes = stream(*model[:2], packed, few, [mode], config, model.mesh, "pictures")
     return [
-        make_shown(row, predicted, chosen, results, packed, part.split, mode)
+        make_report_slice(row, predicted, chosen, results, packed, part.split, mode)
         for rows, found in outcomes
         for row, predicted in zip(
             rows.tolist(), np.asarray(found[mode.name].predicted)[: len(rows)], strict=True

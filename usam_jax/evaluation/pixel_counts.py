@@ -43,12 +43,12 @@ class Scores:
     def mean_iou(self) -> float | None:
         return mean_of(self.iou)
 
-    def named(self, part: str) -> dict[str, float | None]:
+    def named(self, split: str) -> dict[str, float | None]:
         """By the names that charts show: `val/dice/normal_rectum`, `val/iou/mean`."""
         dice = {**self.dice, "mean": self.mean_dice}
         iou = {**self.iou, "mean": self.mean_iou}
         return {
-            f"{part}/{kind}/{name.replace(' ', '_')}": value
+            f"{split}/{kind}/{name.replace(' ', '_')}": value
             for kind, values in (("dice", dice), ("iou", iou))
             for name, value in values.items()
         }

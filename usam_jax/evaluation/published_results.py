@@ -55,5 +55,5 @@ def rows_for(kind: str, classes: tuple[str, ...], split: str) -> list[dict[str, 
     ]
 
 
-def by_class(figures: tuple[float, ...], names: tuple[str, ...]) -> dict[str, float]:
-    return dict(zip(names, figures, strict=True)) if figures else {}
+def by_class(values: tuple[float, ...], names: tuple[str, ...]) -> dict[str, float]:
+    return dict(zip(names, values, strict=True)) if values else {}

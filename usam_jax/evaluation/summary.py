@@ -118,14 +118,14 @@ def bootstrap(values: np.ndarray, groups: np.ndarray) -> list[float] | None:
     count = int(groups.max()) + 1
     sums = np.bincount(groups[defined], values[defined], count)
     sizes = np.bincount(groups[defined], minlength=count)
-    draws = resample(count)
+    draws = bootstrap_counts(count)
     with np.errstate(invalid="ignore"):  # draws that have no value
         means = (draws @ sums) / (draws @ sizes.astype(float))
     return np.nanpercentile(means, [2.5, 97.5]).tolist()
 
 
 @functools.cache
-def resample(count: int) -> np.ndarray:
+def bootstrap_counts(count: int) -> np.ndarray:
     """How often each of `count` groups is drawn in each resample: float64[RESAMPLES count]."""
     drawn = np.random.default_rng(SEED).multinomial(count, np.full(count, 1 / count), RESAMPLES)
     return drawn.astype(float)

@@ -73,17 +73,17 @@ def write_results(description: dict[str, Any], evaluations: list[dict[str, Any]]
     names = [*description["classes"][1:], "mean"]
     head = ["part", "prompts", "slices", "cases", *(f"Dice {x}, pooled" for x in names)]
     rows = [[*head, "Dice, by case"], ["---"] * (len(head) + 1)]
-    for found in evaluations:
-        same = found["data_fingerprint"] == description["data"]["fingerprint"]
-        by_case = found["cases"]["mean"]["Dice"]
+    for summary in evaluations:
+        same = summary["data_fingerprint"] == description["data"]["fingerprint"]
+        by_case = summary["cases"]["mean"]["Dice"]
         interval = format_interval(by_case["ci95"], "Dice", digits=1) if by_case["ci95"] else ""
         rows.append(
             [
-                found["split"] if same else f"{found['split']} of other data",
-                found["prompts"],
-                str(found["num_slices"]),
-                str(found["num_cases"]),
-                *(percent(found["pooled"]["dice"][x], 1, MISSING) for x in names),
+                summary["split"] if same else f"{summary['split']} of other data",
+                summary["prompts"],
+                str(summary["num_slices"]),
+                str(summary["num_cases"]),
+                *(percent(summary["pooled"]["dice"][x], 1, MISSING) for x in names),
                 f"{percent(by_case['mean'], 1, MISSING)} {interval}".rstrip(),
             ]
         )

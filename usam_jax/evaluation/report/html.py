@@ -36,10 +36,10 @@ RESOLUTIONS = {
 }
 
 Section = tuple[str, str, list[pathlib.Path]]  # heading, text, pictures
-Figures = dict[str, Any]
+Summary = dict[str, Any]
 
 
-def write_report(path: pathlib.Path, summary: Figures, sections: list[Section]) -> None:
+def write_report(path: pathlib.Path, summary: Summary, sections: list[Section]) -> None:
     """Writes what an evaluation found, its pictures within, as HTML.
 
     `summary` is that of `summary.json`; `sections` are pictures (PNG) under a heading and a text.
@@ -49,10 +49,10 @@ def write_report(path: pathlib.Path, summary: Figures, sections: list[Section]) 
     body = [
         paragraph(counts),
         prompts_box(summary["prompts"], summary["automatic"]),
-        pooled_part(summary),
-        cases_part(summary),
-        *(pictures_part(*section) for section in sections),
-        case_list(summary),
+        pooled_section(summary),
+        cases_section(summary),
+        *(pictures_section(*section) for section in sections),
+        cases_list(summary),
         heading("Provenance"),
         table((), [[x.replace("_", " "), known(summary[x])] for x in PROVENANCE], kind="words"),
     ]
@@ -79,7 +79,7 @@ def paragraph(text: str) -> str:
     return f"<p>{escape(text)}</p>"
 
 
-def table(head: Any, rows: list[Any], caption: str = "", kind: str = "figures") -> str:
+def table(head: Any, rows: list[Any], caption: str = "", kind: str = "metrics") -> str:
     """Rows of cells, the first of each being its name; a row of one cell heads those below it."""
     lines = [f'<div class="scroll"><table class="{kind}">']
     if caption:
@@ -114,7 +114,7 @@ def prompts_box(prompts: str, automatic: bool) -> str:
     return f'<div class="box warning" role="note">{inner}</div>'
 
 
-def pooled_part(summary: Figures) -> str:
+def pooled_section(summary: Summary) -> str:
     """Dice and IoU over all pixels, by prompts, beside what the paper states."""
     words = "Pooled over the pixels of all slices. Every row says where its prompts came from."
     if summary["paper"]:
@@ -137,11 +137,11 @@ def pooled_part(summary: Figures) -> str:
     return "\n".join(parts)
 
 
-def pooled(figures: Figures, kind: str, names: list[str]) -> list[str]:
-    return [percent(figures[kind][name]) for name in names]
+def pooled(metrics: Summary, kind: str, names: list[str]) -> list[str]:
+    return [percent(metrics[kind][name]) for name in names]
 
 
-def cases_part(summary: Figures) -> str:
+def cases_section(summary: Summary) -> str:
     """How many cases have each class, and the statistics of each metric over the cases."""
     interval, policy = summary["interval"], summary["empty_policy"]
     level = f"{100 * interval['level']:g} % interval"
@@ -158,7 +158,7 @@ def cases_part(summary: Figures) -> str:
     )
 
 
-def status_table(summary: Figures) -> str:
+def status_table(summary: Summary) -> str:
     """Cases of each class by status, NSD's tolerance and, where some are counted, lesions."""
     cases, tolerances = summary["cases"], summary["nsd_tolerance"]
     with_lesions = any("lesions" in x for x in cases.values())
@@ -168,11 +168,11 @@ def status_table(summary: Figures) -> str:
         head += ["lesions", "found", "sensitivity (%)", "false lesions"]
     rows = []
     for name, tolerance in tolerances.items():
-        found = cases[name]
-        row = [name, *(found[x] for x in ("ok", "missed", "false_alarm", "absent"))]
+        statistics = cases[name]
+        row = [name, *(statistics[x] for x in ("ok", "missed", "false_alarm", "absent"))]
         row.append(f"{tolerance:g}")
         if with_lesions:
-            lesions = found.get("lesions", {})
+            lesions = statistics.get("lesions", {})
             row += [known(lesions.get("total")), known(lesions.get("found"))]
             row += [
                 format_value(lesions.get("sensitivity"), "sensitivity"),
@@ -182,31 +182,31 @@ def status_table(summary: Figures) -> str:
     return table(head, rows, "Cases by class")
 
 
-def metric_table(summary: Figures, level: str) -> str:
+def metric_table(summary: Summary, level: str) -> str:
     """For each metric the statistics of each class and of the cases' means."""
     rows: list[list[Any]] = []
     for metric in (*METRICS, *VOLUMES):
         digits = digits_of(metric, summary)
         rows.append([title_of(metric, summary)])
-        for name, found in summary["cases"].items():
-            if metric in found:
-                x = found[metric]
+        for name, statistics in summary["cases"].items():
+            if metric in statistics:
+                x = statistics[metric]
                 cells = [format_value(x[key], metric, digits) for key in ("mean", "sd", "median")]
                 rows.append([name, x["n"], *cells, format_interval(x["ci95"], metric, digits)])
     head = ["", "n", "mean", "standard deviation", "median", level]
     return table(head, rows, "Statistics over the cases")
 
 
-def title_of(metric: str, summary: Figures) -> str:
+def title_of(metric: str, summary: Summary) -> str:
     return f"{metric.replace('_', ' ')} ({unit_of(metric, summary)})"
 
 
-def digits_of(metric: str, summary: Figures) -> int:
+def digits_of(metric: str, summary: Summary) -> int:
     """Decimals to show: none for volumes that are numbers of pixels."""
     return 0 if metric in VOLUMES and summary["volume_unit"] == "pixels" else 2
 
 
-def pictures_part(title: str, text: str, pictures: list[pathlib.Path]) -> str:
+def pictures_section(title: str, text: str, pictures: list[pathlib.Path]) -> str:
     parts = [heading(title), paragraph(text)]
     for path in pictures:
         data = base64.b64encode(path.read_bytes()).decode()
@@ -215,10 +215,10 @@ def pictures_part(title: str, text: str, pictures: list[pathlib.Path]) -> str:
     return "\n".join(parts)
 
 
-def case_list(summary: Figures) -> str:
+def cases_list(summary: Summary) -> str:
     """The classes of each case, the cases with the worst mean Dice first."""
 
-    def rank(case: Figures) -> tuple[bool, float]:
+    def rank(case: Summary) -> tuple[bool, float]:
         dice = mean([x["Dice"] for x in case["metrics"].values()])
         return dice is None, dice or 0.0
 

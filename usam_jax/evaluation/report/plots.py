@@ -25,7 +25,7 @@ from usam_jax.utils.plotting import (
 )
 
 # Each set is distinguishable with any common colour-vision deficiency.
-METRICS = {"Dice": TWO_SERIES[0], "NSD": TWO_SERIES[1], "HD95": "#999999"}
+METRIC_COLOURS = {"Dice": TWO_SERIES[0], "NSD": TWO_SERIES[1], "HD95": "#999999"}
 FALSE_POSITIVE, FALSE_NEGATIVE, WRONG_CLASS = 1, 2, 3
 ERRORS = {"false positive": "#e83fb8", "false negative": "#00b487", "wrong class": "#f0e442"}
 CHANGES = {"B better": TWO_CLASSES[0], "A better": TWO_CLASSES[1], "equal": "#888888"}
@@ -37,7 +37,7 @@ DISTANCE_TICKS = (0, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
 @dataclasses.dataclass(frozen=True)
-class Shown:
+class ReportSlice:
     """A predicted slice that people look at.
 
     image, truth and predicted are uint8[h w]; prompts are points_xy float32[p 2], point_labels
@@ -93,14 +93,14 @@ def draw_errors(axes: Any, image: np.ndarray, errors: np.ndarray) -> None:
 
 
 def save_slices(
-    path: pathlib.Path, shown: list[Shown], classes: tuple[str, ...], title: str = ""
+    path: pathlib.Path, slices: list[ReportSlice], classes: tuple[str, ...], title: str = ""
 ) -> None:
     """A row for each slice: the image and, closer, truth with prompts, prediction and errors."""
     colours = class_colours(len(classes))
-    figure = Figure(figsize=(12, 3 * len(shown) + 0.9 + 0.05 * len(classes)), layout="constrained")
+    figure = Figure(figsize=(12, 3 * len(slices) + 0.9 + 0.05 * len(classes)), layout="constrained")
     figure.suptitle(title, parse_math=False)
-    grid = figure.subplots(len(shown), 4, squeeze=False)
-    for axes, one in zip(grid, shown, strict=True):
+    grid = figure.subplots(len(slices), 4, squeeze=False)
+    for axes, one in zip(grid, slices, strict=True):
         x, y, half = region_of_interest(one.truth, one.predicted)
         for ax in axes:
             ax.imshow(one.image, cmap="gray", vmin=0, vmax=255)
@@ -124,20 +124,20 @@ def save_slices(
         ax.set_title(text)
     groups = [[Patch(color=c, label=x) for c, x in zip(colours, classes[1:], strict=True)]]
     groups.append([Patch(color=colour, label=name) for name, colour in ERRORS.items()])
-    groups.append(prompt_marks(shown))
+    groups.append(prompt_marks(slices))
     draw_legend(figure, [x for x in groups if x])
     save_figure(figure, path)
 
 
-def prompt_marks(shown: list[Shown]) -> list[Any]:
+def prompt_marks(slices: list[ReportSlice]) -> list[Any]:
     """What the legend shows of the prompts that are given in some slice."""
-    given = [x.prompts["point_labels"][x.prompts["prompts_given"][:-1]] for x in shown]
+    given = [x.prompts["point_labels"][x.prompts["prompts_given"][:-1]] for x in slices]
     marks: list[Any] = [
         Line2D([], [], ls="", marker="o", ms=5, mfc=colour, mec="black", mew=0.5, label=name)
         for kind, (name, colour) in POINTS.items()
         if any((labels == kind).any() for labels in given)
     ]
-    if any(x.prompts["prompts_given"][-1] for x in shown):
+    if any(x.prompts["prompts_given"][-1] for x in slices):
         marks.append(Patch(fc="white", ec="goldenrod", label="box"))
     return marks
 
@@ -164,7 +164,7 @@ def save_boxes(path: pathlib.Path, summary: dict[str, Any]) -> None:
     draw_boxes(top, shares, names, dots)
     top.set_ylabel("per cent")
     top.set_ylim(-3, 103)
-    patches = [Patch(color=METRICS[x], label=x) for x in shares]
+    patches = [Patch(color=METRIC_COLOURS[x], label=x) for x in shares]
     top.legend(handles=patches, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
     draw_boxes(bottom, {"HD95": case_values(summary, "HD95")}, names, dots)
     # A missed class counts as far as the volume is long, and would flatten all other boxes.
@@ -179,11 +179,11 @@ def save_boxes(path: pathlib.Path, summary: dict[str, Any]) -> None:
 
 
 def case_values(summary: dict[str, Any], metric: str) -> list[np.ndarray]:
-    """Shown values of a metric over the cases that define it: float64[n] per foreground class."""
+    """ReportSlice values of a metric over the cases that define it: float64[n] per foreground class."""
     cases = [x["metrics"] for x in summary["metric_per_case"]]
     numbers = [str(i) for i in range(1, len(summary["classes"]))]
-    found = [[x[i][metric] for x in cases if x[i][metric] is not None] for i in numbers]
-    return [scale_of(metric) * np.array(values, float) for values in found]
+    by_class = [[x[i][metric] for x in cases if x[i][metric] is not None] for i in numbers]
+    return [scale_of(metric) * np.array(values, float) for values in by_class]
 
 
 def draw_boxes(
@@ -194,7 +194,7 @@ def draw_boxes(
     width = 0.7 / len(by_metric)
     middle = (len(by_metric) - 1) / 2
     for i, (metric, values) in enumerate(by_metric.items()):
-        colour = METRICS[metric]
+        colour = METRIC_COLOURS[metric]
         places = np.arange(len(names)) + (i - middle) * width
         axes.boxplot(
             values,
@@ -207,9 +207,9 @@ def draw_boxes(
             medianprops={"color": "black"},
             flierprops={"marker": ".", "ms": 3},
         )
-        for place, found in zip(places, values, strict=True) if dots else ():
-            x = place + width * rng.uniform(-0.25, 0.25, found.size)
-            axes.plot(x, found, "o", ms=2.5, mfc=colour, mec="black", mew=0.3, zorder=3)
+        for place, of_class in zip(places, values, strict=True) if dots else ():
+            x = place + width * rng.uniform(-0.25, 0.25, of_class.size)
+            axes.plot(x, of_class, "o", ms=2.5, mfc=colour, mec="black", mew=0.3, zorder=3)
     counts = [x.size for x in next(iter(by_metric.values()))]
     labels = [f"{name}\nn = {n}" for name, n in zip(names, counts, strict=True)]
     slant: dict[str, Any] = {}
@@ -250,7 +250,7 @@ def save_sizes(path: pathlib.Path, summary: dict[str, Any], name: str) -> None:
     save_figure(figure, path)
 
 
-def save_noise(
+def save_prompt_jitter(
     path: pathlib.Path,
     noise: list[dict[str, Any]],
     classes: tuple[str, ...],

@@ -13,7 +13,7 @@ from usam_jax.evaluation.case_metrics import Scoring
 from usam_jax.evaluation.case_scorer import CaseResult
 from usam_jax.evaluation.report import plots
 from usam_jax.evaluation.report.html import write_report
-from usam_jax.evaluation.report.plots import Shown
+from usam_jax.evaluation.report.plots import ReportSlice
 from usam_jax.evaluation.summary import mean
 
 MAX_CASES = 40  # that have a picture of their own
@@ -88,7 +88,7 @@ def choose_rows(
     return chosen
 
 
-def make_shown(
+def make_report_slice(
     row: int,
     predicted: np.ndarray,
     chosen: Chosen,
@@ -96,10 +96,10 @@ def make_shown(
     packed: Packed,
     split: str,
     mode: PromptMode,
-) -> Shown:
+) -> ReportSlice:
     number, why = chosen[row]
     truth = np.array(packed.labels(split)[row])
-    return Shown(
+    return ReportSlice(
         case=results[number].name,
         name=packed.slices(split)[row]["name"],
         why=why,
@@ -115,14 +115,14 @@ def draw_report(
     folder: pathlib.Path,
     summary: dict[str, Any],
     results: list[CaseResult],
-    shown: list[Shown],
+    slices: list[ReportSlice],
     scoring: Scoring,
 ) -> None:
     """Writes `report.html`, `predictions.png`, `boxes.png`, `sizes.png`, `noise.png` and `cases/`."""
     shutil.rmtree(folder / "cases", ignore_errors=True)  # another evaluation's
     (folder / "cases").mkdir(parents=True)
-    by_case: dict[str, list[Shown]] = {}
-    for picture in shown:
+    by_case: dict[str, list[ReportSlice]] = {}
+    for picture in slices:
         by_case.setdefault(picture.case, []).append(picture)
     strip = folder / "predictions.png"
     picked = {results[i].name: word for i, word in pick_strip(rank_cases(results)).items()}
@@ -153,7 +153,7 @@ def draw_report(
         sections.append((f"Size of the {name}", "Are small ones missed?", [sizes]))
     if len(summary["noise"]) > 1:
         automatic = summary["other_prompts"].get("none", {}).get("dice", {}).get("mean")
-        plots.save_noise(noise, summary["noise"], scoring.classes, automatic)
+        plots.save_prompt_jitter(noise, summary["noise"], scoring.classes, automatic)
         text = (
             "The same prompts, moved. They still tell which slices have nothing to find, and that "
             "alone may be what the model uses."
