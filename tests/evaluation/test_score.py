@@ -179,7 +179,7 @@ def test_descriptions_that_disagree_are_named(folders, capsys):
     write_description(folders / "a", CLASSES)
     write_description(folders, ("background", "tumour", "rectum"))
     assert call(score, folders / "a", folders / "labels") == 2
-    assert "not the same everywhere" in capsys.readouterr().err
+    assert "name different classes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

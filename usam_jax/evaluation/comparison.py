@@ -1,6 +1,6 @@
-"""Two evaluations of the same cases against each other, pair by pair.
+"""Compare two evaluations of the same cases, pair by pair.
 
-Reads this program's `summary.json` and nnU-Net's (v2). Differences are B - A.
+Reads `summary.json` of this package and of nnU-Net v2. Differences are B - A.
 """
 
 import csv
@@ -31,20 +31,17 @@ from usam_jax.utils.files import atomic_write, read_json, write_json
 NUM_CHANGED = 10
 MEAN = "mean"
 COLUMNS = ("case", "class", "metric", "a", "b", "difference")
-SOFT_SETTINGS = (
-    "prompts",
-    "data_fingerprint",
-    "resolution",
-)  # a difference may be what is compared
+# Settings that may differ, since their effect may be what is compared.
+SOFT_SETTINGS = ("prompts", "data_fingerprint", "resolution")
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """One evaluation: by case and class number its scores, and what they were made with.
+    """One evaluation: its settings, and the scores by case and class number.
 
-    `names` are the classes by number, empty where they are not known; `patients` are by case, None
-    where not known. `settings` are those that must not differ, `soft_settings` those that may; both as far
-    as they are known.
+    `names` are the classes by number, empty if they are not known; `patients` are by case, None if
+    not known. `settings` must be equal in both evaluations, `soft_settings` may differ; a setting
+    that is not known is left out.
     """
 
     source: str
@@ -56,7 +53,7 @@ class Evaluation:
 
 
 def find_summary(folder: pathlib.Path) -> pathlib.Path:
-    """The summary in a folder, or the only one of a run. Raises UsageError for none or several."""
+    """The summary in a folder, or the only one of a run. Raises UsageError if there is not one."""
     if (folder / SUMMARY).is_file():
         return folder / SUMMARY
     found = sorted(folder.glob(f"eval/*/{SUMMARY}"))
@@ -72,7 +69,7 @@ def find_summary(folder: pathlib.Path) -> pathlib.Path:
 
 
 def read_evaluation(folder: pathlib.Path) -> Evaluation:
-    """The evaluation in a folder. Raises DataError for a summary that is none of the two kinds."""
+    """The evaluation in a folder. Raises DataError for a summary of neither format."""
     path = find_summary(folder)
     try:
         summary = json.loads(path.read_text())
@@ -80,18 +77,18 @@ def read_evaluation(folder: pathlib.Path) -> Evaluation:
         return make(summary, path.parent)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{path}: cannot be used ({error!r}), expected a summary of this program or of nnU-Net v2",
-            "evaluate or score it anew",
+            f"{path}: cannot be used ({error!r}), expected a summary of this package or of nnU-Net v2",
+            "evaluate or score it again",
         ) from error
 
 
 def from_summary(summary: dict[str, Any], folder: pathlib.Path) -> Evaluation:
-    """Of a summary of this program. Raises DataError for one of another version."""
+    """From a summary of this package. Raises DataError for another schema version."""
     version = summary["schema_version"]
     if version != SCHEMA_VERSION:
         raise DataError(
-            f"{folder / SUMMARY}: has the schema_version {version}, expected {SCHEMA_VERSION}",
-            "evaluate or score it anew",
+            f"{folder / SUMMARY}: schema_version: got {version}, expected {SCHEMA_VERSION}",
+            "evaluate or score it again",
         )
     cases = {x["case"]: x for x in summary["metric_per_case"]}
     require_distinct(len(summary["metric_per_case"]), len(cases), folder)
@@ -110,7 +107,7 @@ def from_summary(summary: dict[str, Any], folder: pathlib.Path) -> Evaluation:
 
 
 def from_nnunet_summary(summary: dict[str, Any], folder: pathlib.Path) -> Evaluation:
-    """Of a summary of nnU-Net, with the class names of a `dataset.json` beside it."""
+    """From a summary of nnU-Net, with class names from a `dataset.json` in the same folder."""
     rows = summary["metric_per_case"]
     cases = {file_stem(x.get("reference_file") or x["prediction_file"]): x["metrics"] for x in rows}
     require_distinct(len(rows), len(cases), folder)
@@ -120,7 +117,7 @@ def from_nnunet_summary(summary: dict[str, Any], folder: pathlib.Path) -> Evalua
     return Evaluation(
         source=str(folder),
         names={x: names[x] for x in numbers} if numbers <= names.keys() else {},
-        settings={"empty_policy": "worst"},  # as nnU-Net counts missed classes and false alarms
+        settings={"empty_policy": "worst"},  # nnU-Net scores missed classes and false alarms as 0
         soft_settings={},
         patients=dict.fromkeys(cases),
         scores={
@@ -131,34 +128,34 @@ def from_nnunet_summary(summary: dict[str, Any], folder: pathlib.Path) -> Evalua
 
 
 def nnunet_metrics(metrics: dict[str, Any]) -> ClassScore:
-    """With None for NaN, which nnU-Net writes for a class that is absent, and with a status."""
+    """Dice, IoU and status; None instead of the NaN that nnU-Net writes for an absent class."""
     status = class_status(metrics["n_ref"], metrics["n_pred"])
     overlap = {x: metrics[x] for x in ("Dice", "IoU")}
     return {x: None if math.isnan(y) else y for x, y in overlap.items()} | {"status": status}
 
 
 def file_stem(path: str) -> str:
-    """The name of a case by its file's."""
+    """The name of a case from the name of its file."""
     return stem(pathlib.PureWindowsPath(path))  # splits at both kinds of slashes
 
 
 def require_distinct(count: int, num_names: int, folder: pathlib.Path) -> None:
     if not count or num_names < count:
         raise DataError(
-            f"{folder / SUMMARY}: holds {count} cases of {num_names} names, expected some, each of "
-            "a name of its own"
+            f"{folder / SUMMARY}: got {count} cases of {num_names} names, expected at least one case "
+            "and distinct names"
         )
 
 
 def require_comparable(a: Evaluation, b: Evaluation, metric: str) -> None:
-    """Raises DataError where two evaluations differ in what makes their figures comparable."""
+    """Raise DataError if the metrics of two evaluations are not comparable."""
     names = [{"classes": x.names} if x.names else {} for x in (a, b)]
     one, other = a.settings | names[0], b.settings | names[1]
     for field in one.keys() & other.keys():
         if one[field] != other[field]:
             raise DataError(
                 f"{field} differs: {one[field]} in {a.source}, {other[field]} in {b.source}",
-                "evaluate or score both alike",
+                "evaluate or score both with the same settings",
             )
     for side, against in ((a, b), (b, a)):
         if alone := sorted(side.scores.keys() - against.scores.keys(), key=natural_order):
@@ -170,15 +167,15 @@ def require_comparable(a: Evaluation, b: Evaluation, metric: str) -> None:
     if numbers[0] != numbers[1]:
         raise DataError(
             f"classes differ: {numbers[0]} in {a.source}, {numbers[1]} in {b.source}",
-            "evaluate or score both alike",
+            "evaluate or score both with the same settings",
         )
     for side in (a, b):
         if any(metric not in x for found in side.scores.values() for x in found.values()):
-            raise UsageError(f"--metric={metric}: {side.source} has none; try Dice or IoU")
+            raise UsageError(f"--metric={metric}: {side.source} does not have it; try Dice or IoU")
 
 
 def find_warnings(a: Evaluation, b: Evaluation) -> list[str]:
-    """What a reader of the comparison should know."""
+    """Warnings that a reader of the comparison needs."""
     found = []
     for field in SOFT_SETTINGS:
         x, y = a.soft_settings.get(field), b.soft_settings.get(field)
@@ -186,17 +183,17 @@ def find_warnings(a: Evaluation, b: Evaluation) -> list[str]:
             found.append(f"{field} differs: {x} in A, {y} in B")
     patients = [x for x in case_patients(a, b).values() if x is not None]
     if len(set(patients)) < len(patients):
-        found.append("some cases are of one patient; the p-values take all cases as independent")
+        found.append("some cases are of one patient; the p-values treat all cases as independent")
     return found
 
 
 def case_patients(a: Evaluation, b: Evaluation) -> dict[str, str | None]:
-    """Whose the cases are, as far as one side knows."""
+    """The patient of each case, None if neither evaluation knows it."""
     return {case: a.patients[case] or b.patients[case] for case in a.scores}
 
 
 def pair_cases(a: Evaluation, b: Evaluation, metric: str) -> list[dict[str, Any]]:
-    """A row for each case and class: case, class, metric, a, b, difference and both statuses."""
+    """A row per case and class: case, class, metric, a, b, difference and both statuses."""
     rows = []
     names = a.names or b.names
     for case in sorted(a.scores, key=natural_order):
@@ -213,7 +210,7 @@ def make_row(case: str, name: str, metric: str, a: float | None, b: float | None
 
 
 def mean_rows(rows: list[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
-    """A row for each case with the means over those classes that have a figure on both sides."""
+    """A row per case with the means over the classes that have a value in A and in B."""
     kept: dict[str, list[dict[str, Any]]] = {row["case"]: [] for row in rows}
     for row in rows:
         if row["difference"] is not None:
@@ -225,9 +222,11 @@ def mean_rows(rows: list[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
 
 
 def compare_pairs(rows: list[dict[str, Any]], patients: dict[str, str | None]) -> dict[str, Any]:
-    """Figures over the rows of one class; `left_out` are those that lack a figure on a side.
+    """Statistics over the rows of one class.
 
-    `p` is of the two-sided Wilcoxon signed-rank test of the differences, None where all are 0.
+    `left_out` counts the rows without a value in A, B or both, `one_sided` those without a value in
+    one of them. `p` is that of the two-sided Wilcoxon signed-rank test of the differences, None if
+    all are 0.
     """
     kept = [x for x in rows if x["difference"] is not None]
     one_sided = [x for x in rows if (x["a"] is None) != (x["b"] is None)]
@@ -256,7 +255,7 @@ def compare_pairs(rows: list[dict[str, Any]], patients: dict[str, str | None]) -
 
 
 def holm_correction(p_values: list[float | None]) -> list[float | None]:
-    """Holm's correction over the p-values that are there."""
+    """Holm's correction over the p-values that are not None."""
     order = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
     corrected: list[float | None] = [None] * len(p_values)
     largest = 0.0
@@ -267,9 +266,9 @@ def holm_correction(p_values: list[float | None]) -> list[float | None]:
 
 
 def compare(a: Evaluation, b: Evaluation, metric: str) -> dict[str, Any]:
-    """All figures of a comparison, ready for JSON.
+    """Compare a metric of two evaluations; the result is ready for JSON.
 
-    Raises DataError where the sides cannot be compared, UsageError where one lacks the metric.
+    Raises DataError if the evaluations are not comparable, UsageError if one lacks the metric.
     """
     require_comparable(a, b, metric)
     patients, rows = case_patients(a, b), pair_cases(a, b, metric)
