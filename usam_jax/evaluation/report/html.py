@@ -198,7 +198,8 @@ def metric_table(summary: Summary, level: str) -> str:
 
 
 def title_of(metric: str, summary: Summary) -> str:
-    return f"{metric.replace('_', ' ')} ({unit_of(metric, summary)})"
+    name = "predicted volume" if metric == "volume" else metric.replace("_", " ")
+    return f"{name} ({unit_of(metric, summary)})"
 
 
 def digits_of(metric: str, summary: Summary) -> int:

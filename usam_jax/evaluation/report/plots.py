@@ -31,6 +31,7 @@ ERRORS = {"false positive": "#e83fb8", "false negative": "#00b487", "wrong class
 CHANGES = {"B better": TWO_CLASSES[0], "A better": TWO_CLASSES[1], "equal": "#888888"}
 POINTS = {FOREGROUND: ("foreground point", "yellow"), BACKGROUND: ("background point", "red")}
 
+LABEL_WIDTH = 34  # characters that fit along a row of slices
 MAX_DOTS = 200  # cases; more of them hide the boxes
 UPRIGHT_NAMES = 5  # classes; more of them need slanting labels
 DISTANCE_TICKS = (0, 5, 10, 20, 50, 100, 200, 500, 1000)
@@ -117,8 +118,9 @@ def save_slices(
             ax.set_xlim(x - half, x + half)
             ax.set_ylim(y + half, y - half)
         dice = "not defined" if one.dice is None else f"{percent(one.dice, 1)} %"
-        words = f"{textwrap.fill(one.name, 34)}\n{one.why}\nDice of the case {dice}"
-        axes[0].set_ylabel(words, fontsize=9, parse_math=False)
+        lines = (one.name, one.why, f"Dice of the case: {dice}")
+        label = "\n".join(textwrap.fill(line, LABEL_WIDTH) for line in lines)
+        axes[0].set_ylabel(label, fontsize=9, parse_math=False)
     titles = ("image", "truth and prompts", "prediction", "errors")
     for ax, text in zip(grid[0], titles, strict=True):
         ax.set_title(text)
@@ -162,7 +164,7 @@ def save_boxes(path: pathlib.Path, summary: dict[str, Any]) -> None:
     top, bottom = figure.subplots(2, 1)
     shares = {x: case_values(summary, x) for x in ("Dice", "NSD")}
     draw_boxes(top, shares, names, dots)
-    top.set_ylabel("per cent")
+    top.set_ylabel("Dice and NSD (%)")
     top.set_ylim(-3, 103)
     patches = [Patch(color=METRIC_COLOURS[x], label=x) for x in shares]
     top.legend(handles=patches, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
@@ -244,7 +246,7 @@ def save_sizes(path: pathlib.Path, summary: dict[str, Any], name: str) -> None:
         words = f"No case has {name} in the ground truth."
         axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center")
         axes.set_xticks([])
-    axes.set_xlabel(f"{name} in the ground truth ({summary['volume_unit']})")
+    axes.set_xlabel(f"volume of the {name} in the ground truth ({summary['volume_unit']})")
     axes.set_ylabel("Dice of the case (%)")
     axes.set_ylim(-5, 105)
     save_figure(figure, path)
@@ -270,11 +272,9 @@ def save_prompt_jitter(
         dice = [np.nan if x["dice"][name] is None else 100 * x["dice"][name] for x in noise]
         axes.plot(pixels, dice, "o-", c=colour, lw=thickness, ms=4, label=name)
     if automatic is not None:
-        axes.axhline(
-            100 * automatic, c="black", ls="--", lw=1.2, label="mean of this model without prompts"
-        )
+        axes.axhline(100 * automatic, c="black", ls="--", lw=1.2, label="mean without prompts")
     axes.set_title("Prompts come from the ground truth", fontsize=11)
-    axes.set_xlabel("prompts moved by (pixels)")
+    axes.set_xlabel("prompt jitter (pixels)")
     axes.set_ylabel("pooled Dice (%)")
     axes.set_ylim(0, 100)
     axes.grid(alpha=0.3)
@@ -295,12 +295,21 @@ def save_pairs(path: pathlib.Path, result: dict[str, Any]) -> None:
         pairs = [x for x in result["cases"] if x["class"] == name and x["difference"] is not None]
         draw_pairs(axes, pairs, metric)
         difference = scale_of(metric) * result["classes"][name]["difference"]
-        axes.set_title(f"{name}: {difference:+.2f} (n = {len(pairs)})", fontsize=9)
+        axes.set_title(
+            f"{name} (n = {len(pairs)}): {difference:+.2f}", fontsize=9, parse_math=False
+        )
     for axes in grid[len(names) :]:
         axes.set_axis_off()
-    title = f"{metric} ({unit_of(metric, result)}) of each case, and the mean of B - A"
-    sources = f"A (across): {result['a']}\nB (up): {result['b']}"
-    figure.suptitle(f"{title}\n{sources}", fontsize=9, x=0.02, ha="left")
+    title = (
+        f"{metric} ({unit_of(metric, result)}) of each case, and the mean of B - A over the cases"
+    )
+    figure.suptitle(
+        f"{title}\nA: {result['a']}\nB: {result['b']}",
+        fontsize=9,
+        x=0.02,
+        ha="left",
+        parse_math=False,
+    )
     handles = [
         Line2D([], [], marker="o", ls="", color=colour, label=label)
         for label, colour in CHANGES.items()
@@ -322,4 +331,6 @@ def draw_pairs(axes: Any, pairs: list[dict[str, Any]], metric: str) -> None:
     axes.set_xlim(limits)
     axes.set_ylim(limits)
     axes.set_aspect("equal")
+    axes.set_xlabel("A", fontsize=8)
+    axes.set_ylabel("B", fontsize=8)
     axes.tick_params(labelsize=7)
