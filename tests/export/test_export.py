@@ -239,7 +239,7 @@ def test_files_tell_what_they_are_and_whose_they_are_not(exported):
         assert private not in everything, private
 
 
-def test_the_card_says_what_figures_and_prompts_need_to_be_understood(exported):
+def test_card_explains_results_and_prompts(exported):
     _, workdir, folder, _ = exported
     described = json.loads((folder / "config.json").read_text())
     found = artifact.find_evaluations(workdir, 1)
@@ -248,7 +248,12 @@ def test_the_card_says_what_figures_and_prompts_need_to_be_understood(exported):
     described["prompts"]["order"] = "rowcol"
     described["data"] |= {"kind": "care", "fingerprint": "another"}
     special = model_card.write_card(described, found)
-    for text in ("figures are too high", "(row, column)", "windowed by others", "of other data"):
+    for text in (
+        "results are too high",
+        "(row, column)",
+        "with an unknown window",
+        "of other data",
+    ):
         assert text in special and text not in plain, text
     assert "has not been evaluated" in model_card.write_card(described, [])
 

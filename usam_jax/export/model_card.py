@@ -1,4 +1,4 @@
-"""The model card of an exported run: what it is, what it may be used for, and how."""
+"""The model card of an exported run: content, use, training, results and intended use."""
 
 import string
 from importlib import resources
@@ -6,23 +6,21 @@ from typing import Any
 
 from usam_jax.utils.formatting import MISSING, format_interval, percent
 
-TORCH_ROW = (
-    "| `usam.safetensors` | the weights by the published PyTorch names; load with strict=False |\n"
-)
-TRANSPOSE = "hu, pixel_mm = hu.T, pixel_mm[::-1]  # as the slices of the training lay\n"
+TORCH_ROW = "| `usam.safetensors` | the weights under the published PyTorch names; load with strict=False |\n"
+TRANSPOSE = "hu, pixel_mm = hu.T, pixel_mm[::-1]  # the training slices were transposed\n"
 ARCHITECTURES = {"usam": "U-SAM", "sam": "SAM with a class-wise decoder"}
 GREY_KINDS = ("care", "word_npy")
-GREY_NOTE = " They came as grey values, windowed by others; scans in HU may look different."
+GREY_NOTE = " They were distributed as grey values with an unknown window; scans in HU may differ."
 NO_RESULTS = "None: this checkpoint has not been evaluated."
 ABOUT_RESULTS = """
-Per cent. Pooled: over all pixels of all slices; by case: the mean over cases in 3-D of the mean
-over classes, with its 95 % interval. Prompts from the ground truth tell the model where the answer
-is: such rows are no automatic results.{chosen}"""
-CHOSEN_ON_TEST = " The checkpoint was chosen on the part `test`, so its figures are too high."
+In per cent. Pooled: over all pixels of all slices. By case: the mean over cases in 3-D of the mean
+over classes, with its 95 % interval. Prompts from the ground truth reveal the location of the answer:
+these rows are not automatic segmentation.{chosen}"""
+CHOSEN_ON_TEST = " The checkpoint was selected on the `test` split, so its results are too high."
 
 
 def write_card(description: dict[str, Any], evaluations: list[dict[str, Any]]) -> str:
-    """Markdown, from what config.json tells and the summaries of this checkpoint's evaluations."""
+    """The card as Markdown, from config.json and the summaries of the checkpoint's evaluations."""
     classes, data, model = (description[name] for name in ("classes", "data", "model"))
     sizes = {name: number for name, number in data["num_slices"].items() if number}
     return fill_template(
@@ -48,7 +46,7 @@ def write_card(description: dict[str, Any], evaluations: list[dict[str, Any]]) -
 
 
 def write_code(description: dict[str, Any]) -> str:
-    """A slice, prepared as the training's were, through the program."""
+    """Example code that prepares a slice as in training and runs the program on it."""
     how = description["preprocessing"]
     low = how["window_level_hu"] - how["window_width_hu"] / 2
     tiles = tuple(how["clahe_tiles"])
@@ -67,11 +65,11 @@ def write_code(description: dict[str, Any]) -> str:
 
 
 def write_results(description: dict[str, Any], evaluations: list[dict[str, Any]]) -> str:
-    """A table with a row for each evaluation, or that there is none."""
+    """A table with a row per evaluation, or a sentence that there is none."""
     if not evaluations:
         return NO_RESULTS
     names = [*description["classes"][1:], "mean"]
-    head = ["part", "prompts", "slices", "cases", *(f"Dice {x}, pooled" for x in names)]
+    head = ["split", "prompts", "slices", "cases", *(f"Dice {x}, pooled" for x in names)]
     rows = [[*head, "Dice, by case"], ["---"] * (len(head) + 1)]
     for summary in evaluations:
         same = summary["data_fingerprint"] == description["data"]["fingerprint"]

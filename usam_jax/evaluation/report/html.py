@@ -1,4 +1,4 @@
-"""The report of an evaluation: one HTML file that needs no other file, no network and no script."""
+"""The report of an evaluation: one HTML file without other files, network access or scripts."""
 
 import base64
 import html
@@ -20,7 +20,7 @@ from usam_jax.utils.formatting import (
 )
 
 MAX_CASES = 200
-WIDE = 6  # classes; the pooled figures of more of them stand in rows
+WIDE = 6  # columns; a wider table of pooled metrics is transposed
 PROVENANCE = (
     "workdir",
     "checkpoint_step",
@@ -32,17 +32,17 @@ PROVENANCE = (
 )
 RESOLUTIONS = {
     "source": "Each case is scored on the voxels of its own label volume.",
-    "packed": "Each case is scored on the packed slices, not on the voxels of its source.",
+    "packed": "Each case is scored on the packed slices, not on the voxels of its label volume.",
 }
 
-Section = tuple[str, str, list[pathlib.Path]]  # heading, text, pictures
+Section = tuple[str, str, list[pathlib.Path]]  # heading, text, PNG files
 Summary = dict[str, Any]
 
 
 def write_report(path: pathlib.Path, summary: Summary, sections: list[Section]) -> None:
-    """Writes what an evaluation found, its pictures within, as HTML.
+    """Write the report of an evaluation as HTML with embedded images.
 
-    `summary` is that of `summary.json`; `sections` are pictures (PNG) under a heading and a text.
+    `summary` is that of `summary.json`; each of `sections` is a heading, a text and PNG files.
     """
     title = f"Evaluation on {summary['split']}, checkpoint step {summary['checkpoint_step']}"
     counts = f"{summary['num_cases']} cases, {summary['num_slices']} slices"
@@ -80,7 +80,7 @@ def paragraph(text: str) -> str:
 
 
 def table(head: Any, rows: list[Any], caption: str = "", kind: str = "metrics") -> str:
-    """Rows of cells, the first of each being its name; a row of one cell heads those below it."""
+    """A table whose rows start with their name; a row of one cell is a heading for those below."""
     lines = [f'<div class="scroll"><table class="{kind}">']
     if caption:
         lines.append(f"<caption>{escape(caption)}</caption>")
@@ -103,23 +103,21 @@ def known(value: Any) -> str:
 
 
 def prompts_box(prompts: str, automatic: bool) -> str:
-    """Where the prompts came from, with a warning unless there were none."""
+    """The source of the prompts, with a warning unless there were none."""
     if automatic:
-        words = "The model got no prompts: these are automatic results."
+        words = "The model had no prompts: these are automatic results."
         return f'<div class="box">{paragraph(words)}</div>'
-    warning = (
-        "These figures used prompts taken from the ground truth; they are not automatic results."
-    )
+    warning = "Prompts from the ground truth were used: these are not automatic results."
     inner = f"<p><strong>{escape(warning)}</strong></p>{paragraph(f'Prompts: {prompts}.')}"
     return f'<div class="box warning" role="note">{inner}</div>'
 
 
 def pooled_section(summary: Summary) -> str:
-    """Dice and IoU over all pixels, by prompts, beside what the paper states."""
-    words = "Pooled over the pixels of all slices. Every row says where its prompts came from."
+    """Pooled Dice and IoU of each prompt mode, next to the results that the paper reports."""
+    words = "Pooled over the pixels of all slices, for each source of prompts."
     if summary["paper"]:
-        words += " Rows marked as the paper's are figures that it states, not results of this run."
-    parts = [heading("Pooled figures"), paragraph(words)]
+        words += " Rows that start with 'paper' are results that the paper reports, not results of this run."
+    parts = [heading("Pooled metrics"), paragraph(words)]
     names = [*summary["classes"][1:], "mean"]
     for kind, title in (("dice", "Dice (%)"), ("iou", "IoU (%)")):
         rows = [
@@ -142,16 +140,18 @@ def pooled(metrics: Summary, kind: str, names: list[str]) -> list[str]:
 
 
 def cases_section(summary: Summary) -> str:
-    """How many cases have each class, and the statistics of each metric over the cases."""
+    """Number of cases by class and status, and the statistics of each metric over the cases."""
     interval, policy = summary["interval"], summary["empty_policy"]
     level = f"{100 * interval['level']:g} % interval"
     method = f"{interval['method']}, {interval['resamples']} resamples, seed {interval['seed']}"
     return "\n".join(
         [
-            heading("Figures over the cases"),
+            heading("Metrics over the cases"),
             paragraph(RESOLUTIONS[summary["resolution"]]),
             paragraph(f"Policy for empty classes ({policy['name']}): {policy['meaning']}."),
-            paragraph(f"{level}: {method}. n is the number of cases where the metric is defined."),
+            paragraph(
+                f"{level}: {method}. n is the number of cases in which the metric is defined."
+            ),
             status_table(summary),
             metric_table(summary, level),
         ]
@@ -159,7 +159,7 @@ def cases_section(summary: Summary) -> str:
 
 
 def status_table(summary: Summary) -> str:
-    """Cases of each class by status, NSD's tolerance and, where some are counted, lesions."""
+    """Number of cases by class and status, tolerance of NSD and, if there are any, lesions."""
     cases, tolerances = summary["cases"], summary["nsd_tolerance"]
     with_lesions = any("lesions" in x for x in cases.values())
     unit = summary["distance_unit"]
@@ -183,7 +183,7 @@ def status_table(summary: Summary) -> str:
 
 
 def metric_table(summary: Summary, level: str) -> str:
-    """For each metric the statistics of each class and of the cases' means."""
+    """For each metric the statistics of each class and of the mean over the classes."""
     rows: list[list[Any]] = []
     for metric in (*METRICS, *VOLUMES):
         digits = digits_of(metric, summary)
@@ -203,7 +203,7 @@ def title_of(metric: str, summary: Summary) -> str:
 
 
 def digits_of(metric: str, summary: Summary) -> int:
-    """Decimals to show: none for volumes that are numbers of pixels."""
+    """Number of decimals: none for volumes in pixels."""
     return 0 if metric in VOLUMES and summary["volume_unit"] == "pixels" else 2
 
 
@@ -217,7 +217,7 @@ def pictures_section(title: str, text: str, pictures: list[pathlib.Path]) -> str
 
 
 def cases_list(summary: Summary) -> str:
-    """The classes of each case, the cases with the worst mean Dice first."""
+    """A row for each case and class, starting with the case of the worst mean Dice."""
 
     def rank(case: Summary) -> tuple[bool, float]:
         dice = mean([x["Dice"] for x in case["metrics"].values()])
@@ -231,11 +231,11 @@ def cases_list(summary: Summary) -> str:
             cells = [format_value(score[x], x, digits[x]) for x in shown]
             status = score["status"].replace("_", " ")
             rows.append([case["case"], summary["classes"][int(number)], status, *cells])
-    words = f"The worst mean Dice comes first. All figures of all cases are in {PER_CASE}."
+    words = f"The case with the worst mean Dice comes first. All metrics of all cases are in {PER_CASE}."
     if summary["num_cases"] > MAX_CASES:
         words = (
-            f"The {MAX_CASES} cases of the worst mean Dice, of {summary['num_cases']}. "
-            f"The other cases, and all figures, are in {PER_CASE}."
+            f"The {MAX_CASES} cases with the worst mean Dice of {summary['num_cases']}. "
+            f"The other cases and all metrics are in {PER_CASE}."
         )
     head = ["case", "class", "status", *(title_of(x, summary) for x in shown)]
     return "\n".join([heading("Cases"), paragraph(words), table(head, rows, kind="cases")])

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: slices beside their truth, cases by class, size and moved prompts."""
+"""Plots of an evaluation: predicted slices, metrics by class, size and prompt jitter, pairs."""
 
 import dataclasses
 import pathlib
@@ -32,18 +32,19 @@ CHANGES = {"B better": TWO_CLASSES[0], "A better": TWO_CLASSES[1], "equal": "#88
 POINTS = {FOREGROUND: ("foreground point", "yellow"), BACKGROUND: ("background point", "red")}
 
 LABEL_WIDTH = 34  # characters that fit along a row of slices
-MAX_DOTS = 200  # cases; more of them hide the boxes
-UPRIGHT_NAMES = 5  # classes; more of them need slanting labels
+MAX_DOTS = 200  # cases; more dots would hide the boxes
+UPRIGHT_NAMES = 5  # classes; more labels have to be slanted
 DISTANCE_TICKS = (0, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
 @dataclasses.dataclass(frozen=True)
 class ReportSlice:
-    """A predicted slice that people look at.
+    """A predicted slice that the report shows.
 
-    image, truth and predicted are uint8[h w]; prompts are points_xy float32[p 2], point_labels
-    int32[p], boxes_xyxy float32[4] and prompts_given bool[p+1], the last of them the box's.
-    dice is the mean over the case's classes, 0 to 1.
+    `image`, `truth` and `predicted` are uint8[h w]. `prompts` holds `points_xy` float32[p 2],
+    `point_labels` int32[p], `boxes_xyxy` float32[4] and `prompts_given` bool[p+1], whose last entry
+    is that of the box. `dice` is the mean over the classes of the case, 0 to 1. `why` says why the
+    slice was chosen.
     """
 
     case: str
@@ -57,13 +58,13 @@ class ReportSlice:
 
 
 def find_errors(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Where and how classes [h w] differ: 0, FALSE_POSITIVE, FALSE_NEGATIVE, WRONG_CLASS uint8[h w]."""
+    """Kind of error of each pixel, uint8[h w]: 0, FALSE_POSITIVE, FALSE_NEGATIVE or WRONG_CLASS."""
     cases = [truth == predicted, truth == 0, predicted == 0]
     return np.select(cases, [0, FALSE_POSITIVE, FALSE_NEGATIVE], WRONG_CLASS).astype(np.uint8)
 
 
 def region_of_interest(*labels: np.ndarray) -> tuple[float, float, float]:
-    """Centre (x, y) and half width, in pixels, of a square that shows all foreground closely."""
+    """Centre (x, y) and half width, in pixels, of a square closely around all foreground."""
     size = labels[0].shape[0]
     rows, columns = np.nonzero(np.any([label > 0 for label in labels], axis=0))
     if not rows.size:
@@ -75,7 +76,7 @@ def region_of_interest(*labels: np.ndarray) -> tuple[float, float, float]:
 
 
 def draw_prompts(axes: Any, prompts: dict[str, np.ndarray]) -> None:
-    """The prompts that are given."""
+    """Draw the points and the box that are given."""
     points_given, box_given = prompts["prompts_given"][:-1], prompts["prompts_given"][-1]
     for kind, (_, colour) in POINTS.items():
         points = prompts["points_xy"][points_given & (prompts["point_labels"] == kind)]
@@ -86,7 +87,7 @@ def draw_prompts(axes: Any, prompts: dict[str, np.ndarray]) -> None:
 
 
 def draw_errors(axes: Any, image: np.ndarray, errors: np.ndarray) -> None:
-    """The kinds of error that `find_errors` tells, over the dimmed image."""
+    """Draw the errors of `find_errors` over the dimmed image."""
     axes.imshow(image, cmap="gray", vmin=0, vmax=2 * 255)
     wrong = np.ma.masked_equal(errors, 0)
     colours = ListedColormap(list(ERRORS.values()))
@@ -96,7 +97,7 @@ def draw_errors(axes: Any, image: np.ndarray, errors: np.ndarray) -> None:
 def save_slices(
     path: pathlib.Path, slices: list[ReportSlice], classes: tuple[str, ...], title: str = ""
 ) -> None:
-    """A row for each slice: the image and, closer, truth with prompts, prediction and errors."""
+    """Plot a row per slice: the image and, zoomed in, truth with prompts, prediction and errors."""
     colours = class_colours(len(classes))
     figure = Figure(figsize=(12, 3 * len(slices) + 0.9 + 0.05 * len(classes)), layout="constrained")
     figure.suptitle(title, parse_math=False)
@@ -132,7 +133,7 @@ def save_slices(
 
 
 def prompt_marks(slices: list[ReportSlice]) -> list[Any]:
-    """What the legend shows of the prompts that are given in some slice."""
+    """Legend entries for the kinds of prompt that are given in some slice."""
     given = [x.prompts["point_labels"][x.prompts["prompts_given"][:-1]] for x in slices]
     marks: list[Any] = [
         Line2D([], [], ls="", marker="o", ms=5, mfc=colour, mec="black", mew=0.5, label=name)
@@ -145,19 +146,19 @@ def prompt_marks(slices: list[ReportSlice]) -> list[Any]:
 
 
 def draw_legend(figure: Figure, groups: list[list[Any]]) -> None:
-    """A legend below the pictures where each group begins a row."""
+    """Draw a legend below the slices in which each group starts a new row."""
     columns = min(6, max(len(group) for group in groups))
     cells: list[Any] = []
     for group in groups:
         blanks = -len(group) % columns
         cells += group + [Patch(alpha=0, label=" ")] * blanks
-    # A legend is filled column by column.
+    # Matplotlib fills a legend column by column.
     by_column = [x for i in range(columns) for x in cells[i::columns]]
     figure.legend(handles=by_column, loc="outside lower center", ncols=columns, fontsize=9)
 
 
 def save_boxes(path: pathlib.Path, summary: dict[str, Any]) -> None:
-    """The spread of the cases' Dice and NSD and, below, of HD95, by class."""
+    """Box plots over the cases, by class: Dice and NSD above, HD95 below."""
     names, unit = summary["classes"][1:], summary["distance_unit"]
     dots = summary["num_cases"] <= MAX_DOTS
     figure = Figure(figsize=(max(6.5, 1.5 + 0.7 * len(names)), 8.5), layout="constrained")
@@ -169,7 +170,7 @@ def save_boxes(path: pathlib.Path, summary: dict[str, Any]) -> None:
     patches = [Patch(color=METRIC_COLOURS[x], label=x) for x in shares]
     top.legend(handles=patches, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
     draw_boxes(bottom, {"HD95": case_values(summary, "HD95")}, names, dots)
-    # A missed class counts as far as the volume is long, and would flatten all other boxes.
+    # Logarithmic: a missed class counts the diagonal of the volume, which would flatten all boxes.
     bottom.set_yscale("symlog", linthresh=10)
     highest = max(10.0, 1.2 * bottom.get_ylim()[1])
     bottom.set_yticks([x for x in DISTANCE_TICKS if x <= highest])
@@ -181,7 +182,7 @@ def save_boxes(path: pathlib.Path, summary: dict[str, Any]) -> None:
 
 
 def case_values(summary: dict[str, Any], metric: str) -> list[np.ndarray]:
-    """ReportSlice values of a metric over the cases that define it: float64[n] per foreground class."""
+    """Values float64[n] of a metric in shown units, per foreground class, where it is defined."""
     cases = [x["metrics"] for x in summary["metric_per_case"]]
     numbers = [str(i) for i in range(1, len(summary["classes"]))]
     by_class = [[x[i][metric] for x in cases if x[i][metric] is not None] for i in numbers]
@@ -191,7 +192,7 @@ def case_values(summary: dict[str, Any], metric: str) -> list[np.ndarray]:
 def draw_boxes(
     axes: Any, by_metric: dict[str, list[np.ndarray]], names: list[str], dots: bool
 ) -> None:
-    """For each class a box of each metric, side by side, and the cases as dots if `dots`."""
+    """Draw one box per class and metric, side by side, with a dot per case if `dots`."""
     rng = np.random.default_rng(0)
     width = 0.7 / len(by_metric)
     middle = (len(by_metric) - 1) / 2
@@ -223,13 +224,13 @@ def draw_boxes(
 
 
 def save_sizes(path: pathlib.Path, summary: dict[str, Any], name: str) -> None:
-    """Each case's Dice of the class `name` against the class's volume in the truth."""
+    """Plot the Dice of the class `name` in each case against its volume in the truth."""
     number = str(summary["classes"].index(name))
     scores = [x["metrics"][number] for x in summary["metric_per_case"]]
     figure = Figure(figsize=(6.5, 4.5), layout="constrained")
     axes = figure.subplots()
     for status, marker, colour in ((OK, "o", TWO_SERIES[0]), (MISSED, "X", TWO_SERIES[1])):
-        # A policy may leave the Dice of a missed class undefined; it overlaps nowhere.
+        # Dice of a missed class is None under the policy `skip`; it has no overlap, so draw it at 0.
         points = [
             (x["reference_volume"], 100 * (x["Dice"] or 0)) for x in scores if x["status"] == status
         ]
@@ -258,9 +259,9 @@ def save_prompt_jitter(
     classes: tuple[str, ...],
     automatic: float | None = None,
 ) -> None:
-    """Pooled Dice of each class and their mean against how far the prompts were moved, in pixels.
+    """Plot pooled Dice of each class and their mean against the prompt jitter.
 
-    `noise` is a list of {"pixels": x, "dice": {class: 0 to 1 or None}}, `classes` begins with the
+    `noise` is a list of {"pixels": x, "dice": {class: 0 to 1 or None}}, `classes` starts with the
     background, and `automatic` is the mean Dice without prompts.
     """
     names = classes[1:]

@@ -1,4 +1,4 @@
-"""Which slices of an evaluation are shown, and the report that shows them."""
+"""Choose the slices that the report of an evaluation shows, and write the report."""
 
 import dataclasses
 import pathlib
@@ -16,23 +16,23 @@ from usam_jax.evaluation.report.html import write_report
 from usam_jax.evaluation.report.plots import ReportSlice
 from usam_jax.evaluation.summary import mean
 
-MAX_CASES = 40  # that have a picture of their own
+MAX_CASES = 40  # cases with a plot of their own
 LARGEST_ERROR = "largest error"
-STRIP = 2  # worst, median and best cases each
+STRIP = 2  # number of worst, of median and of best cases
 
-# Row of a slice to its case's number and why it is shown.
+# From the row of a slice to the number of its case and the reason to show it.
 Chosen = dict[int, tuple[int, str]]
 
 
 def case_dice(result: CaseResult) -> float | None:
-    """The mean over the classes that have a figure."""
+    """Mean Dice over the classes with a value, None if there is none."""
     return mean([score["Dice"] for score in result.scores])
 
 
 def rank_cases(results: list[CaseResult]) -> list[int]:
-    """Numbers of the cases from the worst to the best, without those that have no figure.
+    """Numbers of the cases from the worst to the best mean Dice.
 
-    All, where none has one.
+    Cases without a Dice are left out, unless no case has one.
     """
     dice = {i: case_dice(x) for i, x in enumerate(results)}
     ranked = sorted((i for i, x in dice.items() if x is not None), key=lambda i: dice[i] or 0.0)
@@ -40,13 +40,13 @@ def rank_cases(results: list[CaseResult]) -> list[int]:
 
 
 def spread_evenly(ranked: list[int], count: int) -> list[int]:
-    """At most `count`, the first and the last among them."""
+    """At most `count` evenly spaced entries, including the first and the last."""
     places = np.linspace(0, len(ranked) - 1, min(count, len(ranked)))
     return [ranked[round(i)] for i in places]
 
 
 def pick_strip(ranked: list[int]) -> dict[int, str]:
-    """The worst, median and best cases and what they are; each case once."""
+    """The worst, median and best cases, each once, with the word that describes it."""
     middle = max(0, (len(ranked) - STRIP) // 2)
     groups = {
         "worst": ranked[:STRIP],
@@ -66,9 +66,10 @@ def choose_rows(
     counts: dict[int, np.ndarray],
     scoring: Scoring,
 ) -> Chosen:
-    """Of each pictured case the slice with the largest error and that with most of the lesion.
+    """Choose the slice with the largest error and that with the largest lesion of each case.
 
-    `counts` int[k 3] by row; without a class that is a lesion, most of any class.
+    `counts` are int[k 3] by row. Without a lesion class, the largest foreground area counts. At most
+    `MAX_CASES` cases, evenly spaced from the worst to the best, plus those of `pick_strip`.
     """
     ranked = rank_cases(results)
     lesions = [i for i, name in enumerate(scoring.classes) if name in scoring.lesions]
@@ -118,8 +119,8 @@ def draw_report(
     slices: list[ReportSlice],
     scoring: Scoring,
 ) -> None:
-    """Writes `report.html`, `predictions.png`, `boxes.png`, `sizes.png`, `noise.png` and `cases/`."""
-    shutil.rmtree(folder / "cases", ignore_errors=True)  # another evaluation's
+    """Write `report.html`, `predictions.png`, `boxes.png`, `sizes.png`, `noise.png`, `cases/`."""
+    shutil.rmtree(folder / "cases", ignore_errors=True)  # of an earlier evaluation
     (folder / "cases").mkdir(parents=True)
     by_case: dict[str, list[ReportSlice]] = {}
     for picture in slices:
@@ -145,22 +146,23 @@ def draw_report(
     boxes, sizes, noise = (folder / f"{x}.png" for x in ("boxes", "sizes", "noise"))
     plots.save_boxes(boxes, summary)
     sections = [
-        ("Worst, median and best cases", "By the mean of Dice over the classes.", [strip]),
-        ("All cases", "Dice, surface Dice and distance of each case, by class.", [boxes]),
+        ("Worst, median and best cases", "Ranked by the mean Dice over the classes.", [strip]),
+        ("All cases", "Dice, NSD and HD95 of each case, by class.", [boxes]),
     ]
     for name in scoring.lesions[:1]:
         plots.save_sizes(sizes, summary, name)
-        sections.append((f"Size of the {name}", "Are small ones missed?", [sizes]))
+        text = f"Dice of each case against the volume of its {name}."
+        sections.append((f"Size of the {name}", text, [sizes]))
     if len(summary["noise"]) > 1:
         automatic = summary["other_prompts"].get("none", {}).get("dice", {}).get("mean")
         plots.save_prompt_jitter(noise, summary["noise"], scoring.classes, automatic)
         text = (
-            "The same prompts, moved. They still tell which slices have nothing to find, and that "
-            "alone may be what the model uses."
+            "The same prompts, displaced at random. They still reveal which slices have no "
+            "foreground, and the model may rely on that alone."
         )
         sections.append(("Imprecise prompts", text, [noise]))
-    text = "The slice with the largest error and that with most of the lesion."
+    text = "For each case the slice with the largest error and the slice with the largest lesion."
     if len(paths) < len(results):
-        text += f" {len(paths)} of {len(results)} cases, evenly from the worst to the best."
+        text += f" {len(paths)} of {len(results)} cases, evenly spaced from the worst to the best."
     sections.append(("Case by case", text, paths))
     write_report(folder / "report.html", summary, sections)
