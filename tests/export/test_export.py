@@ -176,6 +176,7 @@ def test_the_cards_code_prepares_a_slice_of_any_kind(
     description = {
         "preprocessing": artifact.describe_preprocessing(preparation),
         "prompts": {"order": "xy"},
+        "inputs": artifact.INPUTS,
     }
     code = model_card.write_code(description).replace("(1.0, 1.0)", str(pixel_mm))
     hu = np.random.default_rng(0).normal(40, 150, shape).astype(np.int16)
@@ -256,6 +257,18 @@ def test_card_explains_results_and_prompts(exported):
     ):
         assert text in special and text not in plain, text
     assert "has not been evaluated" in model_card.write_card(described, [])
+
+
+def test_card_of_network_without_prompts(exported):
+    _, _, folder, _ = exported
+    described = json.loads((folder / "config.json").read_text())
+    described["inputs"] = {"images": described["inputs"]["images"]}
+    described["model"] = {"name": "unet"}
+    described["prompts"]["trained_with"] = "none (automatic)"
+    card = model_card.write_card(described, [])
+    assert card.startswith("# unet: normal rectum and tumour")
+    assert "= predict(image[None])\n" in card
+    assert not any(text in card for text in ("points", "prompts_given", "a box"))
 
 
 def test_packed_data_are_said_to_be_what_they_were_packed_from(tmp_path):

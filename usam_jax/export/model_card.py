@@ -6,9 +6,17 @@ from typing import Any
 
 from usam_jax.utils.formatting import MISSING, format_interval, percent
 
-TORCH_ROW = "| `usam.safetensors` | the weights under the published PyTorch names; load with strict=False |\n"
+OWN_FILES = ("model.jax_export", "model.safetensors")
+PUBLISHED_ROW = "| `{}` | the weights under the published PyTorch names; load with strict=False |\n"
+PROMPTED = "from points, a box or both that a user gives, or without a prompt"
+AUTOMATIC = "without prompts"
+PROMPT_INPUTS = """\
+The number of images, and of points per image, is free. A point label of 1 is foreground, 0 background
+and -1 padding. A box is (x0, y0, x1, y1). `prompts_given` marks the valid points and, in its last
+entry, whether the box is valid; if all are False, there is no prompt.
+"""
+PROMPT_NOTE = " A model does not understand a kind of prompt that it was not trained with."
 TRANSPOSE = "hu, pixel_mm = hu.T, pixel_mm[::-1]  # the training slices were transposed\n"
-ARCHITECTURES = {"usam": "U-SAM", "sam": "SAM with a class-wise decoder"}
 GREY_KINDS = ("care", "word_npy")
 GREY_NOTE = " They were distributed as grey values with an unknown window; scans in HU may differ."
 NO_RESULTS = "None: this checkpoint has not been evaluated."
@@ -22,14 +30,19 @@ CHOSEN_ON_TEST = " The checkpoint was selected on the `test` split, so its resul
 def write_card(description: dict[str, Any], evaluations: list[dict[str, Any]]) -> str:
     """The card as Markdown, from config.json and the summaries of the checkpoint's evaluations."""
     classes, data, model = (description[name] for name in ("classes", "data", "model"))
+    network = ", ".join(model[name] for name in ("name", "variant") if name in model)
+    published = [name for name in description["sha256"] if name not in OWN_FILES]
+    promptable = takes_prompts(description)
     sizes = {name: number for name, number in data["num_slices"].items() if number}
     return fill_template(
         "model_card.md",
         **{name: description[name] for name in ("checkpoint_step", "checkpoint_chosen_on")},
-        architecture=ARCHITECTURES[model["name"]],
-        variant=model["variant"],
+        network=network,
+        how_prompted=PROMPTED if promptable else AUTOMATIC,
+        prompt_inputs=PROMPT_INPUTS if promptable else "",
+        prompt_note=PROMPT_NOTE if promptable else "",
         foreground=" and ".join(classes[1:]),
-        torch_row=TORCH_ROW if "usam.safetensors" in description["sha256"] else "",
+        published_rows="".join(PUBLISHED_ROW.format(name) for name in published),
         start=f"`{description['init_from']}`" if description["init_from"] else "random weights",
         jax=description["versions"]["jax"],
         code=write_code(description),
@@ -45,23 +58,32 @@ def write_card(description: dict[str, Any], evaluations: list[dict[str, Any]]) -
     )
 
 
+def takes_prompts(description: dict[str, Any]) -> bool:
+    return "points_xy" in description["inputs"]
+
+
 def write_code(description: dict[str, Any]) -> str:
     """Example code that prepares a slice as in training and runs the program on it."""
     how = description["preprocessing"]
     low = how["window_level_hu"] - how["window_width_hu"] / 2
     tiles = tuple(how["clahe_tiles"])
     clahe = f"image = cv2.createCLAHE({how['clahe_limit']}, {tiles}).apply(image)\n"
-    code = fill_template(
-        "use_model.py.txt",
+    prepare = fill_template(
+        "prepare.py.txt",
         transpose=TRANSPOSE if how["transposed"] else "",
         low=f"({low})" if low < 0 else low,
         width=how["window_width_hu"],
         size=how["image_size"],
-        clahe=clahe if how["clahe_limit"] else "",
-        middle=how["image_size"] // 2,
-        order="(row, column)" if description["prompts"]["order"] == "rowcol" else "(x, y)",
     )
-    return code.rstrip()
+    if takes_prompts(description):
+        predict = fill_template(
+            "predict_prompted.py.txt",
+            middle=how["image_size"] // 2,
+            order="(row, column)" if description["prompts"]["order"] == "rowcol" else "(x, y)",
+        )
+    else:
+        predict = fill_template("predict.py.txt")
+    return (prepare + (clahe if how["clahe_limit"] else "") + predict).rstrip()
 
 
 def write_results(description: dict[str, Any], evaluations: list[dict[str, Any]]) -> str:
