@@ -57,7 +57,7 @@ def measure_part(part: str, where: str, num_points: int = POINTS, **changes: int
     config.update({"image_size": IMAGE_SIZE, "num_classes": CLASSES} | changes)
     model = make_model(config)
     # Zeros are made at once, and the time does not depend on the numbers.
-    variables = zeros_like(variable_shapes(model))
+    variables = zeros_like(variable_shapes(config.model))
     images = jnp.zeros((1, config.image_size, config.image_size), jnp.float32)
     points = jnp.zeros((1, num_points, 2), jnp.float32)
     labels = jnp.ones((1, num_points), jnp.int32)

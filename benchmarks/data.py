@@ -13,7 +13,7 @@ from scipy import ndimage
 from benchmarks.limits import Row, cpu_seconds
 from configs import care
 from usam_jax.data import augment, loader, splits
-from usam_jax.data.datasets.registry import load_phantom
+from usam_jax.data.datasets.phantom import load_phantom
 from usam_jax.data.packed.prepare import packing_settings, prepare
 from usam_jax.utils.files import write_json
 

@@ -31,7 +31,7 @@ def measure_parts() -> list[Row]:
     """Milliseconds a slice of each part alone, and its share of a large matrix product."""
     config = care.get_config()
     model = make_model(config.model)
-    variables = init_variables(model, jax.random.key(0))
+    variables = init_variables(config.model, jax.random.key(0))
     size = config.model.image_size
     x = jax.random.normal(jax.random.key(1), (BATCH, size, size, 1))
     points = np.random.default_rng(0).uniform(0, size, (BATCH, 6, 2)).astype(np.float32)

@@ -9,7 +9,7 @@ from benchmarks.limits import Row, cpu_seconds
 from configs import care
 from usam_jax.data.phantoms import anatomy
 from usam_jax.data.preprocessing import make_preparation
-from usam_jax.io.nifti import Geometry
+from usam_jax.io.geometry import Geometry
 from usam_jax.models import init_variables, make_model
 from usam_jax.predict import Predictor
 from usam_jax.predict.model import NO_CLICKS, Network
@@ -27,7 +27,7 @@ def measure_prediction() -> list[Row]:
     config = care.get_config()
     model = make_model(config.model)
     saved = config.to_dict()
-    variables = init_variables(model, jax.random.key(0))
+    variables = init_variables(config.model, jax.random.key(0))
     classes = tuple(config.data.classes)
     network = Network(model, variables, make_preparation(saved, "nnunet"), classes, saved, 0)
     hu = anatomy.make_patient(0, 0, SIZE, NUM_SLICES).image.astype(np.int16)

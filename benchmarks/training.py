@@ -78,7 +78,7 @@ def measure_eval() -> list[Row]:
 def measure_forward(config: ConfigDict, name: str) -> list[Row]:
     """Time and memory."""
     model = make_model(config.model)
-    variables = init_variables(model, jax.random.key(0))
+    variables = init_variables(config.model, jax.random.key(0))
     images = make_batch(config)["image"]
     forward = jax.jit(lambda v, x: model.apply(v, batch_images(x), None))
     compiled = forward.lower(variables, images).compile()
@@ -163,7 +163,7 @@ def measure_peers() -> list[Row]:
     config = care.get_config().model
     config.name = "sam"
     model = make_model(config)
-    variables = init_variables(model, jax.random.key(0))
+    variables = init_variables(config.model, jax.random.key(0))
     encode = jax.jit(lambda v, x: model.apply(v, x, method="encode"))
     grey = np.random.default_rng(0).random((batch, 224, 224), np.float32)
     vision = transformers.SamVisionConfig(image_size=224)

@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 from configs import care
 
 
-def get_config() -> ConfigDict:
-    config = care.get_config()
+def get_config(model: str = "usam") -> ConfigDict:
+    config = care.get_config(model)
     config.data.intensity = "wrap"
     config.data.random_clahe = True
     config.prompts.order = "rowcol"

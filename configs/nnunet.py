@@ -1,9 +1,9 @@
-"""U-SAM-B on a raw data set of nnU-Net: CT volumes, with the classes that it names itself.
+"""U-SAM-B on a raw data set of nnU-Net: CT volumes and the classes in dataset.json.
 
     python -m usam_jax.main --config=configs/nnunet.py --config.data.root=nnUNet_raw/Dataset001_NAME
 
-The data set's test volumes (imagesTs labelsTs) are the test, where there are any; without them give
---config.eval.split=val. `python -m tools.prepare DATA_SET --check` tells beforehand what is wrong.
+The test set is imagesTs labelsTs; without these folders give --config.eval.split=val. Run
+`python -m tools.prepare DATA_SET --check` first to find faults of the data set.
 """
 
 from ml_collections import ConfigDict
@@ -11,10 +11,10 @@ from ml_collections import ConfigDict
 from configs import care
 
 
-def get_config() -> ConfigDict:
-    config = care.get_config()
-    config.model.num_classes = 0  # as many as dataset.json names
+def get_config(model: str = "usam") -> ConfigDict:
+    config = care.get_config(model)
+    config.model.num_classes = 0  # the number of labels in dataset.json
     config.data.kind = "nnunet"
-    config.data.root = "data/nnunet"  # holds dataset.json imagesTr labelsTr [imagesTs labelsTs]
+    config.data.root = "data/nnunet"  # with dataset.json imagesTr labelsTr [imagesTs labelsTs]
     config.data.classes = ()  # from dataset.json
     return config

@@ -1,4 +1,4 @@
-"""A small U-SAM on generated pelvis CT phantoms: no data and no weights needed.
+"""A small U-SAM, or other network, on generated pelvis CT phantoms: no data or weights needed.
 
     python -m usam_jax.main --config=configs/phantom.py
 
@@ -8,23 +8,26 @@ Two CPU cores take about three minutes; the test table's mean Dice is 83 to 84 %
 from ml_collections import ConfigDict
 
 from configs import care
+from usam_jax import models
 
 
-def get_config() -> ConfigDict:
-    config = care.get_config()
+def get_config(model: str = "usam") -> ConfigDict:
+    spec = models.get(model)
+    config = care.get_config(model)
     config.init_from = ""
-    config.model.variant = "small"
+    config.model.update(spec.small)
     config.model.image_size = 112
     config.data.kind = "phantom"
     config.data.root = ""
-    config.data.clahe_limit = 0.0  # the phantoms are windowed already
+    config.data.clahe_limit = 0.0  # no contrast equalisation
     config.data.phantom_seed = 1
-    config.data.num_patients = (48, 12)  # training and test
+    config.data.num_patients = (48, 12)  # in the training and test splits
     config.data.slices_per_patient = 24
-    config.data.train_on_empty = True  # the test set has such slices
-    config.prompts.kind = "mixed"  # so that one short training serves all ways to prompt
-    config.optimizer.learning_rates.backbone = 1e-3
-    config.optimizer.learning_rates.image_encoder = 1e-3
+    config.data.train_on_empty = True  # the test set has slices without foreground too
+    if spec.promptable:
+        config.prompts.kind = "mixed"  # so that one short training serves all prompt modes
+    for group in spec.groups:
+        config.optimizer.learning_rates[group] = 1e-3
     config.train.num_epochs = 4  # with 3, some seeds miss many tumours
     config.train.batch_size = 8
     config.eval.every_epochs = 1

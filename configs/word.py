@@ -31,10 +31,10 @@ CLASSES = (
 )
 
 
-def get_config() -> ConfigDict:
-    config = care.get_config()
+def get_config(model: str = "usam") -> ConfigDict:
+    config = care.get_config(model)
     config.model.num_classes = len(CLASSES)
-    config.data.kind = "word"  # word_npy: the published code's npy_imgs and npy_gts
-    config.data.root = "data/WORD"  # holds imagesTr labelsTr imagesVal labelsVal imagesTs labelsTs
+    config.data.kind = "word"  # or word_npy: npy_imgs and npy_gts of the published code
+    config.data.root = "data/WORD"  # with imagesTr labelsTr imagesVal labelsVal imagesTs labelsTs
     config.data.classes = CLASSES
     return config

@@ -13,7 +13,9 @@ GOLDEN = recipe.GOLDEN / "adamw_30_steps.npz"
 
 def config() -> ConfigDict:
     rates = ConfigDict(RATES)
-    return ConfigDict({"learning_rates": rates, "weight_decay": WEIGHT_DECAY, "warmup": True})
+    return ConfigDict(
+        {"name": "adamw", "learning_rates": rates, "weight_decay": WEIGHT_DECAY, "warmup": True}
+    )
 
 
 def start(part: str) -> np.ndarray:

@@ -31,30 +31,26 @@ REAL_DATA = pathlib.Path(os.environ.get("USAM_JAX_REAL_DATA", ROOT.parent / "sha
 
 
 def model_config(**changes) -> ConfigDict:
-    fields = {
-        "name": "usam",
-        "variant": "vit_b",
-        "num_classes": 3,
-        "image_size": 224,
-        "num_skips": 4,
-        "num_mask_tokens": 0,
-        "dtype": "float32",
-        "remat": False,
-    }
-    return ConfigDict(fields | changes)
+    """`config.model` of U-SAM, or of the network that `name` gives, with these fields changed."""
+    from usam_jax import models
+
+    config = models.make_config(changes.pop("name", "usam"))
+    config.update(changes)
+    return config
 
 
-def phantom_config(**changes) -> ConfigDict:
+def phantom_config(network: str = "usam", **changes) -> ConfigDict:
     """The demo's config, smaller: seconds instead of minutes."""
     from configs import phantom
     from usam_jax.models import usam
 
     # Half the demo's blocks compile in little more than half its time.
-    usam.SIZES["smallest"] = usam.Size(48, 2, 2, (1,), window=7, dim=32)
-    config = phantom.get_config()
-    config.model.variant = "smallest"
+    usam.VARIANTS["smallest"] = usam.Variant(48, 2, 2, (1,), window=7, dim=32)
+    config = phantom.get_config(network)
+    if "variant" in config.model:
+        config.model.variant = "smallest"
+        config.prompts.kind = "points"
     config.model.image_size = 32
-    config.prompts.kind = "points"
     config.data.num_patients = (3, 2)
     config.data.slices_per_patient = 8
     config.data.val_fraction = 0.3
@@ -71,18 +67,18 @@ def save_run(workdir: pathlib.Path, config: ConfigDict, variables, packed=None) 
     """A workdir as a run leaves it whose best checkpoint holds `variables`."""
     import jax
 
+    from usam_jax import models
     from usam_jax.data import splits
     from usam_jax.training import optimizer, step
     from usam_jax.utils.files import write_json
     from usam_jax.utils.mesh import make_mesh
     from usam_jax.weights import run_checkpoint, saved_config
 
-    tx = optimizer.make_optimizer(
-        config.optimizer, optimizer.polynomial_decay(9), variables["params"]
-    )
+    spec = models.get(config.model.name)
+    tx = optimizer.make_optimizer(config.optimizer, optimizer.polynomial_decay(9), spec)
     shapes = jax.eval_shape(lambda: variables)
-    target = step.placed_state(tx, shapes, make_mesh(1), config.train)
-    state = step.create_state(tx, jax.device_get(variables), target, config.train)
+    target = step.placed_state(tx, shapes, make_mesh(1), config.train, spec)
+    state = step.create_state(tx, jax.device_get(variables), target, config.train, spec)
     write_json(workdir / "config.json", saved_config.to_json(config))
     if packed:
         parts = splits.split_parts(packed, config.data, "val")
@@ -93,12 +89,12 @@ def save_run(workdir: pathlib.Path, config: ConfigDict, variables, packed=None) 
 
 def write_care(root: pathlib.Path, num_train: int, num_test: int) -> None:
     """A data set in CARE's layout, of phantoms: NAME.npz with float64 image and label."""
-    from usam_jax.data.datasets import registry
+    from usam_jax.data.datasets.phantom import load_phantom
 
     for seed, (split, count) in enumerate((("train", num_train), ("test", num_test))):
         folder = root / split / f"{split}_npz"
         folder.mkdir(parents=True)
-        images, labels = registry.load_phantom(seed, 7, 224, count)  # labels in every slice
+        images, labels = load_phantom(seed, 7, 224, count)  # labels in every slice
         names = [str(i) for i in range(1, count + 1)]
         for name, image, label in zip(names, images, labels, strict=True):
             np.savez(folder / f"{name}.npz", image=image.astype(float), label=label.astype(float))
@@ -175,6 +171,6 @@ def care_samples() -> pathlib.Path:
 @pytest.fixture(scope="session")
 def care_variables():
     """Full-size variables (ViT-B, three classes) behind the golden figures."""
-    from usam_jax.weights import name_map
+    from usam_jax import convert
 
-    return name_map.from_usam(recipe.state_dict("usam_care"), model_config())
+    return convert.from_usam(recipe.state_dict("usam_care"), model_config())

@@ -1,4 +1,4 @@
-"""CT series in DICOM, one file a slice, made from a known volume."""
+"""CT series in DICOM, one file per slice, made from a known volume."""
 
 import pathlib
 
@@ -20,10 +20,10 @@ def write_series(
     series: str = "series",
     **tags,
 ) -> list[pathlib.Path]:
-    """The files of a volume [i j k] of stored values (int16, uint16), in the order of k.
+    """Writes a volume int16 or uint16[i j k] of stored values and returns its files by k.
 
-    `affine` leads from the voxels to RAS mm. File names and InstanceNumber are in no order; `tags`
-    replace those of every slice, and None takes one away.
+    `affine` maps voxels to RAS mm. File names and InstanceNumber are shuffled. `tags` replace those
+    of every slice; None removes a tag.
     """
     folder.mkdir(exist_ok=True)
     numbers = np.random.default_rng(len(series)).permutation(stored.shape[2]) + 1
@@ -45,7 +45,7 @@ def write_series(
 
 
 def make_slice(pixels: np.ndarray, affine: np.ndarray, k: int, name: str) -> pydicom.Dataset:
-    """Slice k [rows columns] of a volume with that affine."""
+    """Slice k [rows columns] of a volume with this affine."""
     lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
     axes = lps[:3, :3] / spacing
@@ -64,7 +64,9 @@ def make_slice(pixels: np.ndarray, affine: np.ndarray, k: int, name: str) -> pyd
     position = (lps @ [0, 0, k, 1])[:3]
     header.ImagePositionPatient = [DS(x, auto_format=True) for x in position]
     header.PixelSpacing = [DS(x, auto_format=True) for x in spacing[1::-1]]
-    header.SliceThickness = DS(2 * spacing[2], auto_format=True)  # overlapping: no guide to spacing
+    header.SliceThickness = DS(
+        2 * spacing[2], auto_format=True
+    )  # overlapping slices: not the spacing
     header.Rows, header.Columns = pixels.shape
     header.SamplesPerPixel, header.PhotometricInterpretation = 1, "MONOCHROME2"
     header.BitsAllocated, header.BitsStored, header.HighBit = 16, 16, 15
@@ -74,7 +76,7 @@ def make_slice(pixels: np.ndarray, affine: np.ndarray, k: int, name: str) -> pyd
 
 
 def change(path: pathlib.Path, **tags) -> None:
-    """Replaces tags of a file; None takes one away."""
+    """Replaces tags of a file, or removes those that are None."""
     header = pydicom.dcmread(path)
     for keyword, value in tags.items():
         setattr(header, keyword, value)

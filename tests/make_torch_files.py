@@ -1,7 +1,7 @@
 """Writes the files in tests/torch_files with torch: `python tests/make_torch_files.py`.
 
-Made with torch 2.13, numpy 2.4 and safetensors 0.8. The tests need none of it: they compute the
-values that each file should hold from the same formula in numpy.
+The files were made with torch 2.13, numpy 2.4 and safetensors 0.8. The tests do not need torch:
+they compute the expected values from the same formula in numpy.
 """
 
 import argparse
@@ -20,7 +20,7 @@ DTYPES += ["int64", "int32", "int16", "int8", "uint8", "bool"]
 
 
 def make_values(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """0, 1, 2, ... modulo 100, with a half added where `dtype` holds fractions."""
+    """0, 1, 2, ... modulo 100, plus 0.5 if `dtype` has fractions."""
     ramp = torch.arange(math.prod(shape)) % 100
     half = 0.5 if dtype.is_floating_point else 0
     return (ramp + half).to(dtype).reshape(shape)
@@ -50,7 +50,7 @@ def make_views() -> dict[str, torch.Tensor]:
 
 
 def make_training() -> dict[str, Any]:
-    """What a training script in torchvision's manner saves, and a few things others add."""
+    """A checkpoint like that of torchvision's training scripts, with additions of other scripts."""
     model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     schedulers = [

@@ -1,7 +1,7 @@
-"""Weights, inputs and probes behind the golden figures, rebuilt from names alone.
+"""Weights, inputs and probes behind the golden values, rebuilt from names alone.
 
 Every array comes from NumPy's frozen RandomState stream, seeded by the CRC32 of its name, so that
-the figures printed by the PyTorch reference can be compared with anywhere, without its weights.
+the values printed by the PyTorch reference can be compared with anywhere, without its weights.
 Layouts are torch's: NCHW, OIHW.
 """
 
@@ -13,6 +13,7 @@ import zlib
 import numpy as np
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
+USAM = GOLDEN / "usam"
 
 
 def stream(name: str) -> np.random.RandomState:
@@ -25,8 +26,11 @@ def normal(name: str, shape: tuple[int, ...], salt: str = "") -> np.ndarray:
 
 def manifest(name: str) -> dict[str, tuple[int, ...]]:
     """Tensor names and shapes of the checkpoint "usam_care", "usam_word" or "sam_vit_b"."""
-    entries = json.loads((GOLDEN / f"{name}_manifest.json").read_text())
-    return {tensor: tuple(shape) for tensor, shape in entries.items()}
+    return read_manifest(USAM / f"{name}_manifest.json")
+
+
+def read_manifest(path: pathlib.Path) -> dict[str, tuple[int, ...]]:
+    return {tensor: tuple(shape) for tensor, shape in json.loads(path.read_text()).items()}
 
 
 def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:

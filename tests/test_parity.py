@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from conftest import model_config
 
+from usam_jax import convert
 from usam_jax.io import torch_checkpoint
 from usam_jax.models import make_model
-from usam_jax.models.usam import IMAGE_MEAN, IMAGE_STD
-from usam_jax.weights import name_map
+from usam_jax.models.common.spec import GREY_MEAN, GREY_STD
 
 pytestmark = pytest.mark.parity
 
@@ -45,12 +45,12 @@ def test_image_encoder_equals_that_of_transformers(sam_model, form, tmp_path):
     else:
         path = tmp_path / "model.safetensors"  # without the second name of a tied tensor
         sam_model.save_pretrained(tmp_path)
-    config = model_config(name="sam", image_size=size)
-    params, report = name_map.from_sam(torch_checkpoint.load(path), config)
+    config = model_config(name="sam_s", image_size=size)
+    params, report = convert.from_sam(torch_checkpoint.load(path), config)
     assert not report.resized
 
     grey = np.random.default_rng(0).random((1, size, size), np.float32)
-    normal = np.repeat((grey[:, None] - IMAGE_MEAN) / IMAGE_STD, 3, axis=1).astype(np.float32)
+    normal = np.repeat((grey[:, None] - GREY_MEAN) / GREY_STD, 3, axis=1).astype(np.float32)
     with torch.no_grad():
         expected = sam_model.vision_encoder(torch.from_numpy(normal)).last_hidden_state.numpy()
     encode = jax.jit(lambda v, x: make_model(config).apply(v, x, method="encode").embedding)

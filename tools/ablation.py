@@ -22,6 +22,7 @@ from absl import flags
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
+from usam_jax import models
 from usam_jax.data.datasets.registry import name_classes
 from usam_jax.evaluation import evaluate
 from usam_jax.training import loop
@@ -44,7 +45,7 @@ def with_points(count: int) -> Fields:
 
 # The paper's names, in its order; each sets fields of the config.
 TABLE: dict[str, Fields] = {
-    "S": {"model.name": "sam", "prompts.kind": "none"},
+    "S": {"model.name": "sam_s", "prompts.kind": "none"},
     "S+U": {"prompts.kind": "none"},
     "S+U+1 point": with_points(1),
     "S+U+3 points": with_points(3),
@@ -63,9 +64,22 @@ Results = dict[str, dict[str, dict[str, Any]]]
 
 def make_config(config: ConfigDict, fields: Fields, seed: int) -> ConfigDict:
     config = config.copy_and_resolve_references()
+    if "model.name" in fields:
+        config = with_network(config, fields["model.name"])
     config.update_from_flattened_dict(fields)
     config.seed = seed
     config.eval.prompts = config.eval.prompt_jitter_px = ()
+    return config
+
+
+def with_network(config: ConfigDict, name: str) -> ConfigDict:
+    """The config for another network, with the values of all fields that both networks have."""
+    config.unlock()
+    model = models.make_config(name)
+    model.update({x: config.model[x] for x in model if x in config.model and x != "name"})
+    config.model = model
+    rates = config.optimizer.learning_rates
+    config.optimizer.learning_rates = ConfigDict({x: rates[x] for x in models.get(name).groups})
     return config
 
 
@@ -113,7 +127,7 @@ def run_all(config: ConfigDict, workdir: pathlib.Path, seeds: list[int]) -> Resu
 
 
 def run_one(config: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
-    loop.train(config, folder)
+    loop.train(config, folder, evaluate.make_evaluate_fn)
     return evaluate.evaluate_workdir(config, folder)
 
 

@@ -1,4 +1,4 @@
-"""Writes generated pelvis CT phantoms as NIfTI volumes, a data set in nnU-Net's raw layout.
+"""Writes generated pelvis CT phantoms as NIfTI volumes in nnU-Net's raw layout.
 
     python -m tools.make_phantoms DEST [--num_train=20 --num_test=5 --size=256 --seed=0]
 
@@ -15,20 +15,20 @@ from usam_jax.data.phantoms import nifti_export
 from usam_jax.utils import cli, console
 from usam_jax.utils.errors import UsageError
 
-NUM_TRAIN = flags.DEFINE_integer("num_train", 20, "Patients of training.", lower_bound=1)
-NUM_TEST = flags.DEFINE_integer("num_test", 5, "Patients of test.", lower_bound=0)
+NUM_TRAIN = flags.DEFINE_integer("num_train", 20, "Number of training patients.", lower_bound=1)
+NUM_TEST = flags.DEFINE_integer("num_test", 5, "Number of test patients.", lower_bound=0)
 SIZE = flags.DEFINE_integer("size", 256, "Rows and columns of a slice.", lower_bound=16)
-SEED = flags.DEFINE_integer("seed", 0, "Which population.", lower_bound=0)
+SEED = flags.DEFINE_integer("seed", 0, "Seed of the population.", lower_bound=0)
 
 
 def main(_config: ConfigDict, arguments: list[str]) -> None:
-    """What the command line asks for."""
+    """Writes the phantoms to DEST."""
     if len(arguments) != 1:
         raise UsageError(f"found {arguments}, expected DEST\n{__doc__}")
     folder = pathlib.Path(arguments[0])
     counts = (NUM_TRAIN.value, NUM_TEST.value)
     nifti_export.write_nnunet(folder, *counts, size=SIZE.value, seed=SEED.value)
-    console.info(f"{folder}: {counts[0]} patients of training, {counts[1]} of test")
+    console.info(f"{folder}: {counts[0]} training patients, {counts[1]} test patients")
 
 
 if __name__ == "__main__":

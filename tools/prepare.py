@@ -1,15 +1,15 @@
 """Checks a data set and packs it for training.
 
-    python -m tools.prepare SOURCE --check [--json] [--sheet=FILE.png]   # reads it, packs nothing
-    python -m tools.prepare SOURCE DEST [--check]                        # packs it; first checks it
-    python -m tools.prepare DEST --check                                 # compares the checksums
+    python -m tools.prepare SOURCE --check [--json] [--sheet=FILE.png]   # checks, packs nothing
+    python -m tools.prepare SOURCE DEST [--check]                        # packs, after a check
+    python -m tools.prepare DEST --check                                 # verifies the checksums
 
-SOURCE: a raw data set of nnU-Net (imagesTr labelsTr dataset.json), CARE, WORD, or the published
-code's WORD slices. CT only: volumes hold HU. --config=configs/NAME.py and, after it,
---config.data.FIELD=VALUE set the window, the size and the rest; without --config it is chosen by
-what SOURCE is.
-DEST gets manifest.json, plain .npy arrays and contact_sheet.png; packing that was stopped goes on.
-A file SOURCE/patients.csv (columns name and patient) tells whose the cases are.
+SOURCE is a raw data set of nnU-Net (imagesTr labelsTr dataset.json), CARE, WORD, or the published
+code's WORD slices; CT only, volumes in HU. --config=configs/NAME.py, followed by
+--config.data.FIELD=VALUE, sets window, size and so on; by default it is the config for the layout
+of SOURCE. DEST gets manifest.json, plain .npy arrays and contact_sheet.png. Rerun the same command
+to resume after an interruption. SOURCE/patients.csv (columns name and patient), if it exists, gives
+the cases' patients.
 
 Exit code 3: the data set has errors.
 """
@@ -36,21 +36,13 @@ from usam_jax.data.validation import Finding
 from usam_jax.utils import cli, console
 from usam_jax.utils.errors import DataError, UsageError
 
-CHECK = flags.DEFINE_bool("check", False, "Read every case and tell what is wrong.")
+CHECK = flags.DEFINE_bool("check", False, "Read every case and report its faults.")
 JSON = flags.DEFINE_bool("json", False, "Print the findings as JSON.")
-SHEET = flags.DEFINE_string("sheet", None, "Where to draw the contact sheet of a check (.png).")
-
-CONFIG_OF = {
-    "care": "care",
-    "nnunet": "nnunet",
-    "word": "word",
-    "word_npy": "word",
-    "phantom": "phantom",
-}
+SHEET = flags.DEFINE_string("sheet", None, "File (.png) for the contact sheet of a check.")
 
 
 def default_config(source: pathlib.Path) -> ConfigDict:
-    """The config for what is found at a source; for a packed one, that which it is packed with."""
+    """The config for the layout of a source, with the settings of the packing if it is packed."""
     kind = registry.detect_kind(source)
     settings = open_packed(source).manifest["settings"] if kind == "packed" else {"kind": kind}
     config = config_of(settings["kind"])
@@ -61,11 +53,13 @@ def default_config(source: pathlib.Path) -> ConfigDict:
 
 
 def config_of(kind: str) -> ConfigDict:
-    return importlib.import_module(f"configs.{CONFIG_OF[kind]}").get_config()
+    """The config for data sets of a kind, with that kind."""
+    name = registry.get_spec(kind).config_name
+    return importlib.import_module(f"configs.{name}").get_config()
 
 
 def settings_as_fields(settings: dict[str, Any]) -> dict[str, Any]:
-    """What a packed data set is packed with, by field of a config."""
+    """The settings of a packed data set, by field of a config."""
     level, width = settings["window_hu"]
     return {
         "model.image_size": settings["image_size"],
@@ -78,21 +72,21 @@ def settings_as_fields(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def training_command(packed: Packed) -> str:
-    """The command that trains with a packed data set, with the fields that are not a default."""
+    """The command that trains with a packed data set, with all fields that are not defaults."""
     settings = packed.manifest["settings"]
-    name, config = CONFIG_OF[settings["kind"]], config_of(settings["kind"])
+    name, config = registry.get_spec(settings["kind"]).config_name, config_of(settings["kind"])
     fields = {"data.kind": "packed", "data.root": str(packed.folder)}
     for field, value in settings_as_fields(settings).items():
         section, option = field.split(".")
         default = config[section][option]
-        if default not in (value, ()):  # classes that are () come from the data set
+        if default not in (value, ()):  # the default () takes the classes from the data set
             fields[field] = value
     given = [shlex.quote(f"--config.{field}={value}") for field, value in fields.items()]
     return f"python -m usam_jax.main --config=configs/{name}.py {' '.join(given)}"
 
 
 def print_check(findings: list[Finding], cases: Cases, root: pathlib.Path) -> None:
-    """Prints all findings. Raises DataError where there are errors."""
+    """Prints all findings. Raises DataError if there are errors among them."""
     summary = validation.summarise(findings, cases)
     if JSON.value:
         print(json.dumps(summary, indent=1))
@@ -100,13 +94,13 @@ def print_check(findings: list[Finding], cases: Cases, root: pathlib.Path) -> No
         print(validation.describe(findings))
     counts = f"{summary['num_errors']} errors, {summary['num_warnings']} warnings"
     if summary["num_errors"]:
-        raise DataError(f"{root} is not fit to train with: {counts}")
+        raise DataError(f"{root} cannot be used for training: {counts}")
     numbers = ", ".join(f"{x} {n}" for x, n in summary["num_cases"].items())
-    console.info(f"{root} is fit to train with: {counts}; cases: {numbers}")
+    console.info(f"{root} can be used for training: {counts}; cases: {numbers}")
 
 
 def print_packed(packed: Packed) -> None:
-    """A table of what was packed, and the command that trains with it."""
+    """Prints a table of what was packed, and the command that trains with it."""
     table = Table()
     for name in ("split", "cases", "patients", "slices", "with foreground"):
         table.add_column(name, justify="left" if name == "split" else "right")
@@ -123,25 +117,25 @@ def print_packed(packed: Packed) -> None:
 
 
 def sheet_settings(config: ConfigDict) -> dict[str, Any]:
-    """How slices of a source become those of the sheet; packed ones are ready."""
+    """The packing settings for the contact sheet, which leave packed slices as they are."""
     if config.data.kind != "packed":
         return packing_settings(config.data)
     return open_packed(pathlib.Path(config.data.root)).manifest["settings"] | {"clahe_limit": 0.0}
 
 
 def check_arguments(arguments: list[str]) -> None:
-    """Raises UsageError for arguments and flags that do not go together."""
+    """Raises UsageError for invalid arguments and combinations of flags."""
     if not 1 <= len(arguments) <= 2 or not (CHECK.value or len(arguments) == 2):
         raise UsageError(f"found the arguments {arguments}, expected SOURCE DEST\n{__doc__}")
     if (JSON.value or SHEET.value) and not CHECK.value:
-        raise UsageError("--json and --sheet go with --check")
+        raise UsageError("--json and --sheet: expected --check with them")
     sheet = pathlib.Path(SHEET.value or "sheet.png")
     if sheet.suffix != ".png" or not sheet.parent.is_dir():
-        raise UsageError(f"--sheet={sheet}: expected FILE.png in a folder that is there")
+        raise UsageError(f"--sheet={sheet}: expected FILE.png in a folder that exists")
 
 
 def main(config: ConfigDict | None, arguments: list[str]) -> None:
-    """What the command line asks for."""
+    """Checks and packs as the command line says."""
     check_arguments(arguments)
     source, *rest = map(pathlib.Path, arguments)
     try:

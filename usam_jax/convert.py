@@ -1,5 +1,5 @@
-"""Weights of others to this package's variables."""
+"""Published weights to this package's variables."""
 
-from usam_jax.weights.name_map import from_sam, from_usam
+from usam_jax.weights.load import from_published, from_sam, from_usam
 
-__all__ = ["from_sam", "from_usam"]
+__all__ = ["from_published", "from_sam", "from_usam"]

@@ -1,6 +1,6 @@
-"""Trains and evaluates U-SAM.
+"""Train and evaluate a network.
 
-python -m usam_jax.main --config=configs/care.py [--workdir=DIR] [--config.FIELD=VALUE ...]
+python -m usam_jax.main --config=configs/care.py[:NETWORK] [--workdir=DIR] [--config.FIELD=VALUE ...]
 """
 
 import pathlib
@@ -13,7 +13,9 @@ from usam_jax.utils import cli, xla_flags
 from usam_jax.utils.errors import UsageError
 
 WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where the run is kept; runs/NAME of configs/NAME.py by default."
+    "workdir",
+    None,
+    "Where the run is kept; runs/NAME or runs/NAME_NETWORK of configs/NAME.py by default.",
 )
 MODE = flags.DEFINE_enum(
     "mode", "train", ["train", "eval"], "Train and then evaluate, or evaluate the best checkpoint."
@@ -48,6 +50,7 @@ def main(config: ConfigDict, arguments: list[str]) -> None:
     from usam_jax.data.datasets.registry import name_classes
     from usam_jax.evaluation import evaluate
     from usam_jax.evaluation.report import tables
+    from usam_jax.models.common import registry
     from usam_jax.training import loop
     from usam_jax.utils import runtime
 
@@ -58,11 +61,13 @@ def main(config: ConfigDict, arguments: list[str]) -> None:
     name_classes(config)
     runtime.keep_memory()
     name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
-    workdir = pathlib.Path(WORKDIR.value or f"runs/{name}")
+    network = registry.short_name(config.model.name)
+    suffix = "" if network == "usam" else f"_{network}"
+    workdir = pathlib.Path(WORKDIR.value or f"runs/{name}{suffix}")
 
     def run(folder: pathlib.Path) -> dict:
         if MODE.value == "train":
-            loop.train(config, folder, (profile[0], profile[1]))
+            loop.train(config, folder, evaluate.make_evaluate_fn, (profile[0], profile[1]))
         return evaluate.evaluate_workdir(config, folder)
 
     if not seeds:

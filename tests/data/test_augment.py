@@ -1,4 +1,4 @@
-"""Augmentation and prompts: on their class whatever is drawn, and drawn the same by any worker."""
+"""Augmentation and prompts: correct for any draw, and the same for any number of workers."""
 
 import pickle
 
@@ -31,7 +31,7 @@ cv2.ellipse(BLOB, (120, 90), (40, 25), 20, 0, 360, 1, -1)
 
 @pytest.fixture
 def packed(tmp_path, care_config):
-    """Packs 12 slices in CARE's layout; gives them and a config for batches of 4."""
+    """Twelve packed slices in CARE's layout, and a config for batches of 4."""
     write_care(tmp_path / "care", num_train=12, num_test=1)
     config = care_config(tmp_path / "care", tmp_path / "packed")
     config.train.batch_size = 4
@@ -67,7 +67,7 @@ def test_points_lie_on_their_class_after_augmentation(
 
 @settings(max_examples=60, deadline=None)
 @given(LABELS, AUGMENTS, SEEDS)
-def test_a_box_is_the_smallest_that_holds_all_foreground(label, augment, seed):
+def test_make_box_is_tight_around_all_foreground(label, augment, seed):
     _, label = augment(label, label, np.random.default_rng(seed))
     x0, y0, x1, y1 = prompts.make_box(label).astype(int)
     inside = label[y0 : y1 + 1, x0 : x1 + 1]
@@ -78,7 +78,7 @@ def test_a_box_is_the_smallest_that_holds_all_foreground(label, augment, seed):
 
 @settings(max_examples=60, deadline=None)
 @given(LABELS, st.floats(0, 30), SEEDS)
-def test_a_jittered_box_stays_near_in_order_and_inside(label, pixels, seed):
+def test_jitter_box_stays_near_ordered_and_inside(label, pixels, seed):
     box = prompts.make_box(label)
     moved = prompts.jitter_box(box, pixels, label.shape, np.random.default_rng(seed))
     assert np.abs(moved - box).max() <= pixels + 1e-5  # float32's rounding
@@ -88,22 +88,22 @@ def test_a_jittered_box_stays_near_in_order_and_inside(label, pixels, seed):
 
 @settings(max_examples=60, deadline=None)
 @given(LABELS, SEEDS)
-def test_the_published_views_move_image_and_label_alike(label, seed):
+def test_published_augment_moves_image_and_label_alike(label, seed):
     image, turned = Augment()(label * 50, label, np.random.default_rng(seed))
     np.testing.assert_array_equal(image, turned * 50)
 
 
 @settings(max_examples=60, deadline=None)
 @given(AUGMENTS, SEEDS)
-def test_every_view_moves_image_and_label_alike(augment, seed):
+def test_augment_moves_image_and_label_alike(augment, seed):
     augment = Augment(augment.published, scale=augment.scale, elastic=10 * augment.elastic)
     image, label = augment(BLOB * 200, BLOB, np.random.default_rng(seed))
-    # Interpolation puts some pixels of the outline on the other side; a shift by one, over 100.
+    # Interpolation moves some pixels across the outline; a shift by one pixel moves over 100.
     assert np.count_nonzero((image > 100) != (label == 1)) <= 60
     assert set(np.unique(label)) <= {0, 1}
 
 
-def test_augmentation_takes_its_published_shares():
+def test_augment_has_its_published_shares():
     label = np.random.default_rng(0).integers(0, 256, (32, 32), np.uint8)
     kinds = {"same": 0, "right angle": 0, "rotated": 0}
     for seed in range(2000):
@@ -114,12 +114,12 @@ def test_augmentation_takes_its_published_shares():
             kinds["right angle"] += 1
         else:
             kinds["rotated"] += 1
-    # Three deviations of 2000 draws; a rotation of about a degree moves no pixel of so few.
+    # Three standard deviations of 2000 draws; a rotation by about 1 degree moves none of 32x32.
     assert abs(kinds["right angle"] / 2000 - 0.5) < 0.034
     assert abs(kinds["rotated"] / 2000 - 0.235) < 0.04
 
 
-def test_right_angles_give_the_published_mirror_images_equally_often():
+def test_augment_draws_published_flips_equally_often():
     label = np.arange(9, dtype=np.uint8).reshape(3, 3)
     published = [
         np.flip(np.rot90(label, turns), axis).tobytes() for turns in range(4) for axis in (0, 1)
@@ -130,10 +130,10 @@ def test_right_angles_give_the_published_mirror_images_equally_often():
     ]
     counts = [drawn.count(view) for view in sorted(set(published))]
     assert len(counts) == 4 and all(published.count(view) == 2 for view in published)
-    assert max(abs(count / 2000 - 1 / 8) for count in counts) < 0.03  # four deviations
+    assert max(abs(count / 2000 - 1 / 8) for count in counts) < 0.03  # four standard deviations
 
 
-def test_scale_changes_the_area_within_its_limits_and_both_ways():
+def test_augment_scale_grows_and_shrinks_within_limits():
     areas = [
         Augment(False, scale=0.2)(BLOB, BLOB, np.random.default_rng(i))[1].sum() / BLOB.sum()
         for i in range(50)
@@ -141,7 +141,7 @@ def test_scale_changes_the_area_within_its_limits_and_both_ways():
     assert 1 / 1.2**2 - 0.02 < min(areas) < 0.85 and 1.2 < max(areas) < 1.2**2 + 0.02
 
 
-def test_the_strongest_elastic_field_does_not_fold():
+def test_elastic_field_of_maximal_strength_does_not_fold():
     config = phantom_config().data
     limit = 0.05 * config.image_size
     config.augment_elastic = limit
@@ -152,7 +152,7 @@ def test_the_strongest_elastic_field_does_not_fold():
         assert ((1 + x_right) * (1 + y_down) - x_down * y_right).min() > 0
 
 
-def test_intensity_moves_grey_values_and_nothing_else():
+def test_augment_intensity_leaves_labels_unchanged():
     image = np.tile(np.arange(256, dtype=np.uint8), (256, 1))
     views = [
         Augment(False, intensity=0.2)(image, image, np.random.default_rng(i)) for i in range(50)
@@ -177,7 +177,7 @@ def test_intensity_moves_grey_values_and_nothing_else():
         ("prompts.box_jitter", -1.0),
     ],
 )
-def test_a_setting_that_makes_no_sense_is_named(field, value):
+def test_augment_and_prompts_name_invalid_field(field, value):
     config = phantom_config(**{field: value})
     with pytest.raises(UsageError, match=f"config.{field}: found {value!r}"):
         make_augment(config.data), prompts.make_add_prompts(config)
@@ -194,7 +194,7 @@ EVERYTHING = {
 
 
 @pytest.mark.parametrize(("num_workers", "fields"), [(1, {}), (2, EVERYTHING)])
-def test_worker_processes_give_the_same_batches_as_none(packed, num_workers, fields):
+def test_train_batches_are_the_same_with_workers(packed, num_workers, fields):
     from absl import flags
 
     flags.FLAGS.mark_as_parsed()
@@ -214,7 +214,7 @@ def by_slice(batches):
     }
 
 
-def test_a_view_depends_on_seed_epoch_and_slice_and_on_nothing_else(packed):
+def test_view_depends_on_seed_epoch_and_slice_only(packed):
     data, config = packed
     epochs = [
         by_slice(x)
@@ -232,7 +232,7 @@ def test_a_view_depends_on_seed_epoch_and_slice_and_on_nothing_else(packed):
         assert sum(np.array_equal(a[i]["points_xy"], b[i]["points_xy"]) for i in range(12)) < 4
 
 
-def test_mixed_draws_each_kind_of_prompt_and_is_evaluated_with_points(packed):
+def test_mixed_prompts_draw_each_kind_and_evaluate_points(packed):
     data, config = packed
     config.update_from_flattened_dict({**EVERYTHING, "train.batch_size": 12})
     batches = take(loader.train_batches(data, np.arange(12), config)[0], 20)
@@ -240,7 +240,7 @@ def test_mixed_draws_each_kind_of_prompt_and_is_evaluated_with_points(packed):
     assert given.shape == (240, 9)
     assert (given[:, :1] == given[:, :-1]).all()  # all points or none
     counts = np.bincount(given[:, [0, -1]] @ [1, 2])
-    assert counts.min() > 60 - 4 * 6.7  # of 240 draws; a deviation is 6.7
+    assert counts.min() > 60 - 4 * 6.7  # of 240 draws; the standard deviation is 6.7
     assert {x["points_xy"].shape for x in batches} == {(12, 2 * 3 + 2, 2)}
     assert {x["boxes_xyxy"].shape for x in batches} == {(12, 4)}
     mixed = main_mode(config)
@@ -250,7 +250,7 @@ def test_mixed_draws_each_kind_of_prompt_and_is_evaluated_with_points(packed):
     assert mixed.describe() == "3 points per class and 2 of the background from the ground truth"
 
 
-def test_what_a_worker_process_is_sent_does_not_grow_with_the_images(packed):
+def test_slices_pickle_without_their_arrays(packed):
     data, _ = packed
     slices = loader.open_slices(data, "train")
     assert len(pickle.dumps(slices)) < 1000

@@ -1,4 +1,4 @@
-"""From files to batches: packing, splits, augmentation, prompts, and what is wrong with files."""
+"""From files to batches: packing, splits, augmentation, prompts, and faulty files."""
 
 import json
 import os
@@ -24,6 +24,7 @@ from usam_jax.data.datasets import care as care_reader
 from usam_jax.data.packed import build, prepare
 from usam_jax.data.packed import format as packed_format
 from usam_jax.data.prompt_modes import main_mode
+from usam_jax.utils import parallel
 from usam_jax.utils.errors import DataError, UsageError
 
 
@@ -52,7 +53,7 @@ def rewrite(path, **changes):
     np.savez(path, **{k: v for k, v in arrays.items() if v is not None})
 
 
-def test_real_slices_are_clipped_and_not_wrapped(care_samples, care_config, tmp_path):
+def test_pack_clips_real_slices_instead_of_wrapping(care_samples, care_config, tmp_path):
     config = care_config(care_samples, tmp_path)
     config.data.clahe_limit = 0.0
     packed = prepare.prepare(config.data)
@@ -72,10 +73,12 @@ def test_real_slices_are_clipped_and_not_wrapped(care_samples, care_config, tmp_
             differs,
             (image < -1 / 255) | (image >= 256 / 255) | (differs & ((image < 0) | (image > 1))),
         )
-        assert 0.01 < differs.mean() < 0.03  # the share that the published code turns white
+        assert (
+            0.01 < differs.mean() < 0.03
+        )  # the share of pixels that the published code turns white
 
 
-def test_packing_is_done_once_and_again_only_for_what_changed(care, monkeypatch):
+def test_prepare_packs_again_only_what_changed(care, monkeypatch):
     root, config = care
     config.data.clahe_limit = 0.0
     read = []
@@ -96,16 +99,16 @@ def test_packing_is_done_once_and_again_only_for_what_changed(care, monkeypatch)
     config.data.clahe_limit = 2.5
     third = prepare.prepare(config.data)
     assert len(read) == 16 + 15
-    # Other settings have a folder of their own: a run with the first ones still has its data.
+    # Other settings have a folder of their own: a run with the first settings keeps its data.
     assert third.folder != second.folder
     np.testing.assert_array_equal(second.images("train")[1:], before[1:])
 
 
 @pytest.mark.parametrize("stop_at", ["a slice", "the manifest"])
-def test_packing_goes_on_where_it_was_stopped(care, monkeypatch, stop_at):
+def test_prepare_resumes_after_an_interruption(care, monkeypatch, stop_at):
     _, config = care
     monkeypatch.setattr(build, "SAVE_EVERY_SLICES", 2)
-    monkeypatch.setattr(build.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(parallel.os, "cpu_count", lambda: 1)
     read = []
     original = care_reader.load_care_slice
 
@@ -139,7 +142,7 @@ def test_packing_goes_on_where_it_was_stopped(care, monkeypatch, stop_at):
     assert whole.images("test").max() > 0
 
 
-def test_what_a_stopped_packing_left_half_made_is_made_anew(care, monkeypatch):
+def test_prepare_rewrites_incomplete_arrays(care, monkeypatch):
     _, config = care
     whole = prepare.prepare(config.data)
     expected = np.array(whole.images("test"))
@@ -153,10 +156,10 @@ def test_what_a_stopped_packing_left_half_made_is_made_anew(care, monkeypatch):
     np.testing.assert_array_equal(prepare.prepare(config.data).images("test"), expected)
 
 
-def test_two_programs_that_start_together_pack_once(care):
+def test_prepare_packs_once_in_concurrent_processes(care):
     _, config = care
     code = (
-        "import sys; from ml_collections import ConfigDict; from usam_jax.data import prepare; "
+        "import sys; from usam_jax.data.packed import prepare; "
         "from configs import care; c = care.get_config(); c.data.root, c.data.packed_dir = "
         "sys.argv[1:]; print(prepare.prepare(c.data).images('train').sum())"
     )
@@ -168,7 +171,7 @@ def test_two_programs_that_start_together_pack_once(care):
     assert sums[0] == sums[1] == f"{prepare.prepare(config.data).images('train').sum()}\n"
 
 
-def test_the_csv_says_which_slices_there_are_and_may_be_missing(care):
+def test_care_table_selects_slices_and_is_optional(care):
     root, config = care
     table = root / "train" / "train_bbox.csv"
     table.write_text('name,bbox\n3,"[0, 0, 1, 1]"\n11,"[0, 0, 1, 1]"\n2.npz,"[0, 0, 1, 1]"\n')
@@ -194,7 +197,7 @@ def test_the_csv_says_which_slices_there_are_and_may_be_missing(care):
         (None, "not a readable .npz"),
     ],
 )
-def test_a_faulty_slice_is_named_with_what_is_wrong(care, tmp_path, changes, message):
+def test_prepare_names_faulty_slice_and_problem(care, tmp_path, changes, message):
     root, config = care
     if changes is None:
         np.save(tmp_path / "x.npy", np.zeros(3))
@@ -205,7 +208,7 @@ def test_a_faulty_slice_is_named_with_what_is_wrong(care, tmp_path, changes, mes
         prepare.prepare(config.data)
 
 
-def test_every_faulty_slice_is_named_at_once_and_the_good_ones_are_kept(care, monkeypatch):
+def test_prepare_names_all_faulty_slices_and_keeps_others(care, monkeypatch):
     root, config = care
     for name in ("3", "9"):
         path = slice_file(root, name)
@@ -224,7 +227,7 @@ def test_every_faulty_slice_is_named_at_once_and_the_good_ones_are_kept(care, mo
     assert sorted(read) == ["3", "9"]
 
 
-def test_an_npz_with_a_pickle_inside_is_refused_and_not_run(care, tmp_path):
+def test_prepare_rejects_npz_with_pickle_unexecuted(care, tmp_path):
     root, config = care
 
     class Harm:
@@ -237,20 +240,20 @@ def test_an_npz_with_a_pickle_inside_is_refused_and_not_run(care, tmp_path):
     assert not (tmp_path / "harm").exists()
 
 
-def test_labels_above_the_last_class_count_as_it(care):
+def test_care_labels_above_last_class_count_as_it(care):
     root, config = care
     rewrite(slice_file(root, "1"), label=np.full((224, 224), 5.0))
     assert np.unique(prepare.prepare(config.data).labels("train")[0]) == [2]
 
 
-def test_a_setting_that_does_not_exist_is_named(care):
+def test_prepare_names_invalid_setting(care):
     _, config = care
     config.data.intensity = "clipped"
     with pytest.raises(UsageError, match=r"config.data.intensity: found 'clipped'"):
         prepare.prepare(config.data)
 
 
-def test_an_absent_data_set_says_how_to_get_it(care):
+def test_prepare_says_where_to_get_absent_data(care):
     root, config = care
     config.data.root = str(root / "nowhere")
     with pytest.raises(
@@ -259,7 +262,7 @@ def test_an_absent_data_set_says_how_to_get_it(care):
         prepare.prepare(config.data)
 
 
-def test_an_empty_split_and_a_name_without_file_are_errors(care):
+def test_prepare_rejects_empty_split_and_missing_slice(care):
     root, config = care
     (root / "train" / "train_bbox.csv").write_text("name,bbox\n1,x\n99,x\n")
     with pytest.raises(DataError, match=r"1 faults.*\n.*99\.npz is not there, but .*train_bbox"):
@@ -280,7 +283,7 @@ def fake_packed(patients):
     return packed_format.Packed(pathlib.Path("x"), {"splits": {"train": cases, "test": cases[:1]}})
 
 
-def test_validation_holds_out_whole_patients():
+def test_split_parts_holds_out_whole_patients():
     packed = fake_packed([f"p{i // 2}" for i in range(20)])
     config = phantom_config().data
     parts = splits.split_parts(packed, config, "val")
@@ -293,7 +296,7 @@ def test_validation_holds_out_whole_patients():
     assert len(trained) == 0.8 * len(parts["train"]) and (trained % 5 > 0).all()
 
 
-def test_validation_is_a_contiguous_block_where_patients_are_unknown(care):
+def test_split_parts_holds_out_block_if_patients_unknown(care):
     _, config = care
     config.data.val_fraction = 0.25
     packed = prepare.prepare(config.data)
@@ -303,7 +306,7 @@ def test_validation_is_a_contiguous_block_where_patients_are_unknown(care):
     assert not len(splits.split_parts(packed, config.data, "test")["val"])
 
 
-def test_batches_come_again_from_the_seed_and_differ_between_epochs(care):
+def test_train_batches_repeat_by_seed_and_vary_by_epoch(care):
     _, config = care
     config.train.batch_size = 4
     packed = prepare.prepare(config.data)
@@ -327,7 +330,7 @@ def test_batches_come_again_from_the_seed_and_differ_between_epochs(care):
     assert any(not np.array_equal(drawn[0][i], drawn[1][i]) for i in range(12))
 
 
-def test_batches_go_on_after_any_step(care):
+def test_train_batches_resume_after_any_step(care):
     _, config = care
     config.train.batch_size = 4
     packed = prepare.prepare(config.data)
@@ -337,7 +340,7 @@ def test_batches_go_on_after_any_step(care):
     assert_same_batches(expected[4:], take(rest, 3))
 
 
-def test_processes_share_each_batch_of_a_single_one(care):
+def test_train_batches_are_shared_between_processes(care):
     _, config = care
     config.train.batch_size = 4
     packed = prepare.prepare(config.data)
@@ -355,7 +358,7 @@ def eval_batches(packed, num_rows, config, *processes):
     return loader.eval_batches(packed, "train", rows, config, modes, *processes)
 
 
-def test_evaluation_batches_have_one_shape_and_mark_what_does_not_count(care):
+def test_eval_batches_have_one_shape_and_mark_padding(care):
     _, config = care
     config.eval.batch_size = 5
     packed = prepare.prepare(config.data)
@@ -367,7 +370,7 @@ def test_evaluation_batches_have_one_shape_and_mark_what_does_not_count(care):
     assert np.concatenate([x["index"] for x in batches])[:12].tolist() == list(range(12))
 
 
-def test_processes_share_each_evaluation_batch_in_order(care):
+def test_eval_batches_are_shared_in_order(care):
     _, config = care
     config.eval.batch_size = 4
     packed = prepare.prepare(config.data)
@@ -376,7 +379,7 @@ def test_processes_share_each_evaluation_batch_in_order(care):
     assert rows[:10] == list(range(10)) and len(rows) == 12
 
 
-def test_points_can_be_handed_over_as_the_published_code_does(care):
+def test_points_can_be_ordered_as_row_and_column(care):
     _, config = care
     config.eval.batch_size = 12
     packed = prepare.prepare(config.data)
@@ -387,14 +390,14 @@ def test_points_can_be_handed_over_as_the_published_code_does(care):
     np.testing.assert_array_equal(found["points_xy"], expected["points_xy"][..., ::-1])
 
 
-def test_a_batch_larger_than_the_training_part_is_refused(care):
+def test_train_batches_reject_batch_above_split_size(care):
     _, config = care
     config.train.batch_size = 16
     with pytest.raises(UsageError, match="found 16, but there are only 12 slices"):
         loader.train_batches(prepare.prepare(config.data), np.arange(12), config)
 
 
-def test_random_limits_are_drawn_in_training_and_fixed_in_evaluation(care):
+def test_random_clahe_is_fixed_in_evaluation(care):
     _, config = care
     fixed = np.array(prepare.prepare(config.data).images("train"))
     config.data.random_clahe = True
@@ -412,7 +415,7 @@ def test_random_limits_are_drawn_in_training_and_fixed_in_evaluation(care):
     )
 
 
-def test_manifest_is_json_that_tells_every_slice(care):
+def test_manifest_records_every_case(care):
     _, config = care
     packed = prepare.prepare(config.data)
     manifest = json.loads((packed.folder / "manifest.json").read_text())

@@ -1,3 +1,5 @@
+"""Phantoms: deterministic, anatomically plausible, and written in any axes."""
+
 import json
 import subprocess
 import sys
@@ -25,14 +27,14 @@ def _tumour_ml(phantom: Phantom) -> float:
 
 
 def _wall_mm(phantom: Phantom) -> float:
-    """From the gas in a rectum to its outside, where no tumour is; NaN where there is little gas."""
+    """Wall thickness of a rectum on slices with gas and without tumour, or NaN without gas."""
     found = []
     for image, labels in zip(phantom.image, phantom.labels, strict=True):
         gas = ndimage.binary_opening((image < -430) & (labels == 1))
         if gas.sum() > 40 and not (labels == 2).any():
             rim = gas & ~ndimage.binary_erosion(gas)
             depth = ndimage.distance_transform_edt(labels > 0)[rim]
-            # The rim's other half is the level surface of what lies behind the gas.
+            # The other half of the rim is the surface of the fluid behind the gas.
             found += (np.sort(depth)[: len(depth) // 2] - 1).tolist()
     return float(np.median(found)) * phantom.spacing_mm[1] if found else np.nan
 
@@ -41,7 +43,7 @@ def _area_mm2(phantom: Phantom, label: int) -> float:
     return float((phantom.labels == label).sum() * np.prod(phantom.spacing_mm[1:]))
 
 
-def test_same_arguments_give_the_same_bytes():
+def test_make_patient_is_deterministic():
     first, second = (make_patient(3, 5, size=64, num_slices=10) for _ in range(2))
     assert first.image.tobytes() == second.image.tobytes()
     assert first.labels.tobytes() == second.labels.tobytes()
@@ -49,13 +51,13 @@ def test_same_arguments_give_the_same_bytes():
 
 
 @pytest.mark.parametrize(("seed", "patient"), [(0, 1), (1, 0)])
-def test_another_patient_or_seed_gives_another_anatomy(seed, patient):
+def test_make_patient_varies_with_patient_and_seed(seed, patient):
     one, two = make_patient(0, 0, size=64), make_patient(seed, patient, size=64)
     assert not np.array_equal(one.labels, two.labels)
-    assert np.abs(one.image - two.image).mean() > 30  # HU; noise alone gives at most 20
+    assert np.abs(one.image - two.image).mean() > 30  # HU; noise alone contributes at most 20
 
 
-def test_volumes_have_the_promised_shape_type_and_labels():
+def test_make_patient_has_documented_shape_and_dtype():
     phantom = make_patient(0, 2)
     assert phantom.image.shape == phantom.labels.shape == (24, 128, 128)
     assert phantom.image.dtype == np.float32
@@ -65,7 +67,7 @@ def test_volumes_have_the_promised_shape_type_and_labels():
     assert 2.5 < phantom.spacing_mm[1] == phantom.spacing_mm[2] < 3.3
 
 
-def test_image_has_air_outside_bone_fat_and_soft_tissue_inside(population):
+def test_image_has_air_outside_and_all_tissues_inside(population):
     for image, _, _ in population:
         assert np.isfinite(image).all()
         assert image.min() > -1200 and image.max() < 1300
@@ -84,16 +86,16 @@ def test_tumour_is_one_piece_that_grows_on_the_rectum(population):
             assert ndimage.label(tumour, cube)[1] == 1
 
 
-def test_tumour_is_brighter_than_the_rest_of_the_rectum_but_not_than_all_else(population):
+def test_tumour_is_brighter_than_rectum_but_not_than_all(population):
     for image, labels, _ in population:
         if (labels == 2).any():
-            tissue = image > -50  # HU; leaves gas out
+            tissue = image > -50  # HU; excludes gas
             tumour = np.median(image[(labels == 2) & tissue])
             assert tumour > np.median(image[(labels == 1) & tissue])
             assert (image[labels == 0] > tumour).sum() > (labels == 2).sum()
 
 
-def test_population_has_every_kind_of_slice_and_some_patients_without_tumour(population):
+def test_population_has_every_kind_of_slice_and_patient(population):
     normal = np.array([(labels == 1).any((1, 2)) for _, labels, _ in population])
     tumour = np.array([(labels == 2).any((1, 2)) for _, labels, _ in population])
     assert 0.05 <= 1 - tumour.any(1).mean() <= 0.35  # 0.15 on average
@@ -101,7 +103,7 @@ def test_population_has_every_kind_of_slice_and_some_patients_without_tumour(pop
         assert kind.any()
 
 
-def test_tumours_are_of_all_sizes(population):
+def test_tumours_have_all_sizes(population):
     sizes = np.sort([x for x in map(_tumour_ml, population) if x])
     assert 0.1 < sizes[0] < 2 and 60 < sizes[-1] < 130
     assert 8 < np.median(sizes) < 45
@@ -109,7 +111,7 @@ def test_tumours_are_of_all_sizes(population):
 
 def test_walls_are_3_to_8_mm_thick(population):
     gas = [((x.image < -430) & (x.labels == 1)).sum() / len(x.image) for x in population]
-    clear = np.argsort(gas)[-9:].tolist()  # gas shows where the wall begins
+    clear = np.argsort(gas)[-9:].tolist()  # gas makes the inner side of the wall visible
     walls = np.array([_wall_mm(make_patient(0, i, size=320, num_slices=3)) for i in clear])
     walls = walls[np.isfinite(walls)]
     assert len(walls) >= 5
@@ -128,7 +130,7 @@ def test_patients_are_scanned_with_their_own_spacing():
 
 
 @pytest.mark.parametrize("patient", [2, 3, 4])
-def test_anatomy_in_mm_does_not_depend_on_the_number_of_pixels(patient):
+def test_anatomy_in_mm_is_independent_of_resolution(patient):
     coarse, fine = (make_patient(0, patient, size=size, num_slices=12) for size in (96, 192))
     assert coarse.spacing_mm[1] == pytest.approx(2 * fine.spacing_mm[1])
     for label in (1, 2):
@@ -144,7 +146,7 @@ def _names(root) -> list[str]:
     return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
 
 
-def test_files_give_back_the_patients_whatever_their_axes(tmp_path):
+def test_write_nnunet_round_trips_with_any_axes(tmp_path):
     _write(tmp_path)
     axes, tilted = set(), 0
     for number in range(12):
@@ -166,7 +168,7 @@ def test_files_give_back_the_patients_whatever_their_axes(tmp_path):
     assert len(_names(tmp_path)) == 2 * 12 + 1
 
 
-def test_a_stopped_set_is_completed_and_whole_patients_are_kept(tmp_path, monkeypatch):
+def test_write_nnunet_resumes_and_keeps_complete_patients(tmp_path, monkeypatch):
     _write(tmp_path / "whole")
     made = []
 
@@ -195,9 +197,9 @@ def test_a_stopped_set_is_completed_and_whole_patients_are_kept(tmp_path, monkey
     assert len(made) == 12
 
 
-def test_a_folder_that_does_not_fit_is_named(tmp_path):
+def test_write_nnunet_names_unsuitable_folder(tmp_path):
     _write(tmp_path, num_train=2, num_test=1)
-    with pytest.raises(UsageError, match=r"(?s)2 files are none of .*phantom_0002.nii.gz"):
+    with pytest.raises(UsageError, match=r"(?s)2 files do not belong to .*phantom_0002.nii.gz"):
         _write(tmp_path, num_train=2, num_test=0)
     with pytest.raises(DataError, match="cannot be written"):
         _write(tmp_path / "dataset.json", num_train=1, num_test=0)
@@ -207,7 +209,7 @@ def test_a_folder_that_does_not_fit_is_named(tmp_path):
     ("arguments", "code"),
     [(["--num_train=1", "--num_test=0", "--size=16"], 0), (["--num_train=0"], 2), (["b"], 2)],
 )
-def test_the_tool_ends_with_its_exit_code(tmp_path, arguments, code):
+def test_make_phantoms_returns_its_exit_code(tmp_path, arguments, code):
     command = [sys.executable, "-m", "tools.make_phantoms", str(tmp_path / "a"), *arguments]
     done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == code, done.stderr

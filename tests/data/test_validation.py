@@ -1,4 +1,4 @@
-"""What `tools/prepare.py` finds in a data set, packs and draws, as a user runs it."""
+"""What `tools/prepare.py` finds in a data set, packs and draws."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def run(*arguments, wrap=()) -> subprocess.CompletedProcess:
 
 
 def files(root, part, number) -> tuple[pathlib.Path, pathlib.Path]:
-    """Image and label number `number` of a part."""
+    """The paths of image and label number `number` in the folders of `part`."""
     return tuple(sorted((root / f"{x}{part}").iterdir())[number] for x in ("images", "labels"))
 
 
@@ -37,11 +37,11 @@ def rewrite(path, change_fn):
 
 def find(config) -> list[tuple[str, str, str]]:
     findings, _ = validation.check(config.data)
-    assert all(x.mend for x in findings)
+    assert all(x.fix for x in findings)
     return [(x.severity, x.kind, x.where.split("/")[0]) for x in findings]
 
 
-def test_a_sound_data_set_has_no_findings(nnunet):
+def test_check_finds_nothing_in_a_sound_data_set(nnunet):
     _, config = nnunet
     assert find(config) == []
 
@@ -64,17 +64,17 @@ def shift(voxels, affine):
         ("image", lambda x, a: (x + np.int16(1024), a), ("warning", "intensity", "train")),
     ],
 )
-def test_every_kind_of_fault_is_found_with_its_case(nnunet, which, change_fn, expected):
+def test_check_finds_each_fault_with_its_case(nnunet, which, change_fn, expected):
     root, config = nnunet
     image, label = files(root, "Tr", 1)
     rewrite(image if which == "image" else label, change_fn)
     name = label.name.removesuffix(".nii.gz")
     findings, _ = validation.check(config.data)
     assert [(x.severity, x.kind, x.where) for x in findings] == [(*expected[:2], f"train/{name}")]
-    assert findings[0].mend
+    assert findings[0].fix
 
 
-def test_a_header_that_gives_two_places_is_a_warning(nnunet):
+def test_check_warns_of_contradicting_header(nnunet):
     root, config = nnunet
     for path in files(root, "Tr", 0):
         volume = nibabel.load(path)
@@ -87,7 +87,7 @@ def test_a_header_that_gives_two_places_is_a_warning(nnunet):
     assert find(config) == [("warning", "header", "train")]
 
 
-def test_a_header_that_tells_no_orientation_is_a_warning(nnunet):
+def test_check_warns_of_header_without_orientation(nnunet):
     root, config = nnunet
     for path in files(root, "Tr", 0):
         volume = nibabel.load(path)
@@ -97,7 +97,7 @@ def test_a_header_that_tells_no_orientation_is_a_warning(nnunet):
     assert find(config) == [("warning", "header", "train")]
 
 
-def test_a_damaged_array_is_not_copied_when_something_else_has_changed(nnunet):
+def test_prepare_does_not_copy_damaged_arrays(nnunet):
     root, config = nnunet
     data = prepare.prepare(config.data)
     expected = np.array(data.labels("train"))
@@ -109,7 +109,7 @@ def test_a_damaged_array_is_not_copied_when_something_else_has_changed(nnunet):
     np.testing.assert_array_equal(again.labels("train"), expected)
 
 
-def test_the_sheet_shows_slices_as_packed_with_the_patients_right_where_it_says(nnunet):
+def test_contact_sheet_marks_the_patients_right(nnunet):
     root, config = nnunet
     for path in files(root, "Tr", 0):
         volume = nibabel.load(path)
@@ -133,7 +133,7 @@ def test_the_sheet_shows_slices_as_packed_with_the_patients_right_where_it_says(
     assert contact_sheet.SIDES["R"][0] < 0.5 < contact_sheet.SIDES["L"][0]
 
 
-def test_the_same_image_in_two_splits_is_an_error_and_in_one_a_warning(nnunet):
+def test_check_reports_duplicates_within_and_across_splits(nnunet):
     root, config = nnunet
     for number, part in ((1, "Tr"), (0, "Ts")):
         for old, new in zip(files(root, "Tr", 0), files(root, part, number), strict=True):
@@ -141,7 +141,7 @@ def test_the_same_image_in_two_splits_is_an_error_and_in_one_a_warning(nnunet):
     assert find(config) == [("error", "duplicate", "test"), ("warning", "duplicate", "train")]
 
 
-def test_a_patient_in_two_splits_is_found_and_refused(nnunet):
+def test_shared_patient_is_reported_and_rejected(nnunet):
     root, config = nnunet
     names = [x.name.removesuffix(".nii.gz") for x in sorted(root.glob("labels*/*"))]
     rows = [f"{name},patient {i % 5}" for i, name in enumerate(names)]
@@ -151,7 +151,7 @@ def test_a_patient_in_two_splits_is_found_and_refused(nnunet):
         prepare.prepare(config.data)
 
 
-def test_a_table_of_patients_keeps_their_cases_together(nnunet):
+def test_patients_table_keeps_cases_together(nnunet):
     root, config = nnunet
     names = [x.name.removesuffix(".nii.gz") for x in sorted(root.glob("labels*/*"))]
     table = root / "patients.csv"
@@ -165,7 +165,7 @@ def test_a_table_of_patients_keeps_their_cases_together(nnunet):
         prepare.prepare(config.data)
 
 
-def test_the_manifest_names_the_cases_that_validate_and_is_what_counts(nnunet):
+def test_split_parts_uses_held_out_cases_of_manifest(nnunet):
     _, config = nnunet
     data = prepare.prepare(config.data)
     config.data.num_folds = 2
@@ -179,7 +179,7 @@ def test_the_manifest_names_the_cases_that_validate_and_is_what_counts(nnunet):
     assert len(splits.split_parts(data, config.data, "val")["val"]) == 6
 
 
-def test_absent_files_and_a_wrong_count_are_all_found(nnunet):
+def test_check_finds_absent_files_and_wrong_count(nnunet):
     root, config = nnunet
     files(root, "Tr", 2)[0].unlink()
     files(root, "Ts", 0)[1].unlink()
@@ -193,7 +193,7 @@ def test_absent_files_and_a_wrong_count_are_all_found(nnunet):
         prepare.prepare(config.data)
 
 
-def test_files_that_dataset_json_lists_are_used_and_missed_when_absent(nnunet):
+def test_nnunet_uses_files_listed_in_dataset_json(nnunet):
     root, config = nnunet
     path = root / "dataset.json"
     image, label = files(root, "Tr", 0)
@@ -209,7 +209,7 @@ def test_files_that_dataset_json_lists_are_used_and_missed_when_absent(nnunet):
     assert [x.where for x in findings if x.severity == "error"] == ["train/gone"]
 
 
-def test_a_class_that_no_case_has_is_a_warning(tmp_path, word_config):
+def test_check_warns_of_absent_classes(tmp_path, word_config):
     for split in ("train", "test"):
         for kind in ("npy_imgs", "npy_gts"):
             folder = tmp_path / "WORD" / split / kind
@@ -222,7 +222,7 @@ def test_a_class_that_no_case_has_is_a_warning(tmp_path, word_config):
     assert find(config) == [("warning", "absent-class", "")] * 14
 
 
-def test_check_prints_json_draws_a_sheet_and_ends_with_3(nnunet, tmp_path):
+def test_prepare_check_prints_json_and_exits_with_3(nnunet, tmp_path):
     root, _ = nnunet
     rewrite(files(root, "Tr", 1)[1], shift)
     rewrite(files(root, "Tr", 2)[1], lambda x, a: (np.zeros_like(x), a))
@@ -236,7 +236,7 @@ def test_check_prints_json_draws_a_sheet_and_ends_with_3(nnunet, tmp_path):
     assert "error (unusable), 1:" in text and "what to do: resample" in text
 
 
-def test_a_data_set_packed_anywhere_is_trained_from_there(nnunet, tmp_path):
+def test_packed_data_set_is_used_from_any_folder(nnunet, tmp_path):
     root, config = nnunet
     target = tmp_path / "ein Ordner ß"
     done = run(
@@ -253,10 +253,10 @@ def test_a_data_set_packed_anywhere_is_trained_from_there(nnunet, tmp_path):
         np.testing.assert_array_equal(found.labels(split), expected.labels(split))
     (held_out,) = found.manifest["held_out"]["split_seed=0 val_fraction=0.1"]
     assert len(held_out) == 1
-    assert "--config.model.image_size=48" in done.stdout  # of the command to train with
+    assert "--config.model.image_size=48" in done.stdout  # in the command for training
     config.data.clahe_limit = 1.0
     with pytest.raises(
-        UsageError, match=r"clahe_limit: the config says 1.0, it was packed with 2.5"
+        UsageError, match=r"clahe_limit: found 1.0, expected 2.5 as it was packed with"
     ):
         prepare.prepare(config.data)
     images = np.load(found.path("train", "images"), mmap_mode="r+")
@@ -267,7 +267,7 @@ def test_a_data_set_packed_anywhere_is_trained_from_there(nnunet, tmp_path):
     assert f"the checksum of {found.cases('train')[1]['name']} (rows 6 to 11)" in done.stdout
 
 
-def test_changed_settings_pack_everything_anew_in_the_same_folder(nnunet, tmp_path):
+def test_prepare_packs_all_again_for_changed_settings(nnunet, tmp_path):
     _, config = nnunet
     before = np.array(prepare.prepare(config.data, tmp_path / "here").images("train"))
     config.data.window_level = 0.0
@@ -276,7 +276,7 @@ def test_changed_settings_pack_everything_anew_in_the_same_folder(nnunet, tmp_pa
     assert len([x for x in (tmp_path / "here").iterdir() if x.is_dir()]) == 1
 
 
-def test_a_folder_that_holds_something_else_is_left_alone(nnunet, tmp_path):
+def test_prepare_leaves_foreign_folders_alone(nnunet, tmp_path):
     root, config = nnunet
     with pytest.raises(UsageError, match="something else than a packed data set"):
         prepare.prepare(config.data, root)
@@ -287,9 +287,9 @@ def test_a_folder_that_holds_something_else_is_left_alone(nnunet, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["", "imagesTr", "dataset.json", "labelsTs/phantom_0004.nii.gz"])
-def test_what_may_not_be_read_is_named(nnunet, name):
+def test_prepare_names_unreadable_path(nnunet, name):
     root, _ = nnunet
-    # Root may read everything unless it gives that up.
+    # Root may read everything unless it drops its capabilities.
     wrap = ("setpriv", "--bounding-set=-all", "--inh-caps=-all") if os.geteuid() == 0 else ()
     mode = (root / name).stat().st_mode
     (root / name).chmod(0o000)
@@ -300,7 +300,7 @@ def test_what_may_not_be_read_is_named(nnunet, name):
     assert name in found["problem"] and "Permission denied" in found["problem"]
 
 
-def test_a_folder_that_may_not_be_written_is_named(nnunet, tmp_path):
+def test_prepare_names_unwritable_folder(nnunet, tmp_path):
     root, _ = nnunet
     wrap = ("setpriv", "--bounding-set=-all", "--inh-caps=-all") if os.geteuid() == 0 else ()
     blocked = tmp_path / "blocked"
@@ -310,7 +310,7 @@ def test_a_folder_that_may_not_be_written_is_named(nnunet, tmp_path):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_corrupt_record_ends_the_run_with_the_file(tmp_path, care_config, num_workers):
+def test_train_batches_name_file_of_corrupt_label(tmp_path, care_config, num_workers):
     from absl import flags
 
     flags.FLAGS.mark_as_parsed()
@@ -327,10 +327,10 @@ def test_a_corrupt_record_ends_the_run_with_the_file(tmp_path, care_config, num_
         for _ in range(4):
             next(iterator)
     iterator.close()
-    assert "pack anew" in str(error.value)
+    assert "pack again" in str(error.value)
 
 
-def test_a_truncated_array_is_named(tmp_path):
+def test_map_array_names_truncated_file(tmp_path):
     path = tmp_path / "DEST" / "arrays" / "train_labels.npy"
     path.parent.mkdir(parents=True)
     np.save(path, np.zeros((6, 32, 32), np.uint8))

@@ -13,6 +13,7 @@ from conftest import phantom_config, save_run
 
 from usam_jax.data import prompt_modes, splits
 from usam_jax.data.packed import prepare
+from usam_jax.data.pixels import unfit_square
 from usam_jax.data.splits import Subset
 from usam_jax.evaluation import evaluate, inference, pixel_counts
 from usam_jax.evaluation.case_metrics import score_case
@@ -36,7 +37,7 @@ def phantoms(tmp_path_factory):
     config.eval.prompts, config.eval.prompt_jitter_px = ALL, (4.0, 12.0)
     packed = prepare.prepare(config.data)
     model = make_model(config.model)
-    return config, packed, model, init_variables(model, jax.random.key(0))
+    return config, packed, model, init_variables(config.model, jax.random.key(0))
 
 
 def predict(phantoms, num_devices: int):
@@ -184,7 +185,7 @@ def test_volumes_are_scored_on_the_voxels_of_their_label_files(nnunet, monkeypat
         assert len({round(x, 3) for x in geometry.spacing_mm}) == 3
         rows = slice(case["row"], case["row"] + case["num_slices"])
         _, *pixel_mm = geometry.spacing_mm
-        back = [nifti.unfit_square(x, truth.shape[1:], tuple(pixel_mm)) for x in labels[rows]]
+        back = [unfit_square(x, truth.shape[1:], tuple(pixel_mm)) for x in labels[rows]]
         assert found.scores == score_case(truth, np.stack(back), geometry.spacing_mm, scoring)
         for c, score in enumerate(found.scores, start=1):
             assert score["n_ref"] == (truth == c).sum()

@@ -120,7 +120,7 @@ FAULTS = {
     "unknown label": (lambda x: write(x, LABELS + 1), "holds the labels [3]"),
     "fractions": (lambda x: write(x, LABELS / 2, dtype=np.float32), "holds the labels [0.5]"),
     "not a volume": (lambda x: x.write_bytes(b"nothing"), "not a readable NIfTI file"),
-    "cut off": (lambda x: x.write_bytes(x.read_bytes()[:90]), "copy it anew"),
+    "cut off": (lambda x: x.write_bytes(x.read_bytes()[:90]), "copy it again"),
     "missing": (lambda x: x.unlink(), "has no prediction"),
     "without reference": (lambda x: write(x.with_name("more.nii.gz"), LABELS), "has no reference"),
     "twice": (lambda x: write(x.with_name("case_2.nii"), LABELS), "holds 1 cases twice"),

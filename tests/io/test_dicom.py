@@ -1,4 +1,4 @@
-"""DICOM series: the same volume as from NIfTI, every fault named, SEG on the same frames."""
+"""DICOM series give the same volume as NIfTI, and SEGs have the frames of their series."""
 
 import contextlib
 import itertools
@@ -16,6 +16,7 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless
 
 from usam_jax.io import dicom, dicom_seg, nifti
+from usam_jax.io.geometry import Geometry, distance_mm, to_slices
 from usam_jax.utils.errors import DataError
 
 SHAPE, SPACING = (7, 6, 5), (0.9, 1.5, 3.0)
@@ -28,56 +29,56 @@ ORIENTATIONS = [
 
 
 def make_stored(dtype=np.int16) -> np.ndarray:
-    """Voxels [i j k] of which no two are alike in any direction."""
+    """Voxels int[i j k], all different."""
     return np.random.default_rng(0).permutation(4096)[: np.prod(SHAPE)].reshape(SHAPE).astype(dtype)
 
 
 def make_affine() -> np.ndarray:
-    """As axial CT lies: columns to the left, rows to the back, slices to the head."""
+    """The affine of axial CT: columns to the left, rows to the back, slices to the head."""
     affine = np.diag([-SPACING[0], -SPACING[1], SPACING[2], 1.0])
     affine[:3, 3] = (120.0, 80.5, -300.25)
     return affine
 
 
 def reorient(orientation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A volume oblique to the body, with other voxel axes: voxels and affine."""
+    """Voxels and affine of a volume oblique to the body, with other voxel axes."""
     affine = make_affine()
     affine[:3, :3] = eulerangles.euler2mat(np.deg2rad(12), 0, np.deg2rad(-8)) @ affine[:3, :3]
     image = nibabel.Nifti1Image(make_stored(), affine).as_reoriented(orientation)
     return np.asarray(image.dataobj), image.affine
 
 
-def slices_affine(geometry: nifti.Geometry) -> np.ndarray:
+def slices_affine(geometry: Geometry) -> np.ndarray:
     """From (column, row, slice) to RAS mm."""
     affine = np.array(geometry.affine)
-    return affine @ inv_ornt_aff(nifti.to_slices(affine), geometry.file_shape)
+    return affine @ inv_ornt_aff(to_slices(affine), geometry.file_shape)
 
 
-def test_all_48_orientations_come_out_as_from_nifti(tmp_path):
+def test_read_series_matches_nifti_in_all_orientations(tmp_path):
     axes = set()
     for i, orientation in enumerate(ORIENTATIONS):
         stored, affine = reorient(orientation)
         write_series(tmp_path / str(i), stored, affine, 1, -1024)
         series = dicom.read_series(tmp_path / str(i))
-        nifti = tmp_path / "ct.nii"
-        nibabel.save(nibabel.Nifti1Image(stored - 1024, affine), nifti)
-        geometry = nifti.read_geometry(nifti)
-        np.testing.assert_array_equal(series.hu, nifti.read_slices(nifti))
+        path = tmp_path / "ct.nii"
+        nibabel.save(nibabel.Nifti1Image(stored - 1024, affine), path)
+        geometry = nifti.read_geometry(path)
+        np.testing.assert_array_equal(series.hu, nifti.read_slices(path))
         assert series.geometry.shape == geometry.shape == (5, 6, 7)
         assert series.geometry.file_shape == geometry.file_shape
         np.testing.assert_allclose(series.geometry.spacing_mm, geometry.spacing_mm, atol=1e-4)
         found, expected = slices_affine(series.geometry), slices_affine(geometry)
-        assert nifti.distance_mm(found, expected, (7, 6, 5)) < 1e-4
-        # Files run along the normal: where the volume's third axis does so, all is as in its file.
+        assert distance_mm(found, expected, (7, 6, 5)) < 1e-4
+        # Files run along the normal: if the volume's third axis does too, the grids are the same.
         if np.linalg.det(affine) > 0:
             np.testing.assert_allclose(series.geometry.affine, geometry.affine, atol=1e-4)
             assert series.geometry.file_axes == geometry.file_axes
         axes.add(series.geometry.file_axes)
-    assert len(axes) == 24  # every one that is right-handed
+    assert len(axes) == 24  # all right-handed ones
 
 
 @pytest.mark.parametrize("orientation", [0, 5, 12, 30])  # head first, feet first, coronal, sagittal
-def test_voxels_lie_where_simpleitk_has_them(tmp_path, orientation):
+def test_read_series_positions_match_simpleitk(tmp_path, orientation):
     stored, affine = reorient(ORIENTATIONS[orientation])
     write_series(tmp_path, stored, affine, 0.5, -100)
     reader = SimpleITK.ImageSeriesReader()
@@ -92,7 +93,7 @@ def test_voxels_lie_where_simpleitk_has_them(tmp_path, orientation):
         assert series.hu[slice_, row, column] == image.GetPixel(index)
 
 
-def test_every_slice_has_its_own_scale(tmp_path):
+def test_read_series_scales_each_slice_by_its_own_tags(tmp_path):
     paths = write_series(tmp_path, make_stored(np.uint16), make_affine())
     for k, path in enumerate(paths):
         change(path, RescaleSlope=0.5 * (k + 1), RescaleIntercept=-100.5 * k)
@@ -107,7 +108,7 @@ def test_every_slice_has_its_own_scale(tmp_path):
 
 @pytest.mark.parametrize("dtype", [np.int16, np.uint16])
 @pytest.mark.parametrize("syntax", [JPEG2000Lossless, JPEGLSLossless])
-def test_packed_pixels_are_unpacked_without_loss(tmp_path, syntax, dtype):
+def test_read_series_decodes_lossless_compression(tmp_path, syntax, dtype):
     low = np.iinfo(dtype).min // 8
     stored = np.random.default_rng(0).integers(low, low + 4096, (48, 40, 2)).astype(dtype)
     write_series(tmp_path, stored, make_affine(), syntax=syntax)
@@ -115,9 +116,9 @@ def test_packed_pixels_are_unpacked_without_loss(tmp_path, syntax, dtype):
     np.testing.assert_array_equal(dicom.read_series(tmp_path).hu, stored.transpose(2, 1, 0))
 
 
-def test_what_is_no_slice_is_left_out_and_told(tmp_path):
+def test_read_series_notes_files_that_are_not_slices(tmp_path):
     assert not dicom.is_series(tmp_path) and not dicom.is_series(tmp_path / "nothing")
-    (tmp_path / "notes.txt").write_text("no DICOM")
+    (tmp_path / "notes.txt").write_text("not DICOM")
     (tmp_path / ".DS_Store").write_bytes(bytes(200))
     (tmp_path / "below").mkdir()
     assert not dicom.is_series(tmp_path)
@@ -125,7 +126,7 @@ def test_what_is_no_slice_is_left_out_and_told(tmp_path):
     change(scouts[0], ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
     assert dicom.is_series(tmp_path)
     with pytest.raises(
-        DataError, match=r"2 left out as no DICOM slice: .*; .*1 left out as localiser"
+        DataError, match=r"2 left out as not a DICOM slice: .*; .*1 left out as localiser"
     ):
         dicom.read_series(tmp_path)
     paths = write_series(tmp_path, make_stored(), make_affine())
@@ -135,12 +136,12 @@ def test_what_is_no_slice_is_left_out_and_told(tmp_path):
     series = dicom.read_series(tmp_path)
     assert len(series.files) == 5
     assert series.notes == (
-        f"{tmp_path}: 3 left out as no DICOM slice: .DS_Store, notes.txt, DICOMDIR",
+        f"{tmp_path}: 3 left out as not a DICOM slice: .DS_Store, notes.txt, DICOMDIR",
         f"{tmp_path}: 1 left out as localiser: scout_001.dcm",
     )
 
 
-def test_a_slice_alone_is_as_thick_as_it_says(tmp_path):
+def test_single_slice_uses_its_slice_thickness(tmp_path):
     (path,) = write_series(tmp_path, make_stored()[:, :, :1], make_affine(), SliceThickness=2.5)
     geometry = dicom.read_series(tmp_path).geometry
     assert geometry.shape == (1, 6, 7) and geometry.spacing_mm == (2.5, 1.5, 0.9)
@@ -166,7 +167,7 @@ POSITION = "ImagePositionPatient"
         ({"PixelSpacing": [0, 1]}, r"PixelSpacing is \[0\.0, 1\.0\], expected 2 numbers above 0"),
         ({"ImageOrientationPatient": [0, 1, 0, 1, 0, 0]}, "ImageOrientationPatient is .*, but"),
         ({POSITION: [1, 2]}, r"ImagePositionPatient is \[1\.0, 2\.0\], expected 3 numbers"),
-        ({"RescaleSlope": 0}, "RescaleSlope is 0, expected another number"),
+        ({"RescaleSlope": 0}, "RescaleSlope is 0, expected another value"),
         ({"FrameOfReferenceUID": "1.2.3"}, r"FrameOfReferenceUID is .*1\.2\.3"),
         ({"RescaleSlope": None}, "RescaleSlope is missing, expected 1 number"),
         ({"RescaleIntercept": ""}, "RescaleIntercept is None, expected 1 number"),
@@ -175,7 +176,7 @@ POSITION = "ImagePositionPatient"
         ({"BitsAllocated": None}, r"the pixels cannot be read \(.*'Bits Allocated'"),
     ],
 )
-def test_a_faulty_tag_is_named_with_its_file(tmp_path, tags, message):
+def test_read_series_names_file_and_faulty_tag(tmp_path, tags, message):
     path = write_series(tmp_path, make_stored(), make_affine())[3]
     change(path, **tags)
     if (
@@ -184,29 +185,29 @@ def test_a_faulty_tag_is_named_with_its_file(tmp_path, tags, message):
         or "FrameOfReferenceUID" in tags
         or tags.get("PixelSpacing") == [1.5, 0.8]
     ):
-        path.rename(tmp_path / "z.dcm")  # all are compared with the first
+        path.rename(tmp_path / "z.dcm")  # the other files are compared with the first
         path = tmp_path / "z.dcm"
     with pytest.raises(DataError, match=message) as caught:
         dicom.read_series(tmp_path)
     assert str(path) in str(caught.value)
 
 
-def test_a_slice_that_is_no_longer_dicom_is_named_and_not_left_out(tmp_path):
+def test_read_series_names_truncated_dcm_file(tmp_path):
     paths = write_series(tmp_path, make_stored(), make_affine())
     paths[-1].write_bytes(paths[-1].read_bytes()[:60])
-    with pytest.raises(DataError, match="is no DICOM file") as caught:
+    with pytest.raises(DataError, match="is not a DICOM file") as caught:
         dicom.read_series(tmp_path)
     assert str(paths[-1]) in str(caught.value)
 
 
-def test_directions_that_are_none_are_refused(tmp_path):
+def test_read_series_rejects_invalid_orientation(tmp_path):
     for axes in ([1, 0, 0, 0.1, 1, 0], [0] * 6):
         write_series(tmp_path, make_stored(), make_affine(), ImageOrientationPatient=axes)
         with pytest.raises(DataError, match=r"ImageOrientationPatient is .*, expected two unit"):
             dicom.read_series(tmp_path)
 
 
-def test_a_slice_that_is_missing_or_there_twice_is_named(tmp_path):
+def test_read_series_names_missing_and_duplicate_slices(tmp_path):
     paths = write_series(tmp_path, make_stored(), make_affine())
     copy = shutil.copy(paths[2], tmp_path / "copy.dcm")
     with pytest.raises(DataError, match=r"lies at the same place as (copy|series)_?.*294\.25"):
@@ -221,7 +222,7 @@ def test_a_slice_that_is_missing_or_there_twice_is_named(tmp_path):
     assert dicom.read_series(tmp_path).geometry.spacing_mm[0] == 3
 
 
-def test_positions_with_few_digits_still_are_a_grid(tmp_path):
+def test_read_series_accepts_rounded_positions(tmp_path):
     affine = make_affine()
     affine[2, 2] = 0.625
     paths = write_series(tmp_path, make_stored(), affine)
@@ -232,15 +233,15 @@ def test_positions_with_few_digits_still_are_a_grid(tmp_path):
     np.testing.assert_allclose(spacing, 0.625, atol=0.1 / 4)  # both ends are off by up to 0.05
 
 
-def test_slices_of_a_tilted_gantry_are_refused(tmp_path):
+def test_read_series_rejects_sheared_slices(tmp_path):
     affine = make_affine()
-    affine[1, 2] = np.tan(np.deg2rad(5)) * SPACING[2]  # the table moves on along the body
+    affine[1, 2] = np.tan(np.deg2rad(5)) * SPACING[2]  # the table moves along the body
     write_series(tmp_path, make_stored(), affine)
-    with pytest.raises(DataError, match=r"lies 1\.05 mm beside the normal of .*tilted"):
+    with pytest.raises(DataError, match=r"lies 1\.05 mm off the normal through .*tilted"):
         dicom.read_series(tmp_path)
 
 
-def test_several_series_are_listed(tmp_path):
+def test_read_series_lists_several_series(tmp_path):
     write_series(tmp_path, make_stored(), make_affine(), series="arterial")
     write_series(tmp_path, make_stored()[:, :, :2], make_affine(), series="venous")
     lines = (
@@ -250,14 +251,14 @@ def test_several_series_are_listed(tmp_path):
         dicom.read_series(tmp_path)
 
 
-def test_a_folder_without_slices_is_named(tmp_path):
+def test_read_series_names_folder_without_slices(tmp_path):
     with pytest.raises(DataError, match=f"{tmp_path}: holds no file; expected the slices"):
         dicom.read_series(tmp_path)
     with pytest.raises(DataError, match="nothing: cannot be read"):
         dicom.read_series(tmp_path / "nothing")
 
 
-def test_a_packing_without_decoder_is_named(tmp_path, monkeypatch):
+def test_read_series_names_missing_decoder(tmp_path, monkeypatch):
     stored = np.zeros((32, 32, 2), np.int16)
     paths = write_series(tmp_path, stored, make_affine(), syntax=JPEG2000Lossless)
     decoder = pydicom.pixels.get_decoder(JPEG2000Lossless)
@@ -276,14 +277,14 @@ def test_a_packing_without_decoder_is_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, JPEGLSLossless])
-def test_a_file_that_is_cut_or_damaged_is_a_named_fault(tmp_path, syntax):
+def test_read_series_names_damaged_file(tmp_path, syntax):
     (path,) = write_series(tmp_path, make_stored()[:, :, :1], make_affine(), syntax=syntax)
     whole, hu = path.read_bytes(), dicom.read_series(tmp_path).hu
     for size in range(0, len(whole), 13):
         path.write_bytes(whole[:size])
         try:
             np.testing.assert_array_equal(dicom.read_series(tmp_path).hu, hu)
-            assert size > len(whole) - 8  # the end mark alone, which tells nothing
+            assert size > len(whole) - 8  # only the end mark is cut off, which holds nothing
         except DataError as error:
             assert str(tmp_path) in str(error)
     rng = np.random.default_rng(0)
@@ -297,7 +298,7 @@ def test_a_file_that_is_cut_or_damaged_is_a_named_fault(tmp_path, syntax):
 
 
 def make_labels(*classes: int) -> np.ndarray:
-    """Labels [n h w] that are alike in no direction, with only some classes."""
+    """Asymmetric labels uint8[n h w] of some of the classes."""
     labels = np.zeros((5, 6, 7), np.uint8)
     labels[1:3, 2:4, 1:4] = 1
     labels[2:4, 3:6, 3:7] = 2
@@ -305,19 +306,19 @@ def make_labels(*classes: int) -> np.ndarray:
 
 
 def read_seg(path, series) -> tuple[highdicom.seg.Segmentation, np.ndarray]:
-    """A SEG, and its labels [n h w] found by the source file that each frame names."""
+    """A SEG, and its labels [n h w] placed by the source file that each frame names."""
     seg = highdicom.seg.segread(path)
     sources = [pydicom.dcmread(x, stop_before_pixels=True).SOPInstanceUID for x in series.files]
     frames = seg.get_pixels_by_source_instance(
         sources, combine_segments=True, assert_missing_frames_are_empty=True
     )
-    transform = nifti.to_slices(np.array(series.geometry.affine))
+    transform = to_slices(np.array(series.geometry.affine))
     return seg, apply_orientation(frames.transpose(2, 1, 0), transform).transpose(2, 1, 0)
 
 
 @pytest.mark.parametrize("orientation", range(0, 48, 7))
 @pytest.mark.parametrize("present", [(1, 2), (2,), ()])
-def test_a_seg_lies_on_the_frames_of_its_series(tmp_path, caplog, orientation, present):
+def test_write_seg_refers_to_the_frames_of_its_series(tmp_path, caplog, orientation, present):
     paths = write_series(tmp_path / "ct", *reorient(ORIENTATIONS[orientation]))
     series = dicom.read_series(tmp_path / "ct")
     labels = make_labels(*present)
@@ -327,7 +328,7 @@ def test_a_seg_lies_on_the_frames_of_its_series(tmp_path, caplog, orientation, p
     assert [x.SegmentLabel for x in seg.SegmentSequence] == ["normal rectum", "腫瘍"]
     assert {x.name for x in tmp_path.iterdir()} == {"ct", "seg.dcm"}
     assert not caplog.records
-    # Each frame also lies where the file does that it names.
+    # Each frame has the position of the file that it names.
     source_of = {x.SOPInstanceUID: x for x in map(pydicom.dcmread, paths)}
     for frame in seg.PerFrameFunctionalGroupsSequence:
         name = frame.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID
@@ -336,7 +337,7 @@ def test_a_seg_lies_on_the_frames_of_its_series(tmp_path, caplog, orientation, p
     shared, source = seg.SharedFunctionalGroupsSequence[0], source_of[name]
     orientation = shared.PlaneOrientationSequence[0].ImageOrientationPatient
     assert orientation == source.ImageOrientationPatient
-    # By these, and not by the source files, viewers make a volume of it.
+    # Viewers make a volume from these tags, not from the source files.
     measures = shared.PixelMeasuresSequence[0]
     assert measures.PixelSpacing == source.PixelSpacing
     step = np.linalg.norm(np.array(series.geometry.affine)[:3, 2])
@@ -347,7 +348,7 @@ def test_a_seg_lies_on_the_frames_of_its_series(tmp_path, caplog, orientation, p
 
 
 @pytest.mark.parametrize(("prompted", "kind"), [(False, "AUTOMATIC"), (True, "SEMIAUTOMATIC")])
-def test_a_seg_is_of_the_same_patient_and_tells_its_maker(tmp_path, prompted, kind):
+def test_write_seg_records_patient_and_algorithm(tmp_path, prompted, kind):
     paths = write_series(tmp_path / "ct", make_stored(), make_affine())
     series = dicom.read_series(tmp_path / "ct")
     dicom_seg.write_seg(tmp_path / "seg.dcm", make_labels(1), series, CLASSES, prompted, "my model")
@@ -364,11 +365,11 @@ def test_a_seg_is_of_the_same_patient_and_tells_its_maker(tmp_path, prompted, ki
         dicom.read_series(tmp_path / "ct")
 
 
-def test_a_seg_needs_no_names_but_a_frame_of_reference(tmp_path):
+def test_write_seg_needs_only_a_frame_of_reference(tmp_path):
     paths = write_series(tmp_path / "ct", make_stored(), make_affine())
     for path in paths:
         change(path, **dict.fromkeys((*dicom_seg.MAY_BE_EMPTY, "SliceThickness")))
-        # The last digit may differ; a wrong distance is in many files.
+        # Many files have a wrong distance, and orientations that differ in the last digit.
         change(path, SpacingBetweenSlices=1, ImageOrientationPatient=[1, 0, 0, 0, 1, 1e-6])
     change(paths[2], ImageOrientationPatient=[1, 0, 0, 0, 1, 0])
     series = dicom.read_series(tmp_path / "ct")

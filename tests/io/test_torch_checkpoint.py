@@ -1,4 +1,4 @@
-"""Checkpoints are read exactly, and nothing in a file, however made, does more than be refused."""
+"""Checkpoints are read exactly, and a malicious file is rejected without being executed."""
 
 import io
 import math
@@ -29,7 +29,7 @@ DTYPES["bfloat16"] = np.dtype(ml_dtypes.bfloat16)
 
 
 def make_values(*shape: int, dtype: Any = np.float32) -> np.ndarray:
-    """What make_torch_files.py writes: a ramp modulo 100, plus a half where `dtype` has halves."""
+    """The values of make_torch_files.py: a ramp modulo 100, plus 0.5 if `dtype` has fractions."""
     dtype = np.dtype(dtype)
     half = 0.0 if dtype.kind in "iub" else 0.5
     return (np.arange(math.prod(shape)) % 100 + half).astype(dtype).reshape(shape)
@@ -46,7 +46,7 @@ def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -
 
 
 class Raw(bytes):
-    """Pickle opcodes, put as they are among values that are pickled as usual."""
+    """Pickle opcodes that `to_opcodes` copies as they are."""
 
 
 def to_opcodes(value: Any) -> bytes:
@@ -110,23 +110,23 @@ def load_bytes(tmp_path: Path) -> Callable[[bytes], dict[str, np.ndarray]]:
     return load
 
 
-# What torch wrote.
+# Files written by torch.
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_reads_every_dtype(form: str) -> None:
+def test_load_reads_every_dtype(form: str) -> None:
     expected = {name: make_values(3, 5, dtype=dtype) for name, dtype in DTYPES.items()}
     assert_same(torch_checkpoint.load(FOLDER / f"dtypes_{form}.pt"), expected)
 
 
-def test_reads_safetensors() -> None:
+def test_load_reads_safetensors() -> None:
     expected = {name: make_values(3, 5, dtype=dtype) for name, dtype in DTYPES.items()}
     expected |= {"scalar": make_values(), "empty": np.zeros((0, 3), np.float32)}
     assert_same(torch_checkpoint.load(FOLDER / "dtypes.safetensors"), expected)
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_reads_views_of_shared_storages(form: str) -> None:
+def test_load_reads_views_of_shared_storages(form: str) -> None:
     base, flags = make_values(6, 8), make_values(4, 6, dtype=bool)
     expected = {
         "whole": base,
@@ -149,7 +149,7 @@ def test_reads_views_of_shared_storages(form: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy", "zip_protocol4", "legacy_protocol4"])
-def test_reads_the_model_of_a_training_checkpoint(form: str) -> None:
+def test_load_reads_model_of_a_training_checkpoint(form: str) -> None:
     expected = {name: make_values(3) for name in ("0.bias", "1.weight", "1.bias")}
     expected |= {f"1.{name}": make_values(3) for name in ("running_mean", "running_var")}
     expected |= {
@@ -160,30 +160,30 @@ def test_reads_the_model_of_a_training_checkpoint(form: str) -> None:
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_reads_parameters(form: str) -> None:
+def test_load_reads_parameters(form: str) -> None:
     expected = {"weight": make_values(3, 4), "bias": make_values(3)}
     assert_same(torch_checkpoint.load(str(FOLDER / f"parameters_{form}.pt")), expected)
 
 
-# Which of a file's entries are the weights.
+# The entry of a file that holds the weights.
 
 
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("key", ["model", "state_dict", "model_state_dict", "net", "module"])
-def test_finds_the_state_dict_and_drops_the_module_prefix(
+def test_load_finds_state_dict_and_drops_module_prefix(
     load_bytes: Any, form: str, key: str
 ) -> None:
     content = {"epoch": 3, "best": make_tensor(), key: {"module.weight": make_tensor()}}
     assert_same(load_bytes(MAKERS[form](to_pickle(content))), {"weight": make_values(2, 3)})
 
 
-def test_keeps_a_module_prefix_that_not_all_names_have(load_bytes: Any) -> None:
+def test_load_keeps_module_prefix_that_some_names_lack(load_bytes: Any) -> None:
     content = {"module.weight": make_tensor(), "bias": make_tensor()}
     found = load_bytes(make_zip(to_pickle(content)))
     assert list(found) == ["module.weight", "bias"]
 
 
-def test_reads_what_older_torch_wrote(load_bytes: Any) -> None:
+def test_load_reads_files_of_older_torch(load_bytes: Any) -> None:
     tensor = make_tensor(function="torch._utils\n_rebuild_tensor")
     tensor = Raw(tensor.replace(b"\x89}tR", b"tR"))  # without gradient flag and hooks
     found = load_bytes(make_zip(to_pickle({"weight": tensor})))
@@ -192,7 +192,7 @@ def test_reads_what_older_torch_wrote(load_bytes: Any) -> None:
     assert_same(load_bytes(make_legacy(to_pickle({"w": tensor}))), {"w": make_values(2, 3)})
 
 
-def test_names_the_entries_that_are_no_tensors(load_bytes: Any) -> None:
+def test_load_names_entries_that_are_not_tensors(load_bytes: Any) -> None:
     content = {"model": {"weight": make_tensor(), "extra": {"a": 1}, "step": 7, 5: make_tensor()}}
     with pytest.raises(WeightsError, match=r"'extra': <dict>\n  'step': 7\n  <ignored>: <tensor>"):
         load_bytes(make_zip(to_pickle(content)))
@@ -208,17 +208,17 @@ def test_names_the_entries_that_are_no_tensors(load_bytes: Any) -> None:
         (make_tensor(), "<tensor>"),
     ],
 )
-def test_says_what_a_file_without_a_state_dict_holds(
+def test_load_lists_content_without_a_state_dict(
     load_bytes: Any, content: Any, message: str
 ) -> None:
     with pytest.raises(WeightsError, match=re.escape(message)):
         load_bytes(make_zip(to_pickle(content)))
 
 
-# Files that are no checkpoints.
+# Files that are not checkpoints.
 
 
-def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:
+def test_load_names_missing_file(tmp_path: Path) -> None:
     path = tmp_path / "none.pt"
     with pytest.raises(WeightsError, match=f"{re.escape(str(path))}: No such file"):
         torch_checkpoint.load(path)
@@ -226,15 +226,15 @@ def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:
         torch_checkpoint.load(tmp_path)
 
 
-def test_a_refusal_names_the_file_and_what_to_do(load_bytes: Any) -> None:
-    with pytest.raises(WeightsError, match=r"weights\.pt: no checkpoint; .* Check the download"):
+def test_load_error_names_file_and_fix(load_bytes: Any) -> None:
+    with pytest.raises(WeightsError, match=r"weights\.pt: not a checkpoint; .* Check the download"):
         load_bytes(b"<!DOCTYPE html><html>")
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "no checkpoint"),
+        (b"", "not a checkpoint"),
         (pickle.dumps({"a": 1}, 2), "not one that torch.save wrote"),
         (make_zip(b"", {}).replace(b"data.pkl", b"data.txt"), "0 entries"),
         (make_zip(b""), "cannot be read"),
@@ -244,21 +244,21 @@ def test_a_refusal_names_the_file_and_what_to_do(load_bytes: Any) -> None:
         (make_zip(to_pickle({"w": make_tensor()}), None, zipfile.ZIP_DEFLATED), "compressed"),
         (make_legacy(to_pickle({"w": make_tensor()}), numel=7), "not as declared"),
         (make_legacy(to_pickle({"w": make_tensor()}), keys=["1"]), "cannot be read"),
-        (make_legacy(to_pickle({"w": make_tensor()}), keys=[((),)]), "<tuple> in the place"),
+        (make_legacy(to_pickle({"w": make_tensor()}), keys=[((),)]), "<tuple> instead of"),
         (b"\x02\0\0\0\0\0\0\0{}", "holds no tensors"),
         (b"\xff\xff\xff\xff\xff\xff\xff\x7f{}", "cannot be read"),
     ],
 )
-def test_what_torch_does_not_write_is_refused(load_bytes: Any, data: bytes, message: str) -> None:
+def test_load_rejects_what_torch_does_not_write(load_bytes: Any, data: bytes, message: str) -> None:
     with pytest.raises(WeightsError, match=re.escape(message)):
         load_bytes(data)
 
 
-# Files that are made to do harm.
+# Malicious files.
 
 
 class Call:
-    """Pickles as the call of `function`, as a malicious file does."""
+    """Pickles as a call of `function`, as a malicious file does."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
         self.call = function, arguments
@@ -270,7 +270,7 @@ class Call:
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize("place", ["whole", "entry", "state"])
-def test_a_call_in_a_file_is_refused_and_not_made(
+def test_load_rejects_calls_without_making_them(
     load_bytes: Any, tmp_path: Path, form: str, protocol: int, place: str
 ) -> None:
     marker = tmp_path / "marker"
@@ -281,12 +281,12 @@ def test_a_call_in_a_file_is_refused_and_not_made(
         load_bytes(MAKERS[form](pickled))
     assert not marker.exists()
     pickle.loads(pickled)
-    assert marker.exists(), "the test's own call does nothing, so it shows nothing"
+    assert marker.exists(), "the call has no effect, so the test proves nothing"
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize("function", [eval, exec, getattr, __import__, open, subprocess.Popen])
-def test_functions_that_could_do_harm_are_refused(
+def test_load_rejects_dangerous_functions(
     load_bytes: Any, function: Callable[..., Any], protocol: int
 ) -> None:
     with pytest.raises(WeightsError, match=rf"{function.__name__}', refused"):
@@ -304,7 +304,7 @@ def test_functions_that_could_do_harm_are_refused(
         ("usam_jax.torch_file", "load"),
     ],
 )
-def test_only_exact_names_are_known(load_bytes: Any, module: str, name: str) -> None:
+def test_load_accepts_exact_global_names_only(load_bytes: Any, module: str, name: str) -> None:
     refused = re.escape(f"'{module}.{name}', refused")
     texts = b"".join(b"\x8c" + bytes([len(text)]) + text.encode() for text in (module, name))
     for opcodes in (texts + b"\x93", f"c{module}\n{name}\n".encode()):
@@ -330,7 +330,7 @@ def test_only_exact_names_are_known(load_bytes: Any, module: str, name: str) -> 
         b"h\x07",
     ],
 )
-def test_opcodes_out_of_place_end_in_an_error(load_bytes: Any, opcodes: bytes) -> None:
+def test_load_rejects_opcodes_out_of_place(load_bytes: Any, opcodes: bytes) -> None:
     with pytest.raises(WeightsError):
         load_bytes(make_zip(b"\x80\x02" + opcodes + b"."))
 
@@ -365,9 +365,7 @@ def test_opcodes_out_of_place_end_in_an_error(load_bytes: Any, opcodes: bytes) -
     ],
 )
 @pytest.mark.parametrize("form", FORMATS)
-def test_a_tensor_that_does_not_fit_its_storage_is_refused(
-    load_bytes: Any, form: str, tensor: Raw
-) -> None:
+def test_load_rejects_tensor_outside_its_storage(load_bytes: Any, form: str, tensor: Raw) -> None:
     content = {"right": make_tensor(), "wrong": tensor}
     with pytest.raises(WeightsError):
         load_bytes(MAKERS[form](to_pickle(content)))
@@ -398,28 +396,26 @@ def make_tuple_bomb(levels: int) -> Raw:
         {"a": Raw(b"]" * 10_000 + b"a" * 9_999)},
     ],
 )
-def test_claims_beyond_the_file_take_neither_memory_nor_time(
-    load_bytes: Any, form: str, content: Any
-) -> None:
+def test_load_rejects_oversized_claims_cheaply(load_bytes: Any, form: str, content: Any) -> None:
     data = MAKERS[form](to_pickle(content))
     tracemalloc.start()
     try:
         with pytest.raises(WeightsError):
             load_bytes(data)
-        # A pickled byte makes an object of at most some hundred bytes.
+        # One pickled byte makes an object of at most about 200 bytes.
         assert tracemalloc.get_traced_memory()[1] < 200 * len(data) + (1 << 20)
     finally:
         tracemalloc.stop()
 
 
-def test_a_key_or_name_nested_deeper_than_the_c_stack_is_not_hashed(load_bytes: Any) -> None:
+def test_load_does_not_hash_deeply_nested_keys(load_bytes: Any) -> None:
     nested = Raw(b")" + b"\x85" * 150_000)
     for content in ({nested: 1}, Raw(nested + b"X\x01\0\0\0a\x93")):
         with pytest.raises(WeightsError):
             load_bytes(make_zip(to_pickle(content)))
 
 
-def test_bytes_that_are_no_booleans_become_booleans(load_bytes: Any) -> None:
+def test_load_normalises_boolean_bytes(load_bytes: Any) -> None:
     storage = make_storage(numel=4, dtype="torch\nBoolStorage")
     pickled = to_pickle({"flags": make_tensor((4,), (1,), storage=storage)})
     found = load_bytes(make_zip(pickled, {"data/0": b"\0\1\2\xff"}))
@@ -432,7 +428,7 @@ FILES = sorted(FOLDER.iterdir())
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_a_file_cut_short_is_refused(load_bytes: Any, path: Path) -> None:
+def test_load_rejects_truncated_file(load_bytes: Any, path: Path) -> None:
     data = path.read_bytes()
     for size in {*range(0, len(data), 29), len(data) - 1}:
         with pytest.raises(WeightsError):
@@ -458,7 +454,7 @@ DAMAGE = st.lists(
 
 @settings(max_examples=400, deadline=None, database=None, derandomize=True)
 @given(file=st.sampled_from(FILES), damage=DAMAGE)
-def test_a_damaged_file_is_read_or_refused(
+def test_load_reads_or_rejects_damaged_file(
     tmp_path_factory: pytest.TempPathFactory, file: Path, damage: list[tuple[float, int]]
 ) -> None:
     load_damaged(tmp_path_factory.getbasetemp() / "damaged.pt", file.read_bytes(), damage)
@@ -466,7 +462,7 @@ def test_a_damaged_file_is_read_or_refused(
 
 @settings(max_examples=400, deadline=None, database=None, derandomize=True)
 @given(file=st.sampled_from([file for file in FILES if "_zip" in file.name]), damage=DAMAGE)
-def test_a_damaged_pickle_is_read_or_refused(
+def test_load_reads_or_rejects_damaged_pickle(
     tmp_path_factory: pytest.TempPathFactory, file: Path, damage: list[tuple[float, int]]
 ) -> None:
     # Damaged before it is packed, since a zip file's checksums would hide the pickle.

@@ -1,4 +1,4 @@
-"""Files made up by a fuzzer are read or refused: no other error, no call, no memory beyond the file."""
+"""Fuzzed files are read or rejected, without other errors, calls or excessive memory."""
 
 import pickle
 import pickletools
@@ -34,13 +34,13 @@ CALLS: list[Any] = []
 
 
 def fire(*arguments: Any) -> None:
-    """What a file would call if anything in it were run."""
+    """The function that a file calls if its pickle is executed."""
     CALLS.append(arguments)
 
 
 @pytest.fixture(scope="module")
 def check(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bytes], None]:
-    """Reads a file's bytes and asserts what holds for any file."""
+    """Reads a file's bytes and asserts the properties that hold for any file."""
     path = tmp_path_factory.mktemp("fuzz") / "weights.pt"
 
     def load(data: bytes) -> None:
@@ -54,7 +54,7 @@ def check(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bytes], None]:
             peak = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
         assert all(type(array) is np.ndarray for array in arrays.values())
-        # A pickled byte makes an object of at most some hundred bytes; the rest is the reader's own.
+        # One pickled byte makes an object of at most about 200 bytes; the rest is the reader's own.
         assert peak < 200 * len(data) + (1 << 20)
         assert not CALLS
 
@@ -85,7 +85,7 @@ def put(data: bytes, at: int, size: int, value: int) -> bytes:
 
 
 def edit(data: bytes, edits: list[tuple[Any, ...]]) -> bytes:
-    """`data` with each of `edits` made in turn, at a place given as a share of its length."""
+    """Applies each of `edits` to `data`, at a position given as a share of its length."""
     for kind, place, *how in edits:
         at = int(place * len(data))
         match kind:
@@ -106,13 +106,13 @@ def edit(data: bytes, edits: list[tuple[Any, ...]]) -> bytes:
 
 @settings(FUZZ, max_examples=150)
 @given(head=st.sampled_from(HEADS), tail=st.binary(max_size=300))
-def test_any_bytes(check: Any, head: bytes, tail: bytes) -> None:
+def test_load_survives_any_bytes(check: Any, head: bytes, tail: bytes) -> None:
     check(head + tail)
 
 
 @settings(FUZZ, max_examples=400)
 @given(file=st.sampled_from(FILES), edits=st.lists(EDITS, min_size=1, max_size=6))
-def test_an_edited_file(check: Any, file: Path, edits: list[tuple[Any, ...]]) -> None:
+def test_load_survives_edited_file(check: Any, file: Path, edits: list[tuple[Any, ...]]) -> None:
     check(edit(file.read_bytes(), edits))
 
 
@@ -121,8 +121,8 @@ def test_an_edited_file(check: Any, file: Path, edits: list[tuple[Any, ...]]) ->
     file=st.sampled_from([x for x in FILES if "_zip" in x.name]),
     edits=st.lists(EDITS, min_size=1, max_size=6),
 )
-def test_an_edited_pickle(check: Any, file: Path, edits: list[tuple[Any, ...]]) -> None:
-    # Edited before it is packed, for a zip file's checksum would refuse it unread.
+def test_load_survives_edited_pickle(check: Any, file: Path, edits: list[tuple[Any, ...]]) -> None:
+    # Edit before zipping, since the checksum of a zip file would reject it unread.
     with zipfile.ZipFile(file) as archive:
         entries = {name.split("/", 1)[1]: archive.read(name) for name in archive.namelist()}
     pickled = edit(entries.pop("data.pkl"), edits)
@@ -130,7 +130,7 @@ def test_an_edited_pickle(check: Any, file: Path, edits: list[tuple[Any, ...]]) 
     check(make_legacy(pickled))
 
 
-# The zip directory: its numbers by their place in a record, and their bytes.
+# The zip directory: offset and size in bytes of each number in a record.
 
 RECORD = {"flags": (8, 2), "method": (10, 2), "crc": (16, 4), "packed": (20, 4), "size": (24, 4)}
 RECORD |= {"name": (28, 2), "extra": (30, 2), "local": (42, 4)}
@@ -138,19 +138,19 @@ END = {"entries": (10, 2), "directory_size": (12, 4), "directory_at": (16, 4)}
 
 
 @pytest.mark.parametrize("value", EXTREMES)
-def test_a_zip_directory_with_a_wrong_number(check: Any, value: int) -> None:
+def test_load_survives_wrong_zip_directory(check: Any, value: int) -> None:
     data = (FOLDER / "parameters_zip.pt").read_bytes()
     for start in [i for i in range(len(data)) if data[i : i + 4] == b"PK\1\2"]:
         for place, size in RECORD.values():
             check(put(data, start + place, size, value))
-        # Of sizes that agree, so that the entry is not refused for that.
+        # Both sizes alike, so that the entry is not rejected because they differ.
         check(put(put(data, start + 20, 4, value), start + 24, 4, value))
     for place, size in END.values():
         check(put(data, data.rindex(b"PK\5\6") + place, size, value))
 
 
 def make_overlapping(count: int) -> bytes:
-    """A zip file whose storages each hold all that come after them, headers and all."""
+    """A zip file in which each storage contains all later ones, headers included."""
     names = [f"archive/data/{i}".encode() for i in range(count)]
     body, records = b"", []
     for name in reversed(names):
@@ -177,8 +177,8 @@ def make_overlapping(count: int) -> bytes:
     return start + body + directory + b"PK\5\6" + struct.pack("<4H2IH", 0, 0, *ends)
 
 
-def test_storages_that_lie_in_one_another_are_not_read(tmp_path: Path) -> None:
-    # Reading each of n would take n times the file's bytes: minutes for some megabytes.
+def test_load_rejects_overlapping_storages(tmp_path: Path) -> None:
+    # Reading each of n storages would read n times the file: minutes for a few megabytes.
     path = tmp_path / "weights.pt"
     path.write_bytes(make_overlapping(1))
     torch_checkpoint.load(path)
@@ -197,7 +197,7 @@ TEXTS = st.sampled_from(["storage", "0", "cpu", "model", "weight", "os", "system
 
 
 def encode_argument(opcode: Any, draw: Any) -> bytes:
-    """An argument for `opcode` as pickletools reads it: mostly of its own kind, at times cut off."""
+    """An argument for `opcode` in the form that pickletools reads, sometimes cut off."""
     kind = opcode.arg.name
     numbers = st.sampled_from([0, 1, 2, 3, 6, 255, *EXTREMES]) | st.integers(0, 8)
     match kind:
@@ -211,7 +211,7 @@ def encode_argument(opcode: Any, draw: Any) -> bytes:
             return (draw(numbers) % (1 << 8 * size)).to_bytes(size, "little")
         case name if name.endswith("nl") or name.startswith("decimal") or "nl_" in name:
             return draw(TEXTS).encode() + b"\n"
-        case _:  # bytes or text after their length, of one, four or eight bytes
+        case _:  # bytes or text, preceded by their length in one, four or eight bytes
             text = draw(TEXTS).encode()
             size = {"1": 1, "8": 8}.get(kind[-1], 4)
             length = draw(st.just(len(text)) | numbers)
@@ -220,7 +220,7 @@ def encode_argument(opcode: Any, draw: Any) -> bytes:
 
 @st.composite
 def programs(draw: Any) -> bytes:
-    """A pickle of opcodes in any order, among them pieces of real ones."""
+    """A pickle of opcodes in any order, with pieces of real pickles among them."""
     pieces = [CALL, to_opcodes(make_storage()), make_tensor(), b"}", b"(", b")R", b"tR", b"s", b"u"]
     pieces += [to_opcodes(x) for x in ("weight", "model", 6, (2, 3), {"a": 1})]
     opcodes = [x for x in pickletools.opcodes if x.name != "STOP"]
@@ -237,17 +237,17 @@ def programs(draw: Any) -> bytes:
 
 @settings(FUZZ, max_examples=500)
 @given(program=programs())
-def test_opcodes_in_any_order(check: Any, program: bytes) -> None:
+def test_load_survives_opcodes_in_any_order(check: Any, program: bytes) -> None:
     check(make_zip(program))
     check(make_legacy(program))
 
 
-def test_the_functions_in_those_pickles_would_be_called_by_pickle() -> None:
+def test_pickle_would_call_the_function_in_the_fuzz() -> None:
     pickle.loads(b"\x80\x02" + CALL + b".")
     assert CALLS.pop() == (1,)
 
 
-# Tensors that claim anything.
+# Tensors with arbitrary claims.
 
 CLAIMS = st.sampled_from([-1, 0, 1, 2, 3, 6, 7, 24, *EXTREMES, 1 << 64, 1 << 3000])
 SHAPES = st.lists(CLAIMS, max_size=4).map(tuple) | st.sampled_from([(2, 3), (6,), ()])
@@ -268,11 +268,11 @@ STORAGES = st.builds(
         max_size=3,
     ),
 )
-def test_tensors_that_claim_anything(check: Any, form: str, tensors: list[Raw]) -> None:
+def test_load_survives_any_tensor_claims(check: Any, form: str, tensors: list[Raw]) -> None:
     check(MAKERS[form](to_pickle({f"w{i}": x for i, x in enumerate(tensors)})))
 
 
-# Bombs.
+# Pickle bombs.
 
 LEVELS = 4_000
 BOMBS = {
@@ -294,7 +294,7 @@ BOMBS = {
 
 @pytest.mark.parametrize("form", sorted(MAKERS))
 @pytest.mark.parametrize("bomb", sorted(BOMBS))
-def test_a_bomb_does_not_go_off(check: Any, form: str, bomb: str) -> None:
+def test_load_survives_pickle_bombs(check: Any, form: str, bomb: str) -> None:
     for content in ({"model": Raw(BOMBS[bomb])}, {"w": make_tensor(), "bomb": Raw(BOMBS[bomb])}):
         check(MAKERS[form](to_pickle(content)))
     check(MAKERS[form](to_pickle({"w": make_tensor(shape=Raw(BOMBS[bomb]))})))

@@ -16,9 +16,13 @@ from conftest import model_config
 from flax import traverse_util
 from ml_collections import ConfigDict
 
+from usam_jax import convert
 from usam_jax.models import Prompts, make_model
+from usam_jax.models.common.spec import merge_params, split_params
+from usam_jax.models.usam import SPEC
 from usam_jax.training import losses, optimizer
 from usam_jax.weights import name_map
+from usam_jax.weights.maps import usam
 
 PLACES = {
     "inc": "backbone/inc",
@@ -30,7 +34,7 @@ PLACES = {
 
 
 def load(name: str) -> dict[str, np.ndarray]:
-    with np.load(recipe.GOLDEN / f"{name}.npz") as file:
+    with np.load(recipe.USAM / f"{name}.npz") as file:
         return dict(file)
 
 
@@ -98,7 +102,7 @@ def test_care_stages_equal_the_published_ones(mode, care_variables):
 
 
 def test_word_stages_equal_the_published_ones():
-    variables = name_map.from_usam(recipe.state_dict("usam_word"), model_config(num_classes=17))
+    variables = convert.from_usam(recipe.state_dict("usam_word"), model_config(num_classes=17))
     check_stages("word_eval_points", "usam_word", 17, "points", 1, 48, variables)
 
 
@@ -112,9 +116,13 @@ def train_batch(step: int):
 def make_grad_fn():
     model = make_model(model_config())
 
-    def loss_fn(params, rest, images, labels, prompts):
+    def loss_fn(trainable, frozen, rest, images, labels, prompts):
         logits, state = model.apply(
-            {"params": params, **rest}, images, prompts, train=True, mutable=["batch_stats"]
+            {"params": merge_params(trainable, frozen), **rest},
+            images,
+            prompts,
+            train=True,
+            mutable=["batch_stats"],
         )
         loss, parts = losses.segmentation_loss(logits, labels)
         return loss, (parts, logits, state["batch_stats"])
@@ -124,7 +132,7 @@ def make_grad_fn():
 
 def run_steps(variables, tx, num_steps: int):
     """Losses [steps, 3] (total, cross entropy, Dice) and what step 0 left behind."""
-    params = variables["params"]
+    params, frozen = split_params(variables["params"], SPEC)
     rest = {k: v for k, v in variables.items() if k != "params"}
     opt_state = tx.init(params)
     update_fn = jax.jit(tx.update)
@@ -132,7 +140,7 @@ def run_steps(variables, tx, num_steps: int):
     for step in range(num_steps):
         images, labels, prompts = train_batch(step)
         (loss, (parts, logits, stats)), grads = make_grad_fn()(
-            params, rest, images, labels, prompts
+            params, frozen, rest, images, labels, prompts
         )
         rows.append([float(loss), float(parts["ce"]), float(parts["dice"])])
         updates, opt_state = update_fn(grads, opt_state, params)
@@ -146,9 +154,8 @@ def torch_tensors(tree, collection: str = "params") -> dict[str, np.ndarray]:
     """The tree's arrays under their names in the published checkpoint, in torch's layout."""
     out = {}
     for path, array in traverse_util.flatten_dict(tree).items():
-        leaf = name_map.Leaf((collection, *path), array.shape)
-        for name, tensor in zip(leaf.torch_names, leaf.to_torch(np.asarray(array)), strict=True):
-            out[name if path[0] == "backbone" else f"sam.{name}"] = tensor
+        leaf = name_map.make_leaf((collection, *path), array.shape, usam.PUBLISHED)
+        out |= zip(leaf.names, leaf.to_torch(np.asarray(array)), strict=True)
     return out
 
 
@@ -166,11 +173,11 @@ def test_adamw_steps_equal_the_published_ones(care_variables):
     config = ConfigDict(
         {
             "learning_rates": {"backbone": 1e-4, "image_encoder": 1e-4, "mask_decoder": 1e-3},
+            "name": "adamw",
             "weight_decay": 1e-4,
         }
     )
-    params = care_variables["params"]
-    tx = optimizer.make_optimizer(config, optimizer.polynomial_decay(num_steps=100), params)
+    tx = optimizer.make_optimizer(config, optimizer.polynomial_decay(num_steps=100), SPEC)
     rows, (grads, updates, stats, logits) = run_steps(care_variables, tx, 4)
     np.testing.assert_allclose(rows[0], golden["losses"][0], rtol=0, atol=1e-6)
     for row, expected, atol in zip(rows, golden["losses"], [1e-5, 1e-4, 5e-4, 2e-3], strict=True):
@@ -207,24 +214,19 @@ def test_adamw_steps_equal_the_published_ones(care_variables):
 
 def test_sgd_steps_equal_the_published_ones(care_variables):
     golden = load("care_sgd_points")["losses"]
-    labels = {
-        part: "frozen" if part == optimizer.FROZEN else "trained"
-        for part in care_variables["params"]
-    }
-    tx = optax.partition({"trained": optax.sgd(0.02), "frozen": optax.set_to_zero()}, labels)
-    rows, _ = run_steps(care_variables, tx, 5)
+    rows, _ = run_steps(care_variables, optax.sgd(0.02), 5)
     np.testing.assert_allclose(rows[0], golden[0], rtol=0, atol=1e-6)
     np.testing.assert_allclose(rows, golden, rtol=0, atol=2e-5)
 
 
 def test_fresh_model_takes_from_sam_what_the_published_one_takes():
     golden = load("sam_to_usam")
-    params, report = name_map.from_sam(recipe.state_dict("sam_vit_b"), model_config())
+    params, report = convert.from_sam(recipe.state_dict("sam_vit_b"), model_config())
     tensors = torch_tensors(params) | torch_tensors(report.constants, "constants")
     tensors = {name.removeprefix("sam."): value for name, value in tensors.items()}
     for name in golden["names"]:
         assert_probe(golden, name, tensors[name], 1e-5)  # float32 weights of the interpolation
-    unused = {name for name, why in report.left.items() if why in name_map.UNUSED_PARTS.values()}
+    unused = {name for name, why in report.left.items() if why != usam.FRESH}
     # The published code also loads what it then never uses.
     also_loaded = {n for n in unused if "iou_prediction_head" not in n}
     assert {*report.loaded, *also_loaded} == set(golden["loaded"])
@@ -232,5 +234,5 @@ def test_fresh_model_takes_from_sam_what_the_published_one_takes():
     assert {
         n
         for n in golden["not_loaded"]
-        if n.startswith("mask_decoder") and not name_map.why_unused(n)
+        if n.startswith("mask_decoder") and not name_map.first_match(n, usam.PUBLISHED.ignored)
     } == {n for n in report.fresh if n.startswith("mask_decoder")}

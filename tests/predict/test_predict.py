@@ -19,6 +19,7 @@ from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, orn
 from usam_jax.data.phantoms.nifti_export import write_nnunet
 from usam_jax.data.preprocessing import Preparation
 from usam_jax.io import nifti
+from usam_jax.io.geometry import Geometry
 from usam_jax.models import Prompts, init_variables, make_model
 from usam_jax.predict import Predictor, clicks, model, output, slices
 from usam_jax.predict.model import NO_CLICKS, Clicks
@@ -308,7 +309,7 @@ def test_points_come_to_the_same_place_of_a_smaller_and_of_a_transposed_slice():
 def test_a_flipped_pass_has_its_clicks_where_they_were():
     hu = np.full((2, 40, 40), -1000, np.int16)
     affine = tuple(map(tuple, np.eye(4).tolist()))
-    geometry = nifti.Geometry((40, 40, 2), "LPS", affine, hu.shape, (4.0, 1.0, 1.0))
+    geometry = Geometry((40, 40, 2), "LPS", affine, hu.shape, (4.0, 1.0, 1.0))
     given = {1: Clicks(np.array([[6.0, 9.0]], np.float32), np.ones(1, np.int32))}
     options = Options(2, flip=True)
     found = {x.number: x.labels for x in predict_slices(Bright(40), hu, geometry, given, options)}
@@ -358,7 +359,7 @@ def test_clicks_are_carried_up_and_down_until_nothing_is_there(tmp_path):
 def test_a_range_of_slices_flips_and_the_largest_part():
     hu = np.full((10, 40, 40), -1000, np.int16)
     hu[:, 5:10, 5:12] = 60
-    geometry = nifti.Geometry(
+    geometry = Geometry(
         (40, 40, 10), "LPS", tuple(map(tuple, np.eye(4))), hu.shape, (4.0, 1.0, 1.0)
     )
     options = Options(batch_size=4, first=2, last=7)
@@ -423,7 +424,7 @@ def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     config = phantom_config()
     model = make_model(config.model)
-    variables = init_variables(model, jax.random.key(3))
+    variables = init_variables(config.model, jax.random.key(3))
     save_run(folder, config, variables)
     return folder, model, variables
 
@@ -553,7 +554,7 @@ def test_a_folder_is_predicted_past_a_bad_volume_and_gone_on_with(workdir, tmp_p
 
 SMALLEST = (
     "import runpy, sys; from usam_jax.models import usam; "
-    "usam.SIZES['smallest'] = usam.Size(48, 2, 2, (1,), window=7, dim=32); "
+    "usam.VARIANTS['smallest'] = usam.Variant(48, 2, 2, (1,), window=7, dim=32); "
     "runpy.run_module('usam_jax.predict', run_name='__main__', alter_sys=True)"
 )
 

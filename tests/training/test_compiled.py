@@ -17,9 +17,10 @@ from benchmarks.hlo import (
     products,
 )
 from usam_jax.evaluation.inference import make_forward
+from usam_jax.models.common.spec import split_params
 from usam_jax.models.sam import attention
+from usam_jax.models.usam import SPEC
 from usam_jax.training import loop
-from usam_jax.training.optimizer import FROZEN
 from usam_jax.utils.mesh import batch_sharding, make_mesh
 
 NUM_POINTS = 6
@@ -66,7 +67,7 @@ def count(tree) -> int:
 
 
 def trained(params) -> dict:
-    return {name: x for name, x in params.items() if name != FROZEN}
+    return split_params(params, SPEC)[0]
 
 
 def joined_kernels(step) -> list:
@@ -91,10 +92,8 @@ def most_besides_gradients(step) -> int:
     )
     # Mean and variance. What the backward pass sums are the gradients of scale and bias.
     batch_norm = 2 * channels
-    # The frozen part's gradient is computed, for the test that all gradients are finite.
-    frozen = count(step.state.params[FROZEN])
     losses = 1 + 3 * step.config.model.num_classes  # cross entropy; Dice's overlap and its totals
-    return joined + filled + batch_norm + frozen + losses
+    return joined + filled + batch_norm + losses
 
 
 def test_data_parallel_training_only_sums_gradients_and_statistics(replicated_step):
@@ -168,7 +167,7 @@ def test_in_bfloat16_only_the_positions_are_multiplied_in_float32():
     step = lower_step(**{"model.dtype": "bfloat16"})
     found = products(step.lowered.as_text())
     assert {x.kind for x in found} == {"dot_general", "convolution"}
-    matrix = (2, step.model.size.dim // 2)
+    matrix = (2, step.model.variant.dim // 2)
     wide = [x for x in found if x.multiplied != ("bf16", "bf16")]
     # Fourier features of points, boxes and the grid: in bfloat16, a position of 224 pixels would
     # be off by half a pixel, before the sine of many turns.

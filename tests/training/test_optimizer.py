@@ -6,15 +6,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from ml_collections import ConfigDict
 
+from configs import care
+from usam_jax.models.common.spec import ModelSpec, group_of, split_params
+from usam_jax.models.usam import SPEC
 from usam_jax.training import optimizer
+from usam_jax.utils.errors import UsageError
 
 
 def our_steps() -> dict[str, np.ndarray]:
     params = {part: jnp.asarray(problem.start(part)) for part in problem.RATES}
-    params[optimizer.FROZEN] = jnp.asarray(problem.start(optimizer.FROZEN))
     factor_fn = optimizer.polynomial_decay(problem.TOTAL, problem.WARMUP)
-    tx = optimizer.make_optimizer(problem.config(), factor_fn, params)
+    tx = optimizer.make_optimizer(problem.config(), factor_fn, SPEC)
     state, found = tx.init(params), []
     update = jax.jit(tx.update)
     for step in range(problem.NUM_STEPS):
@@ -35,8 +39,67 @@ def test_thirty_steps_equal_torchs():
     found = our_steps()
     with np.load(problem.GOLDEN) as expected:
         assert_close(found, {part: expected[part] for part in problem.RATES})
-    frozen = problem.start(optimizer.FROZEN)
-    assert (found[optimizer.FROZEN] == frozen).all()
+
+
+def make_spec(*groups):
+    return ModelSpec(config=ConfigDict, build=lambda _: None, param_groups=groups)
+
+
+def test_group_of_names_an_uncovered_parameter():
+    spec = make_spec(("encoder/.*", "encoder"))
+    assert group_of("encoder/kernel", spec) == "encoder"
+    with pytest.raises(UsageError, match="the parameter head/kernel: got no learning-rate group"):
+        group_of("head/kernel", spec)
+
+
+def test_group_of_takes_the_first_match():
+    spec = make_spec(("encoder/norm/.*", None), ("encoder/.*", "encoder"), (".*", "rest"))
+    paths = ("encoder/norm/scale", "encoder/kernel", "head/kernel")
+    assert [group_of(x, spec) for x in paths] == [None, "encoder", "rest"]
+    trainable, frozen = split_params({"encoder": {"norm": {"scale": 1}, "kernel": 2}}, spec)
+    assert (trainable, frozen) == ({"encoder": {"kernel": 2}}, {"encoder": {"norm": {"scale": 1}}})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        (
+            "learning_rates",
+            ConfigDict({"backbone": 1e-4}),
+            r"got \['backbone'\], expected one rate",
+        ),
+        ("name", "adam", "config.optimizer.name: got 'adam', expected one of adamw, sgd"),
+        ("momentum", 1.0, "config.optimizer.momentum"),
+    ],
+)
+def test_optimizer_check_names_the_field(field, value, message):
+    config = care.get_config().optimizer
+    optimizer.check(config, SPEC)
+    config[field] = value
+    with pytest.raises(UsageError, match=message):
+        optimizer.check(config, SPEC)
+
+
+def test_sgd_is_torchs_with_nesterov_momentum_and_decay():
+    config = ConfigDict(
+        {
+            "name": "sgd",
+            "learning_rates": {"all": 0.1},
+            "weight_decay": 0.01,
+            "momentum": 0.9,
+            "nesterov": True,
+        }
+    )
+    tx = optimizer.make_optimizer(config, lambda step: 1.0, make_spec((".*", "all")))
+    params, buffer = {"w": jnp.float32(2.0)}, 0.0
+    state, expected = tx.init(params), 2.0
+    for gradient in (1.0, -0.5, 0.25):
+        updates, state = tx.update({"w": jnp.float32(gradient)}, state, params)
+        params = optax.apply_updates(params, updates)
+        decayed = gradient + 0.01 * expected  # torch.optim.SGD's documentation, step by step
+        buffer = 0.9 * buffer + decayed
+        expected -= 0.1 * (decayed + 0.9 * buffer)
+        np.testing.assert_allclose(params["w"], expected, rtol=1e-6)
 
 
 @pytest.mark.parity

@@ -9,9 +9,11 @@ from conftest import model_config
 from flax import traverse_util
 from safetensors.numpy import save_file
 
-from tools import convert
+from tools import convert as convert_tool
+from usam_jax import convert
 from usam_jax.utils.errors import WeightsError
 from usam_jax.weights import load, name_map
+from usam_jax.weights.maps import usam
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +22,7 @@ def sam():
 
 
 def test_every_layout_converts_there_and_back():
-    for leaf in name_map.model_leaves(model_config(variant="tiny", image_size=112)):
+    for leaf in name_map.model_leaves(model_config(variant="tiny", image_size=112), usam.PUBLISHED):
         array = np.arange(np.prod(leaf.shape), dtype=np.float32).reshape(leaf.shape)
         tensors = leaf.to_torch(array)
         assert {t.shape for t in tensors} == {leaf.torch_shape}
@@ -28,14 +30,14 @@ def test_every_layout_converts_there_and_back():
 
 
 def test_names_of_the_hub_are_those_of_sam_tensor_by_tensor():
-    hub = json.loads((recipe.GOLDEN / "hugging_face_manifest.json").read_text())
+    hub = json.loads((recipe.USAM / "hugging_face_manifest.json").read_text())
     arrays = {name: np.broadcast_to(np.float32(0), shape) for name, shape in hub.items()}
-    renamed = {name: array.shape for name, array in name_map.sam_names(arrays).items()}
+    renamed = {name_map.rename(name, usam.HUB_NAMES): x.shape for name, x in arrays.items()}
     assert renamed == recipe.manifest("sam_vit_b")
     # A saved file has one matrix of the two that are the same, under either name.
     for name in [name for name in hub if "positional_embedding" in name]:
         one = {other: array for other, array in arrays.items() if other != name}
-        assert name_map.sam_names(one).keys() == renamed.keys()
+        assert {name_map.rename(other, usam.HUB_NAMES) for other in one} == renamed.keys()
 
 
 def test_missing_unknown_and_misshapen_tensors_are_listed_together(sam):
@@ -45,7 +47,7 @@ def test_missing_unknown_and_misshapen_tensors_are_listed_together(sam):
     faulty["image_encoder.adapter.weight"] = np.zeros(3, np.float32)
     faulty["image_encoder.blocks.3.norm1.bias"] = np.zeros(1024, np.float32)
     with pytest.raises(WeightsError) as caught:
-        name_map.from_sam(faulty, model_config())
+        convert.from_sam(faulty, model_config())
     for text in (
         "2 missing",
         "image_encoder.neck.0.weight",
@@ -53,7 +55,7 @@ def test_missing_unknown_and_misshapen_tensors_are_listed_together(sam):
         "1 unknown",
         "image_encoder.adapter.weight",
         "1 misshapen",
-        "image_encoder.blocks.3.norm1.bias: found (1024,), expected (768,)",
+        "image_encoder.blocks.3.norm1.bias: got (1024,), expected (768,)",
     ):
         assert text in str(caught.value)
 
@@ -61,12 +63,12 @@ def test_missing_unknown_and_misshapen_tensors_are_listed_together(sam):
 def test_published_weights_of_other_classes_are_refused_by_name():
     shapes = recipe.manifest("usam_word").items()
     word = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes}
-    with pytest.raises(WeightsError, match=r"final_output.3.weight: found \(17, 32, 1, 1\)"):
-        name_map.from_usam(word, model_config(num_classes=3))
+    with pytest.raises(WeightsError, match=r"final_output.3.weight: got \(17, 32, 1, 1\)"):
+        convert.from_usam(word, model_config(num_classes=3))
 
 
 def test_baseline_s_takes_the_patch_embedding_too(sam):
-    params, report = name_map.from_sam(sam, model_config(name="sam"))
+    params, report = convert.from_sam(sam, model_config(name="sam_s"))
     kernel = params["image_encoder"]["patch_embed"]["proj"]["kernel"]
     expected = sam["image_encoder.patch_embed.proj.weight"].transpose(2, 3, 1, 0)
     np.testing.assert_array_equal(kernel, expected)
@@ -74,7 +76,7 @@ def test_baseline_s_takes_the_patch_embedding_too(sam):
 
 
 def test_report_tells_what_was_left_out_and_why(sam):
-    _, report = name_map.from_sam(sam, model_config())
+    _, report = convert.from_sam(sam, model_config())
     text = str(report)
     assert "loaded 265 tensors, 9 of them resized" in text
     assert "image_encoder.pos_embed: (1, 64, 64, 768) -> (1, 14, 14, 768)" in text
@@ -84,7 +86,7 @@ def test_report_tells_what_was_left_out_and_why(sam):
 def test_converted_file_gives_the_same_start_as_the_original(sam, tmp_path):
     config = model_config()
     save_file(sam, tmp_path / "sam.safetensors")
-    convert.convert(tmp_path / "sam.safetensors", tmp_path / "ours.safetensors", config)
+    convert_tool.convert(tmp_path / "sam.safetensors", tmp_path / "ours.safetensors", config)
     direct, _ = load.read_weights(tmp_path / "sam.safetensors", config)
     again, news = load.read_weights(tmp_path / "ours.safetensors", config)
     assert "this package" in news
@@ -97,7 +99,8 @@ def test_converted_file_gives_the_same_start_as_the_original(sam, tmp_path):
 def test_a_file_of_another_size_is_refused_with_its_name(tmp_path):
     config = model_config(variant="tiny", image_size=112)
     arrays = {
-        "/".join(x.path): np.zeros(x.shape, np.float32) for x in name_map.model_leaves(config)
+        "/".join(x.path): np.zeros(x.shape, np.float32)
+        for x in name_map.model_leaves(config, usam.PUBLISHED)
     }
     save_file(arrays, tmp_path / "tiny.safetensors")
     with pytest.raises(WeightsError, match=r"(?s)tiny.safetensors: .*misshapen") as e:

@@ -1,4 +1,4 @@
-"""Random views of a slice: the published ones, and more as settings (NumPy, OpenCV)."""
+"""Augmentation of a slice: the published one, and further ones as settings."""
 
 import dataclasses
 import math
@@ -14,15 +14,15 @@ RIGHT_ANGLE_SHARE = 0.5
 ROTATION_SHARE = 0.25
 MAX_DEGREES = 20.0
 RANDOM_CLAHE_LIMITS = (1.0, 4.0)
-KNOTS = 5  # of the elastic field, along each side
-MAX_ELASTIC = 0.05  # of the slice's side; a field twice as strong would fold
+KNOTS = 5  # knots of the elastic field along each side
+MAX_ELASTIC = 0.05  # share of the slice's side; a field twice as strong would fold
 
 Pair = tuple[np.ndarray, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """What is drawn for a slice; every part can be off. Fields as in `config.data`."""
+    """The augmentations of a slice, each of which can be off. Fields as in `config.data`."""
 
     published: bool = True
     random_clahe: bool = False
@@ -31,10 +31,11 @@ class Augment:
     intensity: float = 0.0
 
     def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> Pair:
-        """A random view of a slice, uint8[h h] both; image and label move alike.
+        """A random view of an image and its label, both uint8[h h], with the same geometry.
 
-        Half are turned by right angles and flipped, a quarter rotated (the paper's implementation
-        details; the published code). Rotation, scale and elastic field are one warp.
+        Half of the slices are flipped after 0 or 1 quarter turn and a quarter are rotated, as in
+        the published code (the paper's implementation details). Rotation, scale and elastic field
+        are one warp.
         """
         if self.random_clahe:
             image = random_clahe(image, rng)
@@ -50,7 +51,8 @@ class Augment:
             limit = math.log1p(self.scale)
             matrix = view_matrix(label.shape[0], degrees, math.exp(rng.uniform(-limit, limit)))
             field = elastic_field(label.shape[0], self.elastic, rng) if self.elastic else None
-            # With these nearly every slice is warped, and evaluation sees none of that roughness.
+            # Linear, not nearest as published: nearly every slice is warped here, and evaluation
+            # images do not have the roughness of nearest neighbour.
             image = warp(image, matrix, field, cv2.INTER_LINEAR)
             label = warp(label, matrix, field, cv2.INTER_NEAREST)
         elif degrees:
@@ -61,7 +63,7 @@ class Augment:
 
 
 def make_augment(data: ConfigDict) -> Augment:
-    """What `config.data` asks for. Raises UsageError for an amount that makes no sense."""
+    """The augmentation of `config.data`. Raises UsageError for an amount outside its limits."""
     limits = {
         "augment_scale": 1.0,
         "augment_elastic": MAX_ELASTIC * data.image_size,
@@ -77,30 +79,30 @@ def make_augment(data: ConfigDict) -> Augment:
 
 
 def flip_turned(x: np.ndarray, turns: int, axis: int) -> np.ndarray:
-    """A mirror image: 0 or 1 quarter turn, then a flip. More turns give the same four."""
+    """Applies 0 or 1 quarter turn, then a flip (more turns give the same four images)."""
     return cv2.flip(cv2.rotate(x, cv2.ROTATE_90_COUNTERCLOCKWISE) if turns else x, axis)
 
 
 def rotate(x: np.ndarray, degrees: float) -> np.ndarray:
-    """The published rotation: about the centre, nearest neighbour for the image too."""
+    """The published rotation: about the centre, by nearest neighbour even for images."""
     return warp(x, view_matrix(x.shape[0], degrees, 1.0), None, cv2.INTER_NEAREST)
 
 
 def view_matrix(size: int, degrees: float, factor: float) -> np.ndarray:
-    """float64[2 3]: a turn about the centre, counter-clockwise, and growth by `factor`."""
+    """Counter-clockwise rotation about the centre with scaling by `factor`, float64[2 3]."""
     centre = (size - 1) / 2
     return cv2.getRotationMatrix2D((centre, centre), degrees, factor)
 
 
 def elastic_field(size: int, pixels: float, rng: np.random.Generator) -> Pair:
-    """Smooth shifts in x and y, float32[h h] in pixels, drawn at knots from -pixels to pixels."""
+    """Smooth shifts in x and y, float32[h h] in pixels, uniform in +-`pixels` at the knots."""
     knots = rng.uniform(-pixels, pixels, (2, KNOTS, KNOTS)).astype(np.float32)
     x, y = (cv2.resize(plane, (size, size), interpolation=cv2.INTER_CUBIC) for plane in knots)
     return x, y
 
 
 def warp(x: np.ndarray, matrix: np.ndarray, field: Pair | None, interpolation: int) -> np.ndarray:
-    """`x` uint8[h h] moved by `matrix` and then `field`; 0 (air, background) from outside."""
+    """Warps `x` uint8[h h] by `matrix`, then by `field`, with 0 (air) beyond the border."""
     size = x.shape[0]
     if field is None:
         return cv2.warpAffine(x, matrix, (size, size), flags=interpolation)
@@ -113,7 +115,7 @@ def warp(x: np.ndarray, matrix: np.ndarray, field: Pair | None, interpolation: i
 
 
 def jitter_intensity(image: np.ndarray, amount: float, rng: np.random.Generator) -> np.ndarray:
-    """Contrast about mid grey by 1 +- amount and brightness by +- amount / 2 of the range."""
+    """Scales contrast about mid grey by 1 +- amount and shifts brightness by +- amount / 2."""
     contrast, shift = rng.uniform(-amount, amount, 2)
     grey = np.arange(256) - 127.5
     table = grey * (1 + contrast) + 127.5 * (1 + shift)
@@ -121,6 +123,6 @@ def jitter_intensity(image: np.ndarray, amount: float, rng: np.random.Generator)
 
 
 def random_clahe(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """CLAHE with a clip limit drawn anew, as the published loader does for each access."""
+    """Applies CLAHE with a random clip limit, as the published loader does on each access."""
     limit = rng.uniform(*RANDOM_CLAHE_LIMITS)
     return make_clahe(limit).apply(image)

@@ -1,4 +1,4 @@
-"""What every kind of data set is turned into: cases, each read in one go."""
+"""Cases: what every layout of data sets is turned into, each read as a whole."""
 
 import dataclasses
 import os
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from usam_jax.io.nifti import Geometry
+from usam_jax.io.geometry import Geometry
 from usam_jax.utils.errors import DataError
 
 # Grey float[n h w], nominally in [0, 1], and class indices uint8[n h w].
@@ -18,24 +18,24 @@ Slices = tuple[np.ndarray, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A slice of CARE, or a volume elsewhere; `load_fn` reads its slices.
+    """A volume, or a single slice in CARE and the published WORD.
 
-    `patient` is None where the data set does not tell whose slices these are. `stamp` (JSON)
-    changes when the source does. A case that cannot be used has no slices, and its `load_fn`
-    raises the DataError that says why.
+    `load_fn` reads its slices. `patient` is None if the data set does not identify patients.
+    `source_stamp` (JSON) changes when the source files do. A case that cannot be used has no
+    slices, and its `load_fn` raises the DataError with the reason.
     """
 
     name: str
     patient: str | None
     num_slices: int
-    stamp: list[Any]
+    source_stamp: list[Any]
     load_fn: Callable[[], Slices]
     geometry: Geometry | None = None
     files: tuple[pathlib.Path, ...] = ()
 
     @property
     def pixel_mm(self) -> tuple[float, float]:
-        """Height and width of a pixel; where they are not known only their ratio, 1, matters."""
+        """Height and width of a pixel, or (1, 1) if unknown: then only the ratio is used."""
         return self.geometry.spacing_mm[1:] if self.geometry else (1.0, 1.0)
 
 
@@ -43,7 +43,7 @@ Cases = dict[str, list[Case]]  # by split: train, val, test
 
 
 def unusable_case(name: str, error: DataError) -> Case:
-    """A place holder, so that all that is wrong with a data set is told at once."""
+    """A placeholder, so that all faults of a data set can be reported at once."""
 
     def load_fn() -> Slices:
         raise error
@@ -52,7 +52,7 @@ def unusable_case(name: str, error: DataError) -> Case:
 
 
 def find_fault(case: Case) -> DataError | None:
-    """Why a case cannot be used; None for one that can."""
+    """The reason why a case cannot be used, or None."""
     try:
         case.load_fn()
     except DataError as error:
@@ -61,7 +61,7 @@ def find_fault(case: Case) -> DataError | None:
 
 
 def source_stamp(*paths: pathlib.Path) -> list[Any]:
-    """Name, size and time of files. Raises DataError where one cannot be looked at."""
+    """Name, size and modification time of each file. Raises DataError if one cannot be read."""
     stamp: list[Any] = []
     for path in paths:
         try:
@@ -73,16 +73,16 @@ def source_stamp(*paths: pathlib.Path) -> list[Any]:
 
 
 def file_names(folder: pathlib.Path, end: str) -> list[str]:
-    """The files of a folder that end so, hidden ones aside, without that ending.
+    """The names, without `end`, of a folder's files that end with it and are not hidden.
 
-    Raises OSError where the folder cannot be read, which `glob` would take for an empty one.
+    Raises OSError if the folder cannot be read, which `glob` would treat as empty.
     """
     names = (x for x in os.listdir(folder) if x.endswith(end) and not x.startswith("."))
     return [x.removesuffix(end) for x in names]
 
 
 def natural_order(name: str) -> list[tuple[int, str]]:
-    """Sorting key under which 9 comes before 10."""
+    """A sorting key that puts 9 before 10."""
     return [
         (int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)
     ]

@@ -1,4 +1,4 @@
-"""A contact sheet of a data set: slices with outlined labels, where a flip is seen at once."""
+"""A contact sheet of a data set: slices with outlined labels, which make a flip obvious."""
 
 import itertools
 import math
@@ -10,10 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from usam_jax.data.case import Case, Cases
-from usam_jax.data.packed.build import ordered_map
+from usam_jax.data.datasets.registry import get_spec
 from usam_jax.data.packed.encode import pack_case
 from usam_jax.utils import console
 from usam_jax.utils.errors import DataError
+from usam_jax.utils.parallel import ordered_map
 from usam_jax.utils.plotting import class_colours, outline, save_figure
 
 COLUMNS, ROWS = 6, 4
@@ -31,23 +32,25 @@ class Tile(NamedTuple):
 def save_contact_sheet(path: pathlib.Path, cases: Cases, settings: dict[str, Any]) -> None:
     """Draws random slices of random cases, as they are packed with `settings`.
 
-    Where the source is a volume, each slice is marked with the patient's right, left, front (A)
-    and back (P). Cases that cannot be read are left out.
+    If the files give the patient's orientation, each slice is marked with the patient's right,
+    left, front (A) and back (P). Cases that cannot be read are left out. Raises DataError if none
+    is left.
     """
     tiles = pick_tiles(cases, settings)
     if not tiles:
-        raise DataError(f"{path}: there is no case that can be drawn")
+        raise DataError(f"{path}: found no case that can be drawn")
     classes = settings["classes"]
     colours = class_colours(len(classes))
     rows = math.ceil(len(tiles) / COLUMNS)
     figure = Figure(figsize=(2.2 * COLUMNS, 2.4 * rows + 0.8), layout="constrained")
     for ax in figure.subplots(rows, COLUMNS, squeeze=False).flat:
         ax.axis("off")
+    sides = SIDES if get_spec(settings["kind"]).oriented else {}
     for ax, tile in zip(figure.axes, tiles, strict=False):
         ax.imshow(tile.image, cmap="gray", vmin=0, vmax=255)
         outline(ax, tile.label, colours)
         ax.set_title(tile.title, fontsize=7)
-        for side, (x, y) in SIDES.items() if settings["kind"] in ("word", "nnunet") else ():
+        for side, (x, y) in sides.items():
             ax.text(
                 x,
                 y,
@@ -64,7 +67,7 @@ def save_contact_sheet(path: pathlib.Path, cases: Cases, settings: dict[str, Any
 
 
 def pick_tiles(cases: Cases, settings: dict[str, Any]) -> list[Tile]:
-    """Random slices, with foreground where there is some, of random cases of all splits in turn."""
+    """Random slices, with foreground if possible, of random cases of the splits in turn."""
     rng = np.random.default_rng(0)
     shuffled = [
         [(split, found[i]) for i in rng.permutation(len(found)) if found[i].num_slices]
@@ -72,7 +75,7 @@ def pick_tiles(cases: Cases, settings: dict[str, Any]) -> list[Tile]:
     ]
     chosen = [x for some in itertools.zip_longest(*shuffled) for x in some if x is not None]
     chosen = chosen[: COLUMNS * ROWS]
-    # Few cases show several slices each, so that the sheet is full where there is enough.
+    # With few cases, several slices of each fill the sheet.
     each = math.ceil(COLUMNS * ROWS / max(len(chosen), 1))
     draws = rng.random((len(chosen), each))
 
@@ -89,11 +92,11 @@ def pick_tiles(cases: Cases, settings: dict[str, Any]) -> list[Tile]:
 
 
 def read_tiles(split: str, case: Case, draws: np.ndarray, settings: dict[str, Any]) -> list[Tile]:
-    """As many slices of a case as there are draws from [0, 1), from its feet to its head."""
+    """One slice of a case per draw from [0, 1), without duplicates, from feet to head."""
     try:
         images, labels = pack_case(case, settings)
     except DataError:
-        return []  # among the findings already
+        return []  # the check reports it
     rows = np.flatnonzero(labels.any((1, 2))) if labels.any() else np.arange(len(labels))
     picked = np.unique(rows[(draws * len(rows)).astype(int)])
     place = f", slice {{}} of {len(labels)}" if len(labels) > 1 else ""

@@ -1,4 +1,4 @@
-"""Packed slices to batches on the host, through grain: the same for any number of workers."""
+"""Batches of packed slices on the host, the same for any number of grain workers."""
 
 import dataclasses
 import math
@@ -12,53 +12,55 @@ from ml_collections import ConfigDict
 
 from usam_jax.data.augment import Augment, make_augment
 from usam_jax.data.packed.encode import make_clahe
-from usam_jax.data.packed.format import Packed, map_array, pack_anew
+from usam_jax.data.packed.format import Packed, map_array, repack_advice
 from usam_jax.data.prompt_modes import PromptMode
 from usam_jax.data.prompts import AddPrompts, make_add_prompts
 from usam_jax.utils.errors import DataError, UsageError
 
 READ_OPTIONS = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)  # in batches
 
-# What a batch holds: image and label uint8[b h w], index int32[b], and by the prompt setting
-# points_xy float32[b p 2], point_labels int32[b p], boxes_xyxy float32[b 4], prompts_given
-# bool[b p+1]. In evaluation valid bool[b], and prompts holds those of each mode under its name.
+# A batch holds image and label uint8[b h w], index int32[b] and, depending on the prompts,
+# points_xy float32[b p 2], point_labels int32[b p], boxes_xyxy float32[b 4] and prompts_given
+# bool[b p+1]. In evaluation it holds valid bool[b], and in `prompts` the prompts of each mode by
+# its name.
 Batch = dict[str, Any]
 
 
 class Slices:
     """The memory-mapped arrays of a packed split, uint8[n h w].
 
-    A worker process opens them anew: a pickled memory map is a copy of all slices.
+    A worker process opens them itself: a pickled memory map would be a copy of all slices.
     """
 
     def __init__(self, images: pathlib.Path, labels: pathlib.Path, num_classes: int) -> None:
         self.arguments = images, labels, num_classes
-        # Plain arrays: each slice of a np.memmap costs as much as its copy.
+        # Plain arrays: indexing a np.memmap costs as much as copying the slice.
         self.images, self.labels = (np.asarray(map_array(x)) for x in (images, labels))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Slices, self.arguments
 
     def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image and label of a slice. Raises DataError for labels that no class has."""
+        """Image and label of a slice. Raises DataError if a label has no class."""
         image, label = self.images[row], self.labels[row]
         _, path, num_classes = self.arguments
-        if label.max() >= num_classes:  # the loss would take them for background
+        if label.max() >= num_classes:  # the loss would treat them as background
             raise DataError(
                 f"{path}: slice {row} holds the label {label.max()}, expected 0 to "
                 f"{num_classes - 1}",
-                pack_anew(path),
+                repack_advice(path),
             )
         return image, label
 
 
 def open_slices(packed: Packed, split: str) -> Slices:
+    """The slices of a packed split."""
     num_classes = len(packed.manifest["settings"]["classes"])
     return Slices(packed.path(split, "images"), packed.path(split, "labels"), num_classes)
 
 
 def stack(elements: list[Batch]) -> Batch:
-    """Arrays of single slices, also in nested dicts, to those of a batch."""
+    """Stacks the arrays of single slices, also in nested dicts, into those of a batch."""
     batch: Batch = {}
     for name, first in elements[0].items():
         found = [x[name] for x in elements]
@@ -68,7 +70,7 @@ def stack(elements: list[Batch]) -> Batch:
 
 @dataclasses.dataclass(frozen=True)
 class TrainBatches:
-    """Random views of slices with prompts from their labels, drawn from seed, epoch and slice."""
+    """Makes training batches: augmented slices with prompts, drawn from seed, epoch and slice."""
 
     slices: Slices
     rows: np.ndarray
@@ -77,12 +79,13 @@ class TrainBatches:
     augment: Augment
     add_prompts: AddPrompts
 
-    # A whole batch at once: passing slices through grain one by one takes a third of the time.
+    # A whole batch per call: passing slices through grain one by one took a third of the time.
     def __call__(self, step: int, positions: np.ndarray) -> Batch:
         epoch = step // self.steps_per_epoch
         return stack([self.view(int(row), epoch) for row in self.rows[positions]])
 
     def view(self, row: int, epoch: int) -> Batch:
+        """The augmented slice of a row in an epoch, with prompts."""
         rng = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, epoch, row]))
         image, label = self.augment(*self.slices[row], rng)
         return self.add_prompts({"image": image, "label": label, "index": np.int32(row)}, rng)
@@ -90,7 +93,7 @@ class TrainBatches:
 
 @dataclasses.dataclass(frozen=True)
 class EvalBatches:
-    """Slices as they are, with the prompts of each mode; from `num_valid` on marked invalid."""
+    """Makes evaluation batches: slices with the prompts of each mode, invalid from `num_valid`."""
 
     slices: Slices
     rows: np.ndarray
@@ -119,11 +122,11 @@ class EvalBatches:
 def row_batches(
     num_rows: int, config: ConfigDict, process: int = 0, num_processes: int = 1
 ) -> tuple[grain.MapDataset, int]:
-    """Positions int[b] in the training rows of each step's batch, and the steps of an epoch.
+    """Positions int[b] in the training rows for each step, and the number of steps per epoch.
 
-    Endless, shuffled anew in each epoch; what an incomplete last batch would hold is left out.
-    Element i is this process's share of the batch of step i + 1: that batch is the same for any
-    number of processes.
+    The sequence is endless and reshuffled in each epoch, without an incomplete last batch. Element
+    i is this process's share of the batch of step i + 1, which is the same for any number of
+    processes. Raises UsageError if there is not a single complete batch.
     """
     local = config.train.batch_size // num_processes
     usable = num_rows // config.train.batch_size * config.train.batch_size
@@ -145,9 +148,9 @@ def train_batches(
     process: int = 0,
     num_processes: int = 1,
 ) -> tuple[grain.DatasetIterator, int]:
-    """An endless iterator over this process's training batches after `first_step` steps.
+    """This process's batches after `first_step`, endlessly, and the steps per epoch.
 
-    A batch depends on the seed and the step alone. Gives the steps of an epoch too.
+    A batch depends on the seed and the step alone.
     """
     dataset, steps = row_batches(len(rows), config, process, num_processes)
     make_batch = TrainBatches(
@@ -174,10 +177,10 @@ def eval_batches(
     process: int = 0,
     num_processes: int = 1,
 ) -> tuple[Iterator[Batch], int]:
-    """This process's share of every batch of some rows in order, and the number of batches.
+    """An iterator over this process's share of the batches of `rows`, and the number of batches.
 
-    `split` is that of the packed arrays. All batches have the same shape: the last is filled up
-    with repeated slices that `valid` marks as not counting. The prompts of all modes have one shape.
+    `split` is the split of the packed arrays. All batches have the same shape: the last is padded
+    with repeated slices that `valid` marks. The prompts of all modes have the same shape.
     """
     batch = config.eval.batch_size
     padded = np.resize(rows, math.ceil(len(rows) / batch) * batch)

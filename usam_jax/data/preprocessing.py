@@ -1,6 +1,6 @@
-"""A slice to what a trained model takes, and what it gives back onto the slice's own pixels.
+"""Converts a slice to a model's input, and the model's output back to the slice's pixels.
 
-The same steps as when the model's training data were packed.
+The steps are those with which the model's training data were packed.
 """
 
 import dataclasses
@@ -10,18 +10,19 @@ from typing import Any
 import cv2
 import numpy as np
 
+from usam_jax.data.datasets.registry import get_spec
 from usam_jax.data.packed.encode import make_clahe, pack_image
-from usam_jax.io.nifti import fitted_shape, unfit_square, window_hu
+from usam_jax.data.pixels import fitted_shape, unfit_square, window_hu
 from usam_jax.utils.files import read_json
 
-MIN_SIZE = 32  # pixels that a slice has at least
-# Height and width in mm; where they are not known only their ratio counts.
+MIN_SIZE = 32  # pixels, of the smallest slice that is accepted
+# Height and width in mm; if they are unknown, only their ratio is used.
 Pixel = tuple[float, float]
 
 
 @dataclasses.dataclass(frozen=True)
 class Preparation:
-    """How slices become uint8[size size]; `transposed` where the training data lay so."""
+    """The steps from a slice to uint8[size size], `transposed` if the training data were."""
 
     size: int
     level: float
@@ -31,11 +32,11 @@ class Preparation:
     transposed: bool
 
     def from_hu(self, hu: np.ndarray, pixel_mm: Pixel) -> np.ndarray:
-        """A slice [h w] in HU, upright, to uint8[size size]."""
+        """Converts an upright slice [h w] in HU to uint8[size size]."""
         return self.from_grey(window_hu(hu, self.level, self.width), pixel_mm)
 
     def from_grey(self, grey: np.ndarray, pixel_mm: Pixel = (1.0, 1.0)) -> np.ndarray:
-        """A slice float[h w], grey in [0, 1] and upright, to uint8[size size]."""
+        """Converts an upright slice float[h w], grey in [0, 1], to uint8[size size]."""
         if self.transposed:
             grey, pixel_mm = grey.T, pixel_mm[::-1]
         clahe = make_clahe(self.clahe_limit)
@@ -44,7 +45,7 @@ class Preparation:
     def labels_back(
         self, labels: np.ndarray, shape: tuple[int, int], pixel_mm: Pixel
     ) -> np.ndarray:
-        """Labels uint8[size size] on the slice's own pixels, uint8[h w]."""
+        """Maps labels uint8[size size] back to the slice's own pixels, uint8[h w]."""
         if self.transposed:
             return unfit_square(labels, shape[::-1], pixel_mm[::-1]).T
         return unfit_square(labels, shape, pixel_mm)
@@ -52,7 +53,7 @@ class Preparation:
     def probabilities_back(
         self, probabilities: np.ndarray, shape: tuple[int, int], pixel_mm: Pixel
     ) -> np.ndarray:
-        """Probabilities float32[size size k] on the slice's own pixels, linearly: float32[h w k]."""
+        """Maps probabilities float32[size size k] back linearly, to float32[h w k]."""
         if self.transposed:
             shape, pixel_mm = shape[::-1], pixel_mm[::-1]
         top, left, h, w = self.place(shape, pixel_mm)
@@ -65,7 +66,7 @@ class Preparation:
         return found.transpose(1, 0, 2) if self.transposed else found
 
     def points_in(self, xy: np.ndarray, shape: tuple[int, int], pixel_mm: Pixel) -> np.ndarray:
-        """Points float[n 2] (x, y) of a slice [h w] in pixels of the model's input, float32[n 2]."""
+        """Maps points float[n 2] (x, y) of a slice [h w] to the model's input, float32[n 2]."""
         if self.transposed:
             xy, shape, pixel_mm = xy[:, ::-1], shape[::-1], pixel_mm[::-1]
         top, left, h, w = self.place(shape, pixel_mm)
@@ -73,18 +74,18 @@ class Preparation:
         return ((xy + 0.5) * scale - 0.5 + [left, top]).astype(np.float32)
 
     def place(self, shape: tuple[int, int], pixel_mm: Pixel) -> tuple[int, int, int, int]:
-        """Top, left, rows and columns of a slice in the model's square."""
+        """Top, left, rows and columns that a slice covers in the model's square."""
         h, w, _ = fitted_shape(shape, self.size, pixel_mm)
         return (self.size - h) // 2, (self.size - w) // 2, h, w
 
 
 def source_kind(workdir: pathlib.Path, saved: dict[str, Any]) -> str:
-    """The kind of data set that a run was trained on, however it was packed."""
+    """The kind of the data set that a run was trained on, even if it was packed before."""
     return read_json(workdir / "data.json").get("kind", saved["data"]["kind"])
 
 
 def make_preparation(saved: dict[str, Any], kind: str) -> Preparation:
-    """That of a run, from its config and the kind of its data set."""
+    """The preparation of a run, from its saved config and the kind of its data set."""
     data = saved["data"]
     return Preparation(
         size=saved["model"]["image_size"],
@@ -92,6 +93,5 @@ def make_preparation(saved: dict[str, Any], kind: str) -> Preparation:
         width=data["window_width"],
         intensity=data["intensity"],
         clahe_limit=data["clahe_limit"],
-        # CARE is distributed with the patient's front at the left edge.
-        transposed=kind == "care",
+        transposed=get_spec(kind).transposed,
     )

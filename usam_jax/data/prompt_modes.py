@@ -1,4 +1,4 @@
-"""The ways to prompt that one evaluation compares, all of one shape so that one program serves them."""
+"""Prompt modes compared in one evaluation, padded to one shape to share a compiled program."""
 
 import dataclasses
 import re
@@ -18,14 +18,14 @@ Arrays = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class PromptMode:
-    """One way to prompt: as `add_prompts` does, every point and corner moved by `noise` pixels."""
+    """A prompt mode: the prompts of `add_prompts`, with `noise` pixels of jitter in evaluation."""
 
     add_prompts: AddPrompts
     noise: float = 0.0
 
     @property
     def name(self) -> str:
-        """As a folder's name: `points3`, `points3_rowcol`, `points3_box`, `box`, `none`."""
+        """A folder's name: `points3`, `points3_rowcol`, `points3_box`, `box`, `none`."""
         prompts = self.add_prompts
         name = eval_kind(prompts.kind)
         if "points" in name:
@@ -35,7 +35,7 @@ class PromptMode:
         return f"{name}_moved{self.noise:g}" if self.noise else name
 
     def describe(self) -> str:
-        """Where the prompts come from, in words, for every result."""
+        """The kind and the source of the prompts, in words, for reports."""
         prompts = self.add_prompts
         count = prompts.points_per_class
         points = f"{count} point{'s' * (count > 1)} per class"
@@ -54,16 +54,18 @@ class PromptMode:
 
     @property
     def num_points(self) -> int:
+        """The number of points per slice, padding included."""
         prompts = self.add_prompts
         if "points" not in eval_kind(prompts.kind):
             return 0
         return (prompts.num_classes - 1) * prompts.points_per_class + prompts.negative_points
 
     def __call__(self, label: np.ndarray, row: int, num_points: int) -> Arrays:
-        """The prompts of a slice, filled up to `num_points`; `prompts_given` tells what is there.
+        """The prompts of a slice, padded to `num_points`.
 
-        points_xy float32[p 2], point_labels int32[p], boxes_xyxy float32[4], prompts_given
-        bool[p+1], the last of them the box's. Noise depends on the slice's row alone.
+        They are points_xy float32[p 2], point_labels int32[p], boxes_xyxy float32[4], and
+        prompts_given bool[p+1], which is False for padding and has the box last. The jitter depends
+        on the slice's row alone.
         """
         found = self.add_prompts({"label": label}, None)
         missing = num_points - self.num_points
@@ -86,19 +88,19 @@ class PromptMode:
 
 
 def move(xy: np.ndarray, pixels: float, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Each point float32[n 2] moved by so many pixels in a random direction, kept in the slice."""
+    """Moves each point float32[n 2] by `pixels` in a random direction, clipped to the slice."""
     angle = rng.uniform(0, 2 * np.pi, len(xy))
     offsets = pixels * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
     return np.clip(xy + offsets, 0, size - 1).astype(np.float32)
 
 
 def main_mode(config: ConfigDict) -> PromptMode:
-    """What `config.prompts` asks for."""
+    """The mode of `config.prompts`. Raises UsageError for invalid fields."""
     return PromptMode(make_add_prompts(config))
 
 
 def other_modes(config: ConfigDict) -> list[PromptMode]:
-    """What `config.eval.prompts` asks for besides, by name. Raises UsageError for other names."""
+    """The further modes of `config.eval.prompts`. Raises UsageError for an unknown name."""
     main = main_mode(config)
     modes: dict[str, PromptMode] = {}
     for name in config.eval.prompts:
@@ -119,11 +121,15 @@ def other_modes(config: ConfigDict) -> list[PromptMode]:
 
 
 def noisy_modes(config: ConfigDict) -> list[PromptMode]:
-    """What `config.eval.prompt_jitter_px` asks for: the main prompts, moved. None where there is no prompt."""
+    """The main mode with each jitter of `config.eval.prompt_jitter_px`, if it has prompts.
+
+    Raises UsageError for a jitter that is not above 0.
+    """
     main = main_mode(config)
     if not all(isinstance(x, int | float) and x > 0 for x in config.eval.prompt_jitter_px):
         raise UsageError(
-            f"config.eval.prompt_jitter_px: found {config.eval.prompt_jitter_px}, expected pixels above 0"
+            f"config.eval.prompt_jitter_px: found {config.eval.prompt_jitter_px}, expected pixels "
+            "above 0"
         )
     if main.name == "none":
         return []
@@ -131,7 +137,7 @@ def noisy_modes(config: ConfigDict) -> list[PromptMode]:
 
 
 def trained_with(saved: dict[str, Any]) -> str:
-    """The prompts of training, in words, from the config of a run."""
+    """The prompts of training, in words, from a run's saved config."""
     prompts = saved["prompts"]
     mode = main_mode(ConfigDict({"prompts": prompts, "model": saved["model"]}))
     if prompts["kind"] == "mixed":

@@ -1,4 +1,4 @@
-"""Point and box prompts from a label map: drawn at random in training, fixed in evaluation."""
+"""Point and box prompts from a label map: random in training, fixed in evaluation."""
 
 import dataclasses
 from typing import Any
@@ -12,13 +12,13 @@ FOREGROUND, BACKGROUND, PADDING = 1, 0, -1
 KINDS = ("none", "points", "box", "points_box", "mixed")
 ORDERS = ("xy", "rowcol")
 
-# points_xy float32[p 2] (pixels) and point_labels int32[p]
+# points_xy float32[p 2] in pixels, and point_labels int32[p]
 Points = tuple[np.ndarray, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class AddPrompts:
-    """Adds the prompts of a slice, from its label as it is now. Fields as in `config.prompts`."""
+    """Adds prompts to a slice, from its (augmented) label. Fields as in `config.prompts`."""
 
     kind: str
     points_per_class: int
@@ -28,9 +28,9 @@ class AddPrompts:
     num_classes: int
 
     def __call__(self, element: dict[str, Any], rng: np.random.Generator | None) -> dict[str, Any]:
-        """Adds points_xy, point_labels, boxes_xyxy and prompts_given, where `kind` asks for them.
+        """Adds points_xy, point_labels, boxes_xyxy and prompts_given, as `kind` requires.
 
-        Without `rng` they are those of evaluation.
+        Without `rng` the prompts are those of evaluation.
         """
         label = element["label"]
         kind = self.kind if rng is not None else eval_kind(self.kind)
@@ -54,7 +54,7 @@ class AddPrompts:
 
 
 def make_add_prompts(config: ConfigDict) -> AddPrompts:
-    """What `config.prompts` asks for. Raises UsageError for what does not exist."""
+    """The prompts of `config.prompts`. Raises UsageError for an invalid field."""
     prompts = config.prompts
 
     def check(ok: bool, field: str, expected: str) -> None:
@@ -79,21 +79,22 @@ def make_add_prompts(config: ConfigDict) -> AddPrompts:
 
 
 def eval_kind(kind: str) -> str:
-    """The prompts that a model trained with `kind` is evaluated with."""
+    """The kind of prompts in the evaluation of a model trained with `kind`."""
     return "points" if kind == "mixed" else kind
 
 
 def make_points(
     label: np.ndarray, num_classes: int, per_class: int, rng: np.random.Generator | None
 ) -> Points:
-    """Points of each class in turn, all labelled as foreground: they say where, not which class.
+    """Points of each foreground class in turn, (num_classes - 1) * per_class in all.
 
-    An absent class's place is taken by the points of the next present class. A class with fewer
-    pixels gives as many points as it has; the rest, and a slice without any class, is padding.
-    Drawn without `rng`, they are spread evenly over the class's pixels in reading order.
-    There are (k-1) * per_class.
+    All are labelled FOREGROUND: the label says that a point is foreground, not which class. The
+    points of an absent class are those of the next present class. A class with fewer pixels than
+    `per_class` gives one point per pixel; the rest is padding, as is every point of a slice without
+    foreground. Without `rng` the points are spread evenly over the pixels of the class in row-major
+    order.
     """
-    pixels = np.flatnonzero(label != 0)  # of a bool: ten times as fast as of the uint8
+    pixels = np.flatnonzero(label != 0)  # of bool: ten times as fast as of uint8
     values = label.ravel()[pixels]
     of_class = {c: pixels[values == c] for c in range(1, num_classes)}
     chosen = {c: choose(found, per_class, rng) for c, found in of_class.items() if found.size}
@@ -110,7 +111,7 @@ def make_points(
 def make_background_points(
     label: np.ndarray, count: int, rng: np.random.Generator | None
 ) -> Points:
-    """`count` different points outside all classes, chosen as those of a class are."""
+    """`count` different points on the background, chosen as those of a class are."""
     points = np.zeros((count, 2), np.float32)
     labels = np.full(count, PADDING, np.int32)
     if count:
@@ -121,12 +122,12 @@ def make_background_points(
 
 
 def to_xy(flat: np.ndarray, width: int) -> np.ndarray:
-    """Places in a flattened slice to (x, y)."""
+    """Indices int[n] into a flattened slice as (x, y) int[n 2]."""
     return np.stack([flat % width, flat // width], axis=-1)
 
 
 def choose(pixels: np.ndarray, count: int, rng: np.random.Generator | None) -> np.ndarray:
-    """At most `count` different ones of `pixels`."""
+    """At most `count` different elements of `pixels`, evenly spaced without `rng`."""
     count = min(count, pixels.size)
     if rng is None:
         return pixels[((np.arange(count) + 0.5) * pixels.size / count).astype(np.int64)]
@@ -134,9 +135,9 @@ def choose(pixels: np.ndarray, count: int, rng: np.random.Generator | None) -> n
 
 
 def make_box(label: np.ndarray) -> np.ndarray:
-    """The box (x0, y0, x1, y1) float32[4] of all foreground, its outermost pixels included.
+    """The box (x0, y0, x1, y1) float32[4] of all foreground, including its outermost pixels.
 
-    A slice without foreground gets the whole image, for SAM has no padding for boxes.
+    For a slice without foreground it is the whole image, since SAM has no padding for boxes.
     """
     rows, columns = np.flatnonzero(label.any(1)), np.flatnonzero(label.any(0))
     if not rows.size:
@@ -147,7 +148,7 @@ def make_box(label: np.ndarray) -> np.ndarray:
 def jitter_box(
     box: np.ndarray, pixels: float, shape: tuple[int, ...], rng: np.random.Generator
 ) -> np.ndarray:
-    """Each side of `box` moved by up to `pixels`, and kept inside the slice and in order."""
+    """Moves each side of `box` by up to `pixels`, clipped to the slice and sorted."""
     corners = (box + rng.uniform(-pixels, pixels, 4)).reshape(2, 2)
     inside = np.clip(corners, 0, [shape[1] - 1, shape[0] - 1])
     return np.sort(inside, axis=0).reshape(4).astype(np.float32)

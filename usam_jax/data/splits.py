@@ -1,4 +1,4 @@
-"""Which packed slices are trained on, which choose the best epoch, and which are the test."""
+"""The packed slices for training, for choosing the best epoch, and for the test."""
 
 import dataclasses
 import math
@@ -15,7 +15,7 @@ from usam_jax.utils.files import read_json, write_json
 
 @dataclasses.dataclass(frozen=True)
 class Subset:
-    """Rows int[n] of the arrays of a packed split."""
+    """Some slices of a packed split: their rows int[n] in its arrays."""
 
     split: str
     rows: np.ndarray
@@ -25,20 +25,22 @@ class Subset:
 
 
 def split_parts(packed: Packed, data: ConfigDict, select_on: str) -> dict[str, Subset]:
-    """The parts `train`, `val` and `test` of a data set; no patient is in two of them.
+    """The subsets `train`, `val` and `test` of a data set, without a patient in two of them.
 
-    Validation is the data set's own where it has one. Otherwise it is held out of the training
-    split: whole patients drawn by seed or, where patients are unknown, a contiguous block of
-    slices; with `num_folds` it is fold number `fold`. Where the best epoch is chosen on the test
-    set it is empty. Slices without foreground are trained on only with `train_on_empty`.
-    Raises DataError where nothing is left to train or to choose on.
+    `val` is the data set's own validation split if it has one. Otherwise it is held out of the
+    training split: whole patients drawn by seed or, if patients are unknown, a contiguous block of
+    slices; with `num_folds` it is fold number `fold`. It is empty if the best epoch is chosen on
+    the test set. Slices without foreground are trained on only with `train_on_empty`.
+
+    Raises DataError if nothing is left to train or to choose on, and UsageError for folds that
+    contradict `select_on` or the data set.
     """
     check_splitting(data)
     if data.num_folds and (select_on != "val" or packed.cases("val")):
         raise UsageError(
             f"config.data.num_folds: found {data.num_folds}, but the best epoch is chosen on "
-            f"{'its own validation part' if select_on == 'val' else 'the test set'}; folds are for "
-            "data sets without validation part and config.eval.select_on=val"
+            f"{'its own validation split' if select_on == 'val' else 'the test set'}; folds are "
+            "for data sets without validation split and config.eval.select_on=val"
         )
     slices = packed.slices("train")
     held_out = np.zeros(len(slices), bool)
@@ -67,33 +69,33 @@ def split_parts(packed: Packed, data: ConfigDict, select_on: str) -> dict[str, S
     return {"train": Subset("train", trained), "val": val, "test": whole(packed, "test")}
 
 
-def choose(parts: dict[str, Subset], config: ConfigDict) -> Subset:
-    """The part that `config.eval.split` names. Raises UsageError where it is none or empty."""
+def choose(subsets: dict[str, Subset], config: ConfigDict) -> Subset:
+    """The subset that `config.eval.split` names. Raises UsageError if it is unknown or empty."""
     name = config.eval.split
-    if name not in parts or not len(parts[name]):
+    if name not in subsets or not len(subsets[name]):
         raise UsageError(
-            f"config.eval.split: found {name!r}, expected a part that has slices: "
-            f"{', '.join(x for x in parts if len(parts[x]))}"
+            f"config.eval.split: found {name!r}, expected a split that has slices: "
+            f"{', '.join(x for x in subsets if len(subsets[x]))}"
         )
-    return parts[name]
+    return subsets[name]
 
 
-def whole_cases(packed: Packed, part: Subset) -> Subset:
-    """All slices of the cases of a part, those too that are not trained on."""
-    case_of = np.array([x["case"] for x in packed.slices(part.split)])
-    kept = np.isin(case_of, case_of[part.rows])
-    return Subset(part.split, np.flatnonzero(kept))
+def whole_cases(packed: Packed, subset: Subset) -> Subset:
+    """All slices of the cases of a subset, including those that are not trained on."""
+    case_of = np.array([x["case"] for x in packed.slices(subset.split)])
+    kept = np.isin(case_of, case_of[subset.rows])
+    return Subset(subset.split, np.flatnonzero(kept))
 
 
-def name_slices(packed: Packed, part: Subset) -> list[str]:
-    """`SPLIT/NAME` of each slice of a part."""
-    slices = packed.slices(part.split)
-    return [f"{part.split}/{slices[row]['name']}" for row in part.rows]
+def name_slices(packed: Packed, subset: Subset) -> list[str]:
+    """`SPLIT/NAME` of each slice of a subset."""
+    slices = packed.slices(subset.split)
+    return [f"{subset.split}/{slices[row]['name']}" for row in subset.rows]
 
 
-def write_record(workdir: pathlib.Path, packed: Packed, parts: dict[str, Subset]) -> None:
-    """Writes `data.json`: which data a run trains on and chooses by, slice by slice."""
-    named = {name: name_slices(packed, part) for name, part in parts.items()}
+def write_record(workdir: pathlib.Path, packed: Packed, subsets: dict[str, Subset]) -> None:
+    """Writes `data.json`: the data set of a run, and the slices of each subset."""
+    named = {name: name_slices(packed, subset) for name, subset in subsets.items()}
     about = {
         "kind": packed.manifest["settings"]["kind"],
         "fingerprint": packed.manifest["fingerprint"],
@@ -102,42 +104,43 @@ def write_record(workdir: pathlib.Path, packed: Packed, parts: dict[str, Subset]
 
 
 def check_record(workdir: pathlib.Path, packed: Packed) -> None:
-    """Raises DataError where the data set is another than when the run began."""
+    """Raises DataError if the data set has changed since the run began."""
     record = read_json(workdir / "data.json")
     if record.get("fingerprint") != packed.manifest["fingerprint"]:
         raise DataError(
             f"{packed.folder}: the data set has changed since {workdir} began; restore its files "
-            "to go on with that run, or give another --workdir"
+            "to resume that run, or give another --workdir"
         )
 
 
-def check_unseen(workdir: pathlib.Path, packed: Packed, part: Subset, name: str) -> None:
-    """Raises DataError where slices that the run was trained on would count as val or test."""
+def check_unseen(workdir: pathlib.Path, packed: Packed, subset: Subset, name: str) -> None:
+    """Raises DataError if slices that the run was trained on would count as val or test."""
     record = read_json(workdir / "data.json")
     if name == "train" or record.get("fingerprint") != packed.manifest["fingerprint"]:
         return
-    seen = set(record["train"]) & set(name_slices(packed, part))
+    seen = set(record["train"]) & set(name_slices(packed, subset))
     if seen:
         raise DataError(
-            f"{workdir} was trained on {len(seen)} of the {len(part)} slices of the part {name}, "
-            "which is split off otherwise here; give the config.data and config.eval.select_on of "
-            "that run"
+            f"{workdir} was trained on {len(seen)} of the {len(subset)} slices of the split "
+            f"{name}, which is drawn differently here; give the config.data and "
+            "config.eval.select_on of that run"
         )
 
 
 def whole(packed: Packed, split: str) -> Subset:
+    """All slices of a packed split."""
     return Subset(split, np.arange(sum(x["num_slices"] for x in packed.cases(split))))
 
 
 def held_out_cases(packed: Packed, data: ConfigDict) -> set[str]:
-    """The training cases that validate: those that the manifest names, else drawn now."""
+    """The training cases held out for validation: those in the manifest, or else drawn now."""
     recorded = packed.manifest.get("held_out", {}).get(split_setting(data))
     folds = recorded or draw_held_out(packed.cases("train"), data)
     return set(folds[data.fold if data.num_folds else 0])
 
 
 def check_splitting(data: ConfigDict) -> None:
-    """Raises UsageError for a fraction or fold that does not exist."""
+    """Raises UsageError for an invalid fraction, number of folds or fold."""
     if not 0 < data.val_fraction < 1:
         raise UsageError(
             f"config.data.val_fraction: found {data.val_fraction}, expected between 0 and 1"
@@ -149,15 +152,16 @@ def check_splitting(data: ConfigDict) -> None:
 
 
 def split_setting(data: ConfigDict) -> str:
-    """The key in the manifest of what is held out under a config."""
+    """The key in the manifest's `held_out` for a config."""
     what = f"num_folds={data.num_folds}" if data.num_folds else f"val_fraction={data.val_fraction}"
     return f"split_seed={data.split_seed} {what}"
 
 
 def draw_held_out(cases: list[dict[str, Any]], data: ConfigDict) -> list[list[str]]:
-    """The names of the cases of each fold, or of the only part where there are no folds.
+    """The names of the held-out cases: a list per fold, or a single list without folds.
 
-    Whole patients, shuffled by `split_seed`; contiguous blocks of cases where one is unknown.
+    A list holds whole patients, shuffled by `split_seed`, or a contiguous block of cases if any
+    patient is unknown.
     """
     patients = [x["patient"] for x in cases]
     groups: list = list(range(len(cases)))  # without patients a case is its own group
@@ -181,7 +185,7 @@ def draw_held_out(cases: list[dict[str, Any]], data: ConfigDict) -> list[list[st
 
 
 def record_held_out(path: pathlib.Path, manifest: dict[str, Any], data: ConfigDict) -> None:
-    """Adds to a manifest which cases validate under a config, where the data set has no own."""
+    """Adds the held-out cases of a config to a manifest without a validation split."""
     setting, cases = split_setting(data), manifest["splits"]
     if cases.get("val") or setting in manifest["held_out"]:
         return

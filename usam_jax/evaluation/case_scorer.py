@@ -13,8 +13,9 @@ import numpy as np
 
 from usam_jax.data.case import source_stamp
 from usam_jax.data.packed.format import Packed
+from usam_jax.data.pixels import fitted_shape, unfit_square
 from usam_jax.evaluation.case_metrics import ClassScore, Scoring, score_case
-from usam_jax.io.nifti import fitted_shape, read_labels, unfit_square
+from usam_jax.io.nifti import read_labels
 from usam_jax.utils.errors import DataError
 
 MAX_WORKERS = 8

@@ -6,8 +6,10 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from usam_jax import models
 from usam_jax.data.prompt_modes import noisy_modes, other_modes
 from usam_jax.evaluation.case_metrics import POLICIES
+from usam_jax.models.common import registry
 from usam_jax.utils.errors import UsageError
 from usam_jax.utils.mesh import check_batch_size
 
@@ -22,7 +24,8 @@ def is_positive(x: Any) -> bool:
 def check(config: ConfigDict, mesh: Mesh) -> None:
     """Raise UsageError for a field of `config.eval` that has an unsupported value.
 
-    Reads `config.data.classes` and `config.prompts` too; `mesh` limits the batch size.
+    Reads `config.model.name`, `config.data.classes` and `config.prompts` too; `mesh` limits the batch
+    size.
     """
 
     def expect(ok: bool, name: str, expected: str) -> None:
@@ -35,6 +38,11 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
     expect(config.eval.split in SPLITS, "split", "train, val or test")
     other_modes(config)
     noisy_modes(config)
+    expect(
+        models.get(config.model.name).promptable or not set(config.eval.prompts) - {"none"},
+        "prompts",
+        f"none or (): the network {registry.short_name(config.model.name)} takes no prompts",
+    )
     num_foreground = len(config.data.classes) - 1
     tolerances = config.eval.nsd_tolerance_mm
     expect(

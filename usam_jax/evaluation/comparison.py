@@ -14,7 +14,6 @@ import numpy as np
 from scipy import stats
 
 from usam_jax.data.case import natural_order
-from usam_jax.data.datasets.volume_sets import stem
 from usam_jax.evaluation.case_metrics import ClassScore, class_status
 from usam_jax.evaluation.summary import (
     LOWER_IS_BETTER,
@@ -25,6 +24,7 @@ from usam_jax.evaluation.summary import (
     bootstrap,
     mean,
 )
+from usam_jax.io.nifti import stem
 from usam_jax.utils.errors import DataError, UsageError, list_some
 from usam_jax.utils.files import atomic_write, read_json, write_json
 

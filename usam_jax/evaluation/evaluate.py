@@ -4,6 +4,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 import numpy as np
+from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -12,16 +13,17 @@ from usam_jax.data.packed.format import Packed
 from usam_jax.data.packed.prepare import prepare
 from usam_jax.data.prompt_modes import PromptMode, main_mode, noisy_modes, other_modes, trained_with
 from usam_jax.data.splits import Subset
-from usam_jax.evaluation import pixel_counts, published_results
+from usam_jax.evaluation import checks, pixel_counts, published_results
 from usam_jax.evaluation.case_metrics import Scoring
 from usam_jax.evaluation.case_scorer import CaseResult, CaseScorer
-from usam_jax.evaluation.inference import Forward, make_forward, stream
+from usam_jax.evaluation.inference import Forward, count_part, make_forward, stream
 from usam_jax.evaluation.report.plots import ReportSlice
 from usam_jax.evaluation.report.slices import choose_rows, draw_report, make_report_slice
 from usam_jax.evaluation.report.tables import print_results
 from usam_jax.evaluation.summary import summarise, write_results
 from usam_jax.models import make_model
-from usam_jax.training import checks
+from usam_jax.training import checks as training_checks
+from usam_jax.training.loop import Evaluated, EvaluateFn
 from usam_jax.utils import runtime
 from usam_jax.utils.errors import WeightsError
 from usam_jax.utils.files import require_folder
@@ -63,7 +65,7 @@ def predict_part(
     modes = scored + noisy_modes(config)
     counts: dict[str, list[np.ndarray]] = {mode.name: [] for mode in modes}
     outcomes = stream(
-        *model[:2], packed, part, modes, config, model.mesh, f"evaluating {part.split}"
+        *model[:2], packed, part, modes, config, model.mesh, f"evaluating {config.eval.split}"
     )
     with CaseScorer(packed, part.split, make_scoring(config)) as scorer:
         for rows, found in outcomes:
@@ -88,6 +90,20 @@ def pooled_figures(counts: np.ndarray, classes: tuple[str, ...]) -> dict[str, An
     }
 
 
+def make_evaluate_fn(
+    model: nn.Module, packed: Packed, subset: Subset, config: ConfigDict, mesh: Mesh
+) -> EvaluateFn:
+    """How training evaluates: pooled Dice and IoU on the subset that chooses the best epoch."""
+    forward, mode, name = make_forward(model, mesh), main_mode(config), config.eval.select_on
+
+    def evaluate_fn(variables: dict[str, Any]) -> Evaluated:
+        counts = count_part(forward, variables, packed, subset, mode, config, mesh, name)
+        scores = pixel_counts.pooled_scores(counts, config.data.classes)
+        return Evaluated(scores.named(name), scores.mean_dice)
+
+    return evaluate_fn
+
+
 def check_classes(workdir: pathlib.Path, saved: dict[str, Any], config: ConfigDict) -> None:
     """Raises WeightsError where a run was trained with classes of other names or in other order."""
     trained = tuple(saved["data"]["classes"])
@@ -107,7 +123,8 @@ def evaluate_workdir(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any
     another model, and DataError where the run was trained on slices of a part that is not `train`.
     """
     mesh = make_mesh()
-    checks.check_config(config, mesh)
+    training_checks.check(config, mesh)
+    checks.check(config, mesh)
     step = run_checkpoint.best_step(workdir, config.model)
     saved = run_checkpoint.read_config(workdir)
     check_classes(workdir, saved, config)
@@ -118,7 +135,7 @@ def evaluate_workdir(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any
     splits.check_unseen(workdir, packed, part, config.eval.split)
     part = splits.whole_cases(packed, part)
     network = make_model(config.model)
-    variables = run_checkpoint.load_variables(workdir, network, step, replicated(mesh))
+    variables = run_checkpoint.load_variables(workdir, config.model, step, replicated(mesh))
     model = Model(make_forward(network, mesh), variables, mesh)
     main, others = main_mode(config), other_modes(config)
     done = predict_part(model, packed, part, config, [main, *others])

@@ -1,4 +1,4 @@
-"""Batches through the model: encoded once, decoded for each way to prompt."""
+"""Batches through the model: encoded once, decoded for each prompt mode."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -14,8 +15,8 @@ from usam_jax.data.packed.format import Packed
 from usam_jax.data.prompt_modes import PromptMode
 from usam_jax.data.splits import Subset
 from usam_jax.evaluation import pixel_counts
-from usam_jax.models import Prompts, USam
-from usam_jax.models.usam import Features
+from usam_jax.models import Prompts
+from usam_jax.models.common import registry
 from usam_jax.utils import console
 from usam_jax.utils.mesh import batch_sharding, replicated, shard_batch
 
@@ -33,9 +34,10 @@ def batch_prompts(batch: dict[str, Any]) -> Prompts | None:
 
 
 class Forward(NamedTuple):
-    """The model's halves, each compiled once for all batches and all ways to prompt.
+    """The model's halves, each compiled once for all batches and all prompt modes.
 
-    `encode`: (variables, images uint8[b h w]) -> features. `decode`: (variables, features, prompts,
+    `encode`: (variables, images uint8[b h w]) -> features, which are the logits of a network without
+    prompts. `decode`: (variables, features, prompts,
     labels, valid) -> pixel counts int32[b k 3], predicted classes uint8[b h w].
     """
 
@@ -43,20 +45,20 @@ class Forward(NamedTuple):
     decode: Callable[..., Any]
 
 
-def make_forward(model: USam, mesh: Mesh) -> Forward:
+def make_forward(model: nn.Module, mesh: Mesh) -> Forward:
     def encode(variables: Any, images: jax.Array) -> Any:
-        return model.apply(variables, batch_images(images), method="encode")
+        return registry.encode(model, variables, batch_images(images))
 
     def decode(
-        variables: Any, features: Features, prompts: dict[str, Any], labels: Any, valid: Any
+        variables: Any, features: Any, prompts: dict[str, Any], labels: Any, valid: Any
     ) -> tuple[Any, Any]:
-        logits: Any = model.apply(variables, features, batch_prompts(prompts), method="decode")
+        logits = registry.decode(model, variables, features, batch_prompts(prompts))
         predicted = logits.argmax(-1).astype(jnp.int32)
         counts = pixel_counts.count_pixels(predicted, labels, valid, logits.shape[-1])
         return counts, predicted.astype(jnp.uint8)
 
     split, everywhere = batch_sharding(mesh), replicated(mesh)
-    # The variables stay as they lie.
+    # `None` keeps the variables' current sharding.
     return Forward(
         jax.jit(encode, in_shardings=(None, split), out_shardings=split),
         jax.jit(
@@ -125,10 +127,9 @@ def count_part(
     mode: PromptMode,
     config: ConfigDict,
     mesh: Mesh,
+    name: str,
 ) -> np.ndarray:
-    """Pixel counts int32[n k 3] of the n slices of a part, in order."""
-    outcomes = stream(
-        forward, variables, packed, part, [mode], config, mesh, f"evaluating {part.split}"
-    )
+    """Pixel counts int32[n k 3] of the n slices of a subset, in order; `name` is for the progress."""
+    outcomes = stream(forward, variables, packed, part, [mode], config, mesh, f"evaluating {name}")
     counts = [np.asarray(found[mode.name].counts)[: len(rows)] for rows, found in outcomes]
     return np.concatenate(counts)

@@ -7,19 +7,14 @@ from typing import Any
 import numpy as np
 
 from usam_jax.data.case import file_names, natural_order
-from usam_jax.data.datasets.volume_sets import (
-    ENDINGS,
-    class_names,
-    read_description,
-    require_same_grid,
-)
-from usam_jax.data.packed.build import ordered_map
 from usam_jax.evaluation.case_metrics import Scoring, score_case
 from usam_jax.evaluation.case_scorer import CaseResult
 from usam_jax.evaluation.summary import summarise
-from usam_jax.io.nifti import read_geometry, read_labels
+from usam_jax.io.dataset_json import class_names, read_description
+from usam_jax.io.nifti import ENDINGS, read_geometry, read_labels, require_same_grid
 from usam_jax.utils import console
 from usam_jax.utils.errors import DataError, UsageError, list_some
+from usam_jax.utils.parallel import ordered_map
 
 DESCRIPTION = "dataset.json"
 MAX_LISTED = 200

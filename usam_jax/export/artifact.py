@@ -14,21 +14,24 @@ import numpy as np
 from ml_collections import ConfigDict
 from safetensors.numpy import save
 
+from usam_jax import models
 from usam_jax.data.packed.encode import CLAHE_TILES
 from usam_jax.data.preprocessing import Preparation, make_preparation, source_kind
 from usam_jax.data.prompt_modes import trained_with
 from usam_jax.evaluation.inference import batch_images
 from usam_jax.export.model_card import write_card
-from usam_jax.models import Prompts, USam, make_model
-from usam_jax.models.usam import IMAGE_MEAN, IMAGE_STD
+from usam_jax.models import Prompts, make_model
+from usam_jax.models.common import registry
+from usam_jax.models.common.spec import InputSpec
 from usam_jax.training import run_record
 from usam_jax.utils import console
 from usam_jax.utils.errors import UsageError, WeightsError
 from usam_jax.utils.files import atomic_write, checksum, read_json, write_json
-from usam_jax.weights import load, name_map, run_checkpoint
+from usam_jax.weights import load, run_checkpoint
+from usam_jax.weights.maps import maps_of
 from usam_jax.weights.name_map import Variables
 
-ARTEFACT, WEIGHTS, TORCH = "model.jax_export", "model.safetensors", "usam.safetensors"
+ARTEFACT, WEIGHTS = "model.jax_export", "model.safetensors"
 CONFIG, CARD = "config.json", "README.md"
 PLATFORMS = ("cpu", "cuda")
 # A flatbuffer ends at 2 GiB; the program itself takes a megabyte or two.
@@ -46,43 +49,47 @@ OUTPUTS = {
 }
 
 
-def make_artefact(model: USam, variables: Variables) -> bytes:
-    """The whole prediction, weights inside, as a serialised `jax.export` for PLATFORMS.
+def inputs_of(promptable: bool) -> dict[str, str]:
+    """The program's inputs, in order, with what they are: images, and prompts if it takes some."""
+    return INPUTS if promptable else {"images": INPUTS["images"]}
 
-    It takes INPUTS in their order and gives OUTPUTS; the batch b and the points p may be any number
+
+def make_artefact(config: ConfigDict, variables: Variables) -> bytes:
+    """The whole prediction of `config.model`, weights inside, as a serialised `jax.export`.
+
+    It runs on PLATFORMS and takes `inputs_of` the network in their order and gives OUTPUTS; the batch b and the points p may be any number
     from 1 on. Raises WeightsError for weights beyond the format's limit.
     """
+    model = make_model(config)
     size = sum(x.nbytes for x in jax.tree.leaves(variables))
     if size > MAX_WEIGHT_BYTES:
         raise WeightsError(
             f"the weights take {size / 1e9:.2f} GB, and a {ARTEFACT} holds at most "
-            f"{MAX_WEIGHT_BYTES / 1e9:.2f} GB; export a smaller config.model.variant"
+            f"{MAX_WEIGHT_BYTES / 1e9:.2f} GB; export a smaller model"
         )
 
-    def predict(
-        images: jax.Array, points: jax.Array, labels: jax.Array, boxes: jax.Array, given: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        prompts = Prompts(points, labels, boxes, given)
-        logits: Any = model.apply(variables, batch_images(images), prompts)
+    def predict(images: jax.Array, *prompts: jax.Array) -> tuple[jax.Array, jax.Array]:
+        given = Prompts(*prompts) if prompts else None
+        logits: Any = model.apply(variables, batch_images(images), given)
         return logits.argmax(-1).astype(jnp.uint8), jax.nn.softmax(logits)
 
     b, p = jax.export.symbolic_shape("b, p")
-    side = model.image_size
+    side = config.image_size
+    arguments = {
+        "images": ((b, side, side), jnp.uint8),
+        "points_xy": ((b, p, 2), jnp.float32),
+        "point_labels": ((b, p), jnp.int32),
+        "boxes_xyxy": ((b, 4), jnp.float32),
+        "prompts_given": ((b, p + 1), jnp.bool_),
+    }
     shapes = [
-        jax.ShapeDtypeStruct(shape, dtype)
-        for shape, dtype in (
-            ((b, side, side), jnp.uint8),
-            ((b, p, 2), jnp.float32),
-            ((b, p), jnp.int32),
-            ((b, 4), jnp.float32),
-            ((b, p + 1), jnp.bool_),
-        )
+        jax.ShapeDtypeStruct(*arguments[name]) for name in inputs_of(registry.is_promptable(model))
     ]
     exported = jax.export.export(jax.jit(predict), platforms=PLATFORMS)(*shapes)
     return bytes(exported.serialize())
 
 
-def describe_preprocessing(preparation: Preparation) -> dict[str, Any]:
+def describe_preprocessing(preparation: Preparation, inside: InputSpec) -> dict[str, Any]:
     """How an axial slice in HU becomes the program's image."""
     return {
         "orientation": "rows from front to back, columns from the patient's right to left",
@@ -95,20 +102,22 @@ def describe_preprocessing(preparation: Preparation) -> dict[str, Any]:
         "padding": "0, evenly on both sides; an odd pixel goes below or to the right",
         "clahe_limit": preparation.clahe_limit,
         "clahe_tiles": list(CLAHE_TILES),
-        "normalisation_inside": {"scale": 1 / 255, "mean": IMAGE_MEAN, "std": IMAGE_STD},
+        "normalisation_inside": {"scale": 1 / 255, "mean": inside.mean, "std": inside.std},
     }
 
 
 def describe_run(workdir: pathlib.Path, saved: dict[str, Any], step: int) -> dict[str, Any]:
     """What config.json tells, ready for JSON; no path and no name of a case is in it."""
     record, kind = read_json(workdir / "data.json"), source_kind(workdir, saved)
+    spec = models.get(saved["model"]["name"])
     return {
         "schema_version": 1,
         "classes": list(saved["data"]["classes"]),
-        "preprocessing": describe_preprocessing(make_preparation(saved, kind)),
-        "inputs": INPUTS,
+        "preprocessing": describe_preprocessing(make_preparation(saved, kind), spec.input),
+        "inputs": inputs_of(spec.promptable),
+        "promptable": spec.promptable,
         "outputs": OUTPUTS,
-        "model": saved["model"],
+        "model": saved["model"] | {"name": registry.short_name(saved["model"]["name"])},
         "prompts": {"trained_with": trained_with(saved), **saved["prompts"]},
         "checkpoint_step": step,
         "checkpoint_chosen_on": saved["eval"]["select_on"],
@@ -140,7 +149,8 @@ def require_own(folder: pathlib.Path) -> None:
 
 
 def export_run(workdir: pathlib.Path, folder: pathlib.Path, torch: bool) -> None:
-    """Writes a run's best checkpoint to `folder`: ARTEFACT, WEIGHTS, CONFIG, CARD and, if asked, TORCH.
+    """Writes a run's best checkpoint to `folder`: ARTEFACT, WEIGHTS, CONFIG, CARD and, if
+    `torch`, NETWORK.safetensors with the published names.
 
     Raises WeightsError where there is no checkpoint, it is too large or `folder` cannot be written,
     and UsageError where `folder` holds something else.
@@ -150,17 +160,18 @@ def export_run(workdir: pathlib.Path, folder: pathlib.Path, torch: bool) -> None
     config = ConfigDict(saved["model"])
     step, variables = run_checkpoint.load_best(workdir, config)
     description = describe_run(workdir, saved, step)
-    artefact = make_artefact(make_model(config), variables)
+    artefact = make_artefact(config, variables)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # First, for `require_own` knows an export that was stopped by it.
         with atomic_write(folder / ARTEFACT) as temporary:
             temporary.write_bytes(artefact)
         save_weights(folder / WEIGHTS, load.flatten(variables), description)
-        (folder / TORCH).unlink(missing_ok=True)  # an earlier checkpoint's
+        published = f"{description['model']['name']}.safetensors"
+        (folder / published).unlink(missing_ok=True)  # an earlier checkpoint's
         if torch:
-            save_weights(folder / TORCH, name_map.to_usam(variables, config), description)
-        names = [ARTEFACT, WEIGHTS, *([TORCH] if torch else [])]
+            save_weights(folder / published, load.to_published(variables, config), description)
+        names = [ARTEFACT, WEIGHTS, *([published] if torch else [])]
         description["sha256"] = {name: checksum(folder / name) for name in names}
         write_json(folder / CONFIG, description)
         with atomic_write(folder / CARD) as temporary:
@@ -170,8 +181,11 @@ def export_run(workdir: pathlib.Path, folder: pathlib.Path, torch: bool) -> None
     for name in (*names, CONFIG, CARD):
         console.info(f"{folder / name}: {(folder / name).stat().st_size / 1e6:.1f} MB")
     if torch:
-        reasons = "\n".join(f"  {part}: {why}" for part, why in name_map.UNUSED_PARTS.items())
-        console.info(f"{TORCH} lacks what the model has not; load it with strict=False:\n{reasons}")
+        ignored = maps_of(config.name)[0].ignored
+        reasons = "\n".join(f"  {pattern}: {reason}" for pattern, reason in ignored)
+        console.info(
+            f"{published} lacks what touches no output; load it with strict=False:\n{reasons}"
+        )
 
 
 def save_weights(

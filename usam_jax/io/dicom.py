@@ -1,8 +1,8 @@
 """A folder of DICOM slices as a volume.
 
-Where a slice lies is taken from its position and orientation in the patient alone: file names,
-InstanceNumber, SliceThickness and PatientPosition mislead too often. The grid of a series' files
-has the axes (column, row, file), the files sorted along the normal of the slices.
+A slice's place comes from ImagePositionPatient and ImageOrientationPatient alone: file names,
+InstanceNumber, SliceThickness and PatientPosition are too often wrong. The grid of a series has the
+axes (column, row, file), with the files sorted along the normal of the slices.
 """
 
 import dataclasses
@@ -11,37 +11,36 @@ from collections.abc import Sequence
 
 import numpy as np
 import pydicom
-from nibabel import orientations
 from pydicom.pixels import get_decoder
 from pydicom.uid import UID
 
-from usam_jax.io.nifti import MAX_OFF_VOXELS, Geometry, to_slices
+from usam_jax.io.geometry import MAX_OFF_VOXELS, Geometry, as_slices, make_geometry
 from usam_jax.utils.errors import DataError, list_some
 
-# What is used is checked here; pydicom would complain, file by file, of all the rest.
+# This module checks what it uses; pydicom would warn about everything else, file by file.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
 Header = pydicom.FileDataset
 SAME_IN_ALL = {"Rows": 1, "Columns": 1, "PixelSpacing": 2, "ImageOrientationPatient": 6}
-MAX_DIFFERENCE = 1e-4  # of those between files; some scanners write them with few digits
+MAX_DIFFERENCE = 1e-4  # between files; some scanners write these values with few digits
 MIN_GAP_MM = 0.01
 MAX_TILT_DEGREES = 0.1
 UNTILT = "have the workstation resample it without tilt"
-EXPECTED = {  # of each slice, the values taken and what to do about others
+EXPECTED = {  # by tag: the accepted values of a slice, and the fix for others
     "Modality": (("CT",), "give a CT series"),
     "NumberOfFrames": ((1, None, ""), "export multi-frame files as single slices (classic CT)"),
-    "PhotometricInterpretation": (("MONOCHROME2", "MONOCHROME1"), "leave out colour pictures"),
-    # Dual-energy maps have other units; US means that none was told.
+    "PhotometricInterpretation": (("MONOCHROME2", "MONOCHROME1"), "leave out colour images"),
+    # Dual-energy maps have other units; US means unspecified.
     "RescaleType": (("HU", None, "", "US", "HU_MOD"), "give a series in HU"),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """A CT series: HU float32[n h w] that lie as those of `volumes.read_slices`, and their files.
+    """A CT series: HU float32[n h w], oriented as by `nifti.read_slices`, and its files.
 
-    `files` go along the third axis of the file grid (`geometry.affine`, `geometry.file_axes`),
-    which may run from the head down. `notes` tell what of the folder was left out.
+    `files` follow the third axis of the file grid (`geometry.affine`, `geometry.file_axes`), which
+    may run from the head down. `notes` list the files of the folder that were left out.
     """
 
     hu: np.ndarray
@@ -51,14 +50,14 @@ class Series:
 
 
 def is_series(folder: pathlib.Path) -> bool:
-    """Whether the folder itself, not one below it, holds DICOM. Raises as `split_files`."""
+    """Whether the folder itself holds DICOM files. Raises DataError as `split_files`."""
     return folder.is_dir() and bool(split_files(folder)[0])
 
 
 def split_files(folder: pathlib.Path) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
-    """The folder's files that bear DICOM's mark, and the others; by name.
+    """The folder's DICOM files, recognised by the prefix DICM, and its other files, by name.
 
-    Raises DataError where one cannot be read.
+    Raises DataError if one cannot be read.
     """
     dicom: list[pathlib.Path] = []
     others: list[pathlib.Path] = []
@@ -72,10 +71,10 @@ def split_files(folder: pathlib.Path) -> tuple[list[pathlib.Path], list[pathlib.
 
 
 def read_series(folder: pathlib.Path) -> Series:
-    """The one CT series in a folder.
+    """Reads the only CT series in a folder.
 
-    Raises DataError for anything but slices of HU on one regular grid, all of them there; one
-    slice alone is taken to be as thick as it says.
+    The thickness of a single slice is its SliceThickness. Raises DataError unless the folder holds
+    all slices of one series, in HU, on one regular grid.
     """
     headers, notes = find_slices(folder)
     for header in headers:
@@ -85,16 +84,8 @@ def read_series(folder: pathlib.Path) -> Series:
     frames = np.empty((len(headers), headers[0].Rows, headers[0].Columns), np.float32)
     for frame, header in zip(frames, headers, strict=True):
         frame[:] = read_hu(header)
-    transform = to_slices(affine)
-    hu = orientations.apply_orientation(frames.transpose(2, 1, 0), transform).transpose(2, 1, 0)
-    x, y, z = np.linalg.norm(affine[:3, :3], axis=0)[transform[:, 0].argsort()].tolist()
-    geometry = Geometry(
-        file_shape=frames.shape[::-1],
-        file_axes="".join(orientations.aff2axcodes(affine)),
-        affine=tuple(tuple(row) for row in affine.tolist()),
-        shape=hu.shape,
-        spacing_mm=(z, y, x),
-    )
+    voxels = frames.transpose(2, 1, 0)
+    hu, geometry = as_slices(voxels, affine), make_geometry(voxels.shape, affine)
     return Series(hu, geometry, tuple(path_of(x) for x in headers), notes)
 
 
@@ -103,24 +94,27 @@ def path_of(header: Header) -> pathlib.Path:
     return pathlib.Path(str(header.filename))
 
 
-def fault(header: Header, problem: str, mend: str = "export the series anew") -> DataError:
-    """The error for a file's `problem`."""
-    return DataError(f"{path_of(header)}: {problem}", mend)
+def fault(header: Header, problem: str, fix: str = "export the series again") -> DataError:
+    """The DataError for a file's `problem`."""
+    return DataError(f"{path_of(header)}: {problem}", fix)
 
 
 def read_header(path: pathlib.Path) -> Header:
-    """All of a file but its pixels. Raises DataError where it is damaged."""
+    """Reads a file without its pixels. Raises DataError if it is damaged."""
     try:
         header = pydicom.dcmread(path, stop_before_pixels=True)
-        for element in header:  # each is parsed when first looked at
+        for element in header:  # pydicom parses an element on first access
             str(element.value)
-    except Exception as error:  # damage leads pydicom to exceptions of many kinds
-        raise DataError(f"{path}: the header cannot be read ({error})", "copy it anew") from error
+    except Exception as error:  # pydicom raises many types for damaged files
+        raise DataError(f"{path}: the header cannot be read ({error})", "copy it again") from error
     return header
 
 
 def read_numbers(header: Header, keyword: str, count: int, lengths: bool = False) -> np.ndarray:
-    """A tag's numbers float64[count]. Raises DataError for none, others, or lengths not above 0."""
+    """Reads the numbers of a tag as float64[count].
+
+    Raises DataError if they are missing, not finite or not `count`, or, for `lengths`, not above 0.
+    """
     found = header.get(keyword, "missing")
     try:
         numbers = np.array(found, np.float64).reshape(-1)
@@ -133,9 +127,9 @@ def read_numbers(header: Header, keyword: str, count: int, lengths: bool = False
 
 
 def find_slices(folder: pathlib.Path) -> tuple[list[Header], tuple[str, ...]]:
-    """The headers of the folder's slices, and notes on its other files.
+    """Reads the headers of the folder's slices, and makes notes on its other files.
 
-    Raises DataError where there are no slices, or those of several series.
+    Raises DataError if there are no slices, or slices of several series.
     """
     dicom, others = split_files(folder)
     localisers: list[pathlib.Path] = []
@@ -149,11 +143,11 @@ def find_slices(folder: pathlib.Path) -> tuple[list[Header], tuple[str, ...]]:
         else:
             series.setdefault(str(header.get("SeriesInstanceUID")), []).append(header)
     if broken := [x for x in others if x.suffix == ".dcm"]:
-        raise DataError(f"{broken[0]}: is no DICOM file", "copy it anew, or remove it")
+        raise DataError(f"{broken[0]}: is not a DICOM file", "copy it again, or remove it")
     notes = tuple(
         f"{folder}: {len(paths)} left out as {kind}: {', '.join(x.name for x in paths[:3])}"
         + ", ..." * (len(paths) > 3)
-        for kind, paths in (("no DICOM slice", others), ("localiser", localisers))
+        for kind, paths in (("not a DICOM slice", others), ("localiser", localisers))
         if paths
     )
     if not series:
@@ -170,10 +164,10 @@ def find_slices(folder: pathlib.Path) -> tuple[list[Header], tuple[str, ...]]:
 
 
 def check_slice(header: Header) -> None:
-    """Raises DataError for what is no single slice of HU, or a tilted one."""
-    for keyword, (values, mend) in EXPECTED.items():
+    """Raises DataError unless the file is one slice in HU without gantry tilt."""
+    for keyword, (values, fix) in EXPECTED.items():
         if (found := header.get(keyword)) not in values:
-            raise fault(header, f"{keyword} is {found}, expected {values[0]}", mend)
+            raise fault(header, f"{keyword} is {found}, expected {values[0]}", fix)
     if header.get("GantryDetectorTilt"):
         tilt = read_numbers(header, "GantryDetectorTilt", 1)[0]
         if abs(tilt) > MAX_TILT_DEGREES:
@@ -181,7 +175,7 @@ def check_slice(header: Header) -> None:
 
 
 def check_alike(headers: Sequence[Header]) -> None:
-    """Raises DataError for slices that differ in size, spacing or direction, or have a wrong one."""
+    """Raises DataError if size, spacing or orientation is invalid, or differs between slices."""
     first = headers[0]
     for keyword, count in SAME_IN_ALL.items():
         lengths = keyword != "ImageOrientationPatient"
@@ -189,8 +183,8 @@ def check_alike(headers: Sequence[Header]) -> None:
             numbers, others = (read_numbers(x, keyword, count, lengths) for x in (header, first))
             if np.abs(numbers - others).max() > MAX_DIFFERENCE:
                 problem = f"{keyword} is {header[keyword].value}, but {first[keyword].value} in "
-                mend = "give a folder with slices of one kind"
-                raise fault(header, f"{problem}{path_of(first).name} of the same series", mend)
+                fix = "give a folder with slices of one kind"
+                raise fault(header, f"{problem}{path_of(first).name} of the same series", fix)
     for header in headers:  # positions in different frames cannot be compared
         frames = [str(x.get("FrameOfReferenceUID", "")) for x in (header, first)]
         if frames[0] != frames[1]:
@@ -205,10 +199,10 @@ def check_alike(headers: Sequence[Header]) -> None:
 
 
 def sort_slices(headers: Sequence[Header]) -> tuple[list[Header], np.ndarray]:
-    """The headers along the normal of the slices, and the affine float64[4 4] of their grid.
+    """Sorts the headers along the normal of the slices, and makes the affine of their grid.
 
-    The affine leads from (column, row, file) to RAS mm, as a NIfTI file's does. Raises DataError
-    as `measure_step`.
+    The affine float64[4 4] maps (column, row, file) to RAS mm, as in NIfTI. Raises DataError as
+    `measure_step`.
     """
     row, column = read_numbers(headers[0], "ImageOrientationPatient", 6).reshape(2, 3)
     between_rows, between_columns = read_numbers(headers[0], "PixelSpacing", 2)
@@ -229,9 +223,9 @@ def sort_slices(headers: Sequence[Header]) -> tuple[list[Header], np.ndarray]:
 def measure_step(
     headers: Sequence[Header], offsets: np.ndarray, normal: np.ndarray, max_drift: float
 ) -> float:
-    """The distance in mm of sorted slices; `offsets` float64[n 3] are their positions'.
+    """The distance in mm between sorted slices with positions `offsets` float64[n 3] in mm.
 
-    Raises DataError for slices that are sheared, there twice or missing.
+    Raises DataError if slices are sheared, duplicated or missing.
     """
     names, along = [path_of(x).name for x in headers], offsets @ normal
     drift = np.linalg.norm(offsets - np.outer(along, normal), axis=1)
@@ -239,10 +233,10 @@ def measure_step(
     usual, near, far = float(np.median(gaps)), int(gaps.argmin()), int(drift.argmax())
     if gaps[near] < MIN_GAP_MM:
         where = f"lies at the same place as {names[near + 1]}, {headers[near].ImagePositionPatient}"
-        mend = "leave out copies; give a folder for each time of a series over time"
-        raise fault(headers[near], where, mend)
+        fix = "remove copies; give a folder for each time point of a series over time"
+        raise fault(headers[near], where, fix)
     if drift[far] > max_drift:
-        found = f"lies {drift[far]:.3g} mm beside the normal of {names[0]}"
+        found = f"lies {drift[far]:.3g} mm off the normal through {names[0]}"
         raise fault(headers[far], f"{found}, expected 0: the gantry was tilted", UNTILT)
     if np.abs(along - step * np.arange(len(along))).max() > MAX_OFF_VOXELS * usual:
         i = int(np.abs(gaps - usual).argmax())
@@ -256,19 +250,19 @@ def measure_step(
 
 
 def read_hu(header: Header) -> np.ndarray:
-    """The HU float32[rows columns] of a slice. Raises DataError where they cannot be read."""
+    """Reads the HU float32[rows columns] of a slice. Raises DataError if they cannot be read."""
     slope, inter = (read_numbers(header, f"Rescale{x}", 1) for x in ("Slope", "Intercept"))
     if not slope:
-        raise fault(header, "RescaleSlope is 0, expected another number")
+        raise fault(header, "RescaleSlope is 0, expected another value")
     syntax = UID(header.file_meta.get("TransferSyntaxUID", "missing"))
     try:
         decoder = get_decoder(syntax)
         if decoder.is_available:
             stored = pydicom.dcmread(path_of(header)).pixel_array
             return (stored * slope + inter).astype(np.float32)
-        mend = f"pip install what one of these asks for: {'; '.join(decoder.missing_dependencies)}"
+        fix = f"pip install what one of these asks for: {'; '.join(decoder.missing_dependencies)}"
     except NotImplementedError:
-        mend = "export it uncompressed"
+        fix = "export it uncompressed"
     except Exception as error:  # as in `read_header`
-        raise fault(header, f"the pixels cannot be read ({error})", "copy it anew") from error
-    raise fault(header, f"no decoder for its TransferSyntaxUID, {syntax} ({syntax.name})", mend)
+        raise fault(header, f"the pixels cannot be read ({error})", "copy it again") from error
+    raise fault(header, f"no decoder for its TransferSyntaxUID, {syntax} ({syntax.name})", fix)

@@ -1,4 +1,4 @@
-"""Labels of a DICOM series as a DICOM segmentation (SEG), on the frames of its files."""
+"""Labels of a DICOM series as a DICOM segmentation (SEG)."""
 
 import pathlib
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ from pydicom.valuerep import DS
 
 import usam_jax
 from usam_jax.io.dicom import Series, fault, read_header
-from usam_jax.io.nifti import from_slices
+from usam_jax.io.geometry import from_slices
 from usam_jax.utils.files import atomic_write
 
-# A SEG must have these, if only empty; exports without names often drop them.
+# A SEG must have these tags, even if they are empty; anonymised exports often lack them.
 MAY_BE_EMPTY = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
     *("AccessionNumber", "StudyID", "StudyDate", "StudyTime"),
@@ -28,22 +28,22 @@ def write_seg(
     prompted: bool,
     model_name: str = "usam_jax",
 ) -> None:
-    """Writes labels uint8[n h w] of `series.hu` as a SEG, on the frames of the series' files.
+    """Writes labels uint8[n h w] of `series.hu` as a SEG on the frames of the series.
 
-    `classes` are named by label, background first. A class without a pixel is a segment without
-    a frame; where all are, each has all frames, empty, for a SEG must have some. Raises DataError
-    for headers that no SEG can be made from.
+    `classes` are the names by label, background first. A class without pixels becomes a segment
+    without frames. If no class has pixels, each segment has all frames, empty, since a SEG must
+    have some. Raises DataError if the headers cannot be the source of a SEG.
     """
     headers = [read_header(x) for x in series.files]
     step = float(np.linalg.norm(np.array(series.geometry.affine)[:3, 2]))
     for header in headers:
         for keyword in MAY_BE_EMPTY:
             header.setdefault(keyword, "")
-        # highdicom copies these from the files, where they may be missing, wrong or rounded.
+        # highdicom copies these from the files, in which they may be missing, wrong or rounded.
         header.SliceThickness = header.get("SliceThickness") or DS(step, auto_format=True)
         header.SpacingBetweenSlices = DS(step, auto_format=True)
         header.ImageOrientationPatient = headers[0].ImageOrientationPatient
-    tissue = codes.SCT.Tissue  # of all classes true; the label tells them apart
+    tissue = codes.SCT.Tissue  # true of all classes; the label distinguishes them
     algorithm = highdicom.AlgorithmIdentificationSequence(
         name=model_name, family=codes.DCM.ArtificialIntelligence, version=usam_jax.__version__
     )
@@ -59,7 +59,7 @@ def write_seg(
             "BINARY",
             segments,
             series_instance_uid=highdicom.UID(),
-            series_number=1000,  # beyond those that scanners give
+            series_number=1000,  # above the numbers that scanners assign
             sop_instance_uid=highdicom.UID(),
             instance_number=1,
             manufacturer=model_name,
@@ -68,10 +68,10 @@ def write_seg(
             device_serial_number="none",
             omit_empty_frames=bool(labels.any()),
             series_description=f"{model_name} segmentation",
-            specific_character_set="ISO_IR 192",  # classes may have names in any script
+            specific_character_set="ISO_IR 192",  # class names may be in any script
         )
         with atomic_write(path) as temporary:
             seg.save_as(temporary)
     except (AttributeError, ValueError) as error:
         problem = f"cannot be the source of a DICOM-SEG ({error})"
-        raise fault(headers[0], problem, "mend the header, or write NIfTI") from error
+        raise fault(headers[0], problem, "correct the header, or write NIfTI") from error

@@ -1,4 +1,4 @@
-"""Torch checkpoints and safetensors read as numpy arrays, without torch."""
+"""Torch checkpoints and safetensors as numpy arrays, read without torch."""
 
 import io
 import itertools
@@ -16,25 +16,25 @@ from usam_jax.utils.errors import WeightsError, list_some
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _STATE_KEYS = ("model", "state_dict", "model_state_dict", "net", "module")
-# A tensor takes some 200 bytes of pickle: far more than any model has.
+# About 200 bytes of pickle describe one tensor, so no model comes near this limit.
 _MAX_PICKLE_BYTES = 16 << 20
-# Tied weights repeat a storage and expanded ones repeat an element; honest files do little of it.
+# Tied weights repeat a storage, expanded ones an element; genuine files rarely do either.
 _MAX_EXPANSION = 4
 _ADVICE = (
     "Expected a torch checkpoint or a .safetensors file of plain tensors. Check the download or, "
-    "where you trust the file, load it with torch and run torch.save(model.state_dict(), PATH)."
+    "if you trust the file, load it with torch and run torch.save(model.state_dict(), PATH)."
 )
 
 _ReadStorage = Callable[[Storage], bytes]
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Reads the weights of a torch checkpoint or safetensors file, running nothing that is in it.
+    """Reads the weights of a torch checkpoint or safetensors file without executing its pickle.
 
     The state dict is the file's entry "model", "state_dict", "model_state_dict", "net" or "module",
-    else the file's whole object; the prefix "module." goes where all names have it. The arrays have
-    the tensors' shapes and dtypes (bfloat16 is that of ml_dtypes) and own their memory. Raises
-    `WeightsError` for a file that is missing, damaged, more than plain data, or without weights.
+    else the whole object. The prefix "module." is removed if all names have it. The arrays have the
+    shapes and dtypes of the tensors (ml_dtypes.bfloat16 for bfloat16) and own their memory. Raises
+    WeightsError if the file is missing, damaged, more than plain data, or without weights.
     """
     try:
         with Path(path).open("rb") as file:
@@ -43,7 +43,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         raise WeightsError(f"{path}: {error} {_ADVICE}") from None
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise WeightsError(f"{path}: {error.strerror}; check the path. {_ADVICE}") from error
-    except Exception as error:  # damage shows up as nearly any error, MemoryError among them
+    except Exception as error:  # damaged files raise nearly any type, MemoryError included
         found = f"cannot be read ({type(error).__name__}: {str(error)[:200]})"
         raise WeightsError(f"{path}: {found}; is it damaged or cut short? {_ADVICE}") from error
     if all(name.startswith("module.") for name in arrays):  # from DistributedDataParallel
@@ -61,11 +61,11 @@ def _load_by_content(file: io.BufferedReader, file_bytes: int) -> dict[str, np.n
             return _read_tensors(*_open_zip(archive, file_bytes), file_bytes)
     if head.startswith(b"\x80"):
         return _read_tensors(*_open_legacy(file, file_bytes), file_bytes)
-    raise WeightsError(f"no checkpoint; it starts with {head!r}.")
+    raise WeightsError(f"not a checkpoint; it starts with {head!r}.")
 
 
 def _load_safetensors(data: bytes) -> dict[str, np.ndarray]:
-    # `safetensors.numpy` knows bfloat16 only in its later releases.
+    # `safetensors.numpy` supports bfloat16 only in its later releases.
     dtypes = {name: dtype for _, name, dtype in DTYPES}
     arrays = {}
     for name, entry in safetensors.deserialize(data):
@@ -82,7 +82,7 @@ def _open_zip(archive: zipfile.ZipFile, file_bytes: int) -> tuple[Any, _ReadStor
     def read_entry(name: str, limit: int) -> bytes:
         entry = archive.getinfo(name)
         if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
-            raise WeightsError(f"entry {brief(name)} is compressed, which torch never does.")
+            raise WeightsError(f"entry {brief(name)} is compressed, expected none as torch writes.")
         if entry.file_size > limit:
             raise WeightsError(f"entry {brief(name)} claims {entry.file_size} bytes, over {limit}.")
         return archive.read(entry)
@@ -109,7 +109,7 @@ def _open_zip(archive: zipfile.ZipFile, file_bytes: int) -> tuple[Any, _ReadStor
 
 def _open_legacy(file: io.BufferedReader, file_bytes: int) -> tuple[Any, _ReadStorage]:
     # Five pickles (magic number, protocol, system, object, storage keys), then the storages, each
-    # after its number of elements and always little-endian.
+    # preceded by its number of elements and always little-endian.
     pickles = io.BytesIO(file.read(min(file_bytes, _MAX_PICKLE_BYTES)))
     if unpickle(pickles, {}) != _LEGACY_MAGIC:
         raise WeightsError("a pickle, but not one that torch.save wrote.")
@@ -155,12 +155,12 @@ def _read_tensors(found: Any, read: _ReadStorage, file_bytes: int) -> dict[str, 
     total = sum(tensor.nbytes for tensor in tensors.values())
     if total > _MAX_EXPANSION * file_bytes:
         raise WeightsError(f"claims {total} bytes of tensors in a file of {file_bytes} bytes.")
-    # Entries of a zip file can lie in one another, and each would be read.
+    # Entries of a zip file can overlap, and each of them would be read.
     stored = sum(storage.nbytes for storage in {x.storage for x in tensors.values()})
     if stored > file_bytes:
         raise WeightsError(f"claims {stored} bytes of storages in a file of {file_bytes} bytes.")
     arrays = {}
-    # Storage by storage, so that each is read once and one is held at a time.
+    # Group by storage, so that each is read once and only one is in memory at a time.
     by_storage = sorted(tensors.items(), key=lambda item: item[1].storage.key)
     for storage, group in itertools.groupby(by_storage, key=lambda item: item[1].storage):
         buffer = read(storage)

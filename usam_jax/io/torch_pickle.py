@@ -1,9 +1,9 @@
-"""The pickle inside a torch checkpoint, read as data: nothing in it is run.
+"""The pickle inside a torch checkpoint, interpreted as data without executing anything.
 
-A pickle is a program. `unpickle` steps through it, knows only what torch writes for data, and calls
-only the functions in `_GLOBALS`. `pickle.Unpickler` with a strict `find_class` would not do: it
-reserves memory for whatever memo index a damaged file names (gigabytes for ten bytes), and a deeply
-nested tuple as a key overflows its C stack.
+A pickle is a program. `unpickle` interprets it, accepts only the opcodes that torch writes for
+data, and calls only the functions in `_GLOBALS`. `pickle.Unpickler` with a strict `find_class` is
+not enough: it allocates memory for whatever memo index a damaged file names (gigabytes for ten
+bytes), and a deeply nested tuple as a key overflows its C stack.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ DTYPES: tuple[tuple[str, str, Any], ...] = (
     ("UntypedStorage", "U8", np.uint8),
     ("BoolStorage", "BOOL", np.bool_),
 )
-# What a checkpoint may name beside its weights; nothing is made of it.
+# Names that a checkpoint may use outside its weights; they are read as `_IGNORED`.
 _IGNORED_NAMES = {
     "torch": "Size device float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool",
     "torch.torch_version": "TorchVersion",
@@ -45,17 +45,19 @@ _IGNORED_NAMES = {
     "numpy.core.multiarray": "scalar _reconstruct",
     "numpy._core.multiarray": "scalar _reconstruct",
 }
-# How many entries of the stack an opcode takes, where it takes any: a fixed number, or to the mark.
+# The number of stack entries that an opcode pops: fixed, or all down to the mark.
 _NUM_TAKEN = {"APPEND": 1, "SETITEM": 2, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "STACK_GLOBAL": 2}
 _NUM_TAKEN |= {"REDUCE": 2, "NEWOBJ": 2, "BUILD": 1, "BINPERSID": 1, "STOP": 1}
 _TAKES_TO_MARK = frozenset({"APPENDS", "SETITEMS", "ADDITEMS", "TUPLE", "FROZENSET"})
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-# The beginnings of the names of the opcodes whose argument is itself the value.
+# Name prefixes of the opcodes whose argument is the value itself.
 _VALUES = ("BININT", "LONG1", "LONG4", "BINFLOAT", "BINUNICODE", "BINBYTES", "BINSTRING", "SHORT_")
 
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
+    """A buffer of the checkpoint: its key in the file, dtype and number of elements."""
+
     key: str
     dtype: np.dtype
     numel: int
@@ -67,6 +69,8 @@ class Storage:
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
+    """A view of a storage, with `offset` and `strides` in elements."""
+
     storage: Storage
     offset: int
     shape: tuple[int, ...]
@@ -77,6 +81,7 @@ class Tensor:
         return math.prod(self.shape) * self.storage.dtype.itemsize
 
     def copy_from(self, buffer: bytes) -> np.ndarray:
+        """The tensor as an array of its own, from the bytes of its storage."""
         dtype = self.storage.dtype
         if self.nbytes == 0:
             return np.zeros(self.shape, dtype)
@@ -86,7 +91,7 @@ class Tensor:
 
 
 class _Ignored:
-    """Stands for all that is not weights: settings, numpy scalars, defaultdicts."""
+    """Stands for everything but weights: settings, numpy scalars, defaultdicts."""
 
     def __call__(self, *_arguments: object) -> "_Ignored":
         return self
@@ -96,12 +101,14 @@ _IGNORED = _Ignored()
 
 
 def own(array: np.ndarray) -> np.ndarray:
-    if array.dtype == np.bool_:  # a byte other than 0 and 1 is no valid numpy bool
+    """A copy that owns its memory, with each byte but 0 of a bool array as True."""
+    if array.dtype == np.bool_:  # a byte other than 0 and 1 is not a valid numpy bool
         return array.view(np.uint8).astype(np.bool_, order="C")
     return array.copy()
 
 
 def brief(value: Any) -> str:
+    """A short description of a value for messages."""
     if isinstance(value, str | bytes):
         return repr(value[:80])
     if value is None or isinstance(value, int | float):
@@ -110,14 +117,14 @@ def brief(value: Any) -> str:
 
 
 def _make_dict() -> dict[Any, Any]:
-    return {}  # `dict` itself would hash what it is given
+    return {}  # `dict` itself would hash its arguments
 
 
 def _make_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_flags: Any) -> Tensor:
     # 64 dimensions and 63 bits: the limits of torch and numpy.
     numbers = (offset, *shape, *strides) if len(shape) == len(strides) <= 64 else ("mismatch",)
     if not all(type(n) is int and 0 <= n < 1 << 63 for n in numbers):
-        raise WeightsError("a tensor has an offset, shape or strides that make no sense.")
+        raise WeightsError("a tensor has an invalid offset, shape or strides.")
     tensor = Tensor(storage, offset, tuple(shape), tuple(strides))
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     if tensor.nbytes and last >= storage.numel:
@@ -129,17 +136,18 @@ def _make_storage(identity: Any, storages: dict[str, Storage]) -> Storage:
     kind, dtype, key, _device, numel, *view = identity[:7]
     is_typed = (kind, type(key), type(numel)) == ("storage", str, int)
     if not is_typed or not isinstance(dtype, np.dtype) or numel < 0 or view not in ([], [None]):
-        raise WeightsError("describes a storage in another way than torch does.")
+        raise WeightsError("describes a storage differently than torch does.")
     storage = Storage(key, dtype, numel)
     if storages.setdefault(key, storage) != storage:
-        raise WeightsError(f"describes storage {brief(key)} in two ways.")
+        raise WeightsError(f"describes storage {brief(key)} twice and differently.")
     return storage
 
 
 def expect_text(value: Any) -> str:
-    # Asked before a value is looked up, since other types can be slow or even fatal to hash.
+    """The value, if it is text. Raises WeightsError for other types."""
+    # Called before each lookup, since other types can be slow or even fatal to hash.
     if not isinstance(value, str):
-        raise WeightsError(f"has {brief(value)} in the place of a name.")
+        raise WeightsError(f"has {brief(value)} instead of a name.")
     return value
 
 
@@ -153,7 +161,7 @@ def _fill(target: Any, items: list[Any]) -> None:
     if isinstance(target, list):
         target.extend(items)
     elif isinstance(target, dict):
-        # Only text can name weights; for the rest see `expect_text`.
+        # Only text can name weights; `expect_text` says why other keys are not hashed.
         keys = [key if isinstance(key, str) else _IGNORED for key in items[::2]]
         target.update(zip(keys, items[1::2], strict=True))
     elif not isinstance(target, _Ignored):
@@ -161,7 +169,7 @@ def _fill(target: Any, items: list[Any]) -> None:
 
 
 def unpickle(file: io.BytesIO, storages: dict[str, Storage]) -> Any:
-    """The next object pickled in `file`; the storages that it refers to go into `storages`."""
+    """Reads the next object pickled in `file`, and adds the storages it refers to to `storages`."""
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[int, Any] = {}
@@ -172,7 +180,7 @@ def unpickle(file: io.BytesIO, storages: dict[str, Storage]) -> Any:
         taken = [stack.pop() for _ in range(num_taken)][::-1]
         match opcode.name:
             case "PROTO" | "FRAME" | "BUILD":
-                pass  # what BUILD sets, such as a state dict's `_metadata`, is not needed
+                pass  # attributes that BUILD sets, such as `_metadata`, are not needed
             case "STOP":
                 return taken[0]
             case "MARK":
@@ -194,7 +202,7 @@ def unpickle(file: io.BytesIO, storages: dict[str, Storage]) -> Any:
             case "GLOBAL" | "STACK_GLOBAL":
                 stack.append(_find_global(*(taken or argument.split(" ", 1))))
             case "REDUCE" | "NEWOBJ":
-                # Nothing but a value of `_GLOBALS` is callable here, and none takes many arguments.
+                # Only values of `_GLOBALS` are callable here, and none takes many arguments.
                 stack.append(taken[0](*taken[1][:64]))
             case "BINPERSID":
                 stack.append(_make_storage(taken[0], storages))

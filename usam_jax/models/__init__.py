@@ -1,6 +1,12 @@
-"""U-SAM as a Flax module: `make_model(config.model)` and the prompts that it takes."""
+"""Networks as Flax modules: `make_model(config.model)`, and the prompts that some of them take."""
 
+from usam_jax.models.common.registry import (
+    get,
+    init_variables,
+    make_config,
+    make_model,
+    variable_shapes,
+)
 from usam_jax.models.sam.prompt_encoder import Prompts
-from usam_jax.models.usam import Features, USam, init_variables, make_model, variable_shapes
 
-__all__ = ["Features", "Prompts", "USam", "init_variables", "make_model", "variable_shapes"]
+__all__ = ["Prompts", "get", "init_variables", "make_config", "make_model", "variable_shapes"]

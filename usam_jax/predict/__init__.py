@@ -1,5 +1,5 @@
 """A trained model on new images: `Predictor` for clicks, `python -m usam_jax.predict` for volumes."""
 
-from usam_jax.predict.predictor import Predictor
+from usam_jax.predict.predictor import EncodedSlice, Predictor
 
-__all__ = ["Predictor"]
+__all__ = ["EncodedSlice", "Predictor"]

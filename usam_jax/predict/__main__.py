@@ -94,7 +94,7 @@ def check_report(path: pathlib.Path) -> None:
 def note_prompts(network: Network) -> None:
     """Says where a model was trained with other prompts than it gets."""
     kind, given = network.config["prompts"]["kind"], bool(POINTS.value or BOX.value)
-    if kind != "mixed" and given == (kind == "none"):
+    if network.promptable and kind != "mixed" and given == (kind == "none"):
         trained = trained_with(network.config)
         what = "with" if given else "without"
         console.info(
@@ -155,6 +155,8 @@ def main(_config: ConfigDict | None, arguments: list[str]) -> None:
         check_report(pathlib.Path(REPORT.value))
     runtime.enable_compilation_cache()
     network = load_network(pathlib.Path(CHECKPOINT.value))
+    if POINTS.value or BOX.value:
+        network.require_promptable("--points and --box")
     note_prompts(network)
     require_folder(out if several else out.parent)
     results = predict_all(network, inputs, masks, request)

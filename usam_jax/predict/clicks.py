@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from usam_jax.io.nifti import Geometry, to_slices
+from usam_jax.io.geometry import Geometry, to_slices
 from usam_jax.predict.model import NO_CLICKS, Clicks
 from usam_jax.utils.errors import UsageError
 

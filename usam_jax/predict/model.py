@@ -7,13 +7,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from ml_collections import ConfigDict
 
 from usam_jax.data.preprocessing import Preparation, make_preparation, source_kind
 from usam_jax.data.prompts import PADDING
 from usam_jax.evaluation.inference import batch_images, batch_prompts
 from usam_jax.models import make_model
-from usam_jax.models.usam import Features, USam
+from usam_jax.models.common import registry
+from usam_jax.utils.errors import UsageError
 from usam_jax.weights import run_checkpoint
 
 MIN_POINTS = 32  # that the arrays hold, so that another number of clicks does not compile anew
@@ -57,25 +59,37 @@ def pad_clicks(clicks: list[Clicks]) -> dict[str, np.ndarray]:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _encode(model: USam, variables: Any, images: jax.Array) -> Any:
-    return model.apply(variables, batch_images(images), method="encode")
+def _encode(model: nn.Module, variables: Any, images: jax.Array) -> Any:
+    return registry.encode(model, variables, batch_images(images))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _decode(model: USam, variables: Any, features: Features, prompts: dict[str, Any]) -> Any:
-    logits: Any = model.apply(variables, features, batch_prompts(prompts), method="decode")
+def _decode(model: nn.Module, variables: Any, features: Any, prompts: dict[str, Any]) -> Any:
+    logits = registry.decode(model, variables, features, batch_prompts(prompts))
     return logits.argmax(-1).astype(jnp.uint8), jax.nn.softmax(logits)
 
 
 class Network(NamedTuple):
     """A run's best model with what its input needs; `config` is the run's."""
 
-    model: USam
+    model: nn.Module
     variables: Any
     preparation: Preparation
     classes: tuple[str, ...]
     config: dict[str, Any]
     step: int
+
+    @property
+    def promptable(self) -> bool:
+        return registry.is_promptable(self.model)
+
+    def require_promptable(self, what: str) -> None:
+        """Raise UsageError if the network takes no prompts; `what` is what asked for some."""
+        if not self.promptable:
+            name = registry.short_name(self.config["model"]["name"])
+            raise UsageError(
+                f"{what}: got prompts, expected none: the network {name} takes no prompts"
+            )
 
     def encode(self, images: np.ndarray) -> Any:
         """Features of uint8[b s s] that `preparation` made."""

@@ -1,18 +1,16 @@
 """A CT file or folder in, a mask on the same voxels out."""
 
 import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import nibabel
 import numpy as np
 
-from usam_jax.data.datasets.volume_sets import ENDINGS, stem
 from usam_jax.data.preprocessing import MIN_SIZE
 from usam_jax.io import dicom
-from usam_jax.io.nifti import Geometry, from_slices, open_volume, read_geometry, read_slices
+from usam_jax.io.geometry import Geometry, from_slices
+from usam_jax.io.nifti import ENDINGS, read_geometry, read_slices, stem, write_uint8
 from usam_jax.utils import console
 from usam_jax.utils.errors import DataError, UsageError
-from usam_jax.utils.files import atomic_write
 
 AIR_HU = -200.0  # a CT has voxels below
 
@@ -87,33 +85,20 @@ def find_inputs(path: pathlib.Path) -> dict[str, pathlib.Path]:
 
 def write_mask(path: pathlib.Path, source: Source, labels: np.ndarray) -> None:
     """Writes labels uint8[n h w] on the source's own voxels, axes and affine, with its header."""
-    volume = from_slices(labels, source.geometry.affine)
-    with atomic_write(path) as temporary:
-        nibabel.save(make_image(source, volume), temporary)
+    affine = source.geometry.affine
+    write_uint8(path, from_slices(labels, affine), affine, template_of(source))
 
 
 def write_probabilities(path: pathlib.Path, source: Source, values: np.ndarray) -> None:
     """Writes probabilities uint8[k n h w], 255 being 1, as a NIfTI whose last axis is the class."""
-    volumes = np.stack([from_slices(x, source.geometry.affine) for x in values], axis=-1)
-    image = make_image(source, volumes)
-    image.header.set_slope_inter(1 / 255, 0)
-    with atomic_write(path) as temporary:
-        nibabel.save(image, temporary)
+    affine = source.geometry.affine
+    volumes = np.stack([from_slices(x, affine) for x in values], axis=-1)
+    write_uint8(path, volumes, affine, template_of(source), slope=1 / 255)
 
 
-def make_image(source: Source, voxels: np.ndarray) -> Any:
-    """An image with the source's header, or a new one for DICOM, that holds other voxels."""
-    affine = np.array(source.geometry.affine)
-    if source.series:
-        image: Any = nibabel.Nifti1Image(voxels, affine)
-        image.header.set_xyzt_units("mm")
-        return image
-    original = open_volume(source.path)
-    header = original.header.copy()
-    header.set_data_dtype(np.uint8)
-    header.set_slope_inter(1, 0)
-    header["cal_min"] = header["cal_max"] = 0  # the window of a CT hides a mask
-    return type(original)(voxels, original.affine, header)
+def template_of(source: Source) -> pathlib.Path | None:
+    """The NIfTI file whose header the outputs get; None for DICOM."""
+    return None if source.series else source.path
 
 
 def require_output(path: pathlib.Path, several: bool) -> None:

@@ -2,7 +2,7 @@
 
 import pathlib
 import threading
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -13,11 +13,24 @@ from usam_jax.utils.errors import DataError, UsageError
 GREY_RANGE = (-1.0, 2.0)  # grey values lie in [0, 1], or a little outside it; HU do not
 
 
-class Predictor:
-    """A trained model for interactive use. Threads may share it: each has an image of its own.
+class EncodedSlice(NamedTuple):
+    """A slice that was encoded once, for any number of predictions; treat it as opaque."""
 
-    predictor = Predictor.load(workdir); predictor.set_image(image);
-    labels, probabilities = predictor.predict(points_xy, point_labels, box)
+    features: Any  # on the device
+    shape: tuple[int, int]  # of the slice: height, width
+    pixel_mm: tuple[float, float]
+
+
+class Predictor:
+    """A trained model for interactive use.
+
+    An encoded slice is a value: keep as many as you like, and share them between threads.
+
+        predictor = Predictor.load(workdir)
+        encoded = predictor.encode_slice(hu, pixel_mm)
+        labels, probabilities = predictor.predict(points_xy, point_labels, box, encoded=encoded)
+
+    `set_image` and `set_slice` keep one for the calling thread, which `predict` uses by default.
     """
 
     def __init__(self, network: Network) -> None:
@@ -27,11 +40,11 @@ class Predictor:
 
     @classmethod
     def load(cls, workdir: str | pathlib.Path) -> Self:
-        """The best checkpoint of a run. Raises WeightsError where there is none."""
+        """The best checkpoint of a run. Raises WeightsError if there is none."""
         return cls(load_network(pathlib.Path(workdir)))
 
-    def set_image(self, image: Any) -> None:
-        """Encodes a slice [h w] of square pixels: grey in [0, 1], or uint8.
+    def encode_image(self, image: Any) -> EncodedSlice:
+        """Encode a slice [h w] of square pixels: grey in [0, 1], or uint8.
 
         Raises DataError for another shape, NaN or values that look like HU.
         """
@@ -42,35 +55,60 @@ class Predictor:
         if not GREY_RANGE[0] <= low <= high <= GREY_RANGE[1]:
             raise DataError(
                 f"the image has values from {low:g} to {high:g}, expected grey in [0, 1]",
-                "give values in HU to set_slice",
+                "give values in HU to set_slice or encode_slice",
             )
-        self.encode(self.network.preparation.from_grey(grey), grey.shape, (1.0, 1.0))
+        return self._encode(self.network.preparation.from_grey(grey), grey, (1.0, 1.0))
 
-    def set_slice(self, hu: Any, pixel_mm: tuple[float, float] = (1.0, 1.0)) -> None:
-        """Encodes an axial CT slice [h w] in HU, front at the top, with its pixels' (height, width)."""
+    def encode_slice(self, hu: Any, pixel_mm: tuple[float, float] = (1.0, 1.0)) -> EncodedSlice:
+        """Encode an axial CT slice [h w] in HU, front at the top; `pixel_mm` is (height, width).
+
+        Raises DataError for another shape or NaN.
+        """
         values = np.asarray(hu, np.float32)
         check_slice(values)
-        self.encode(self.network.preparation.from_hu(values, pixel_mm), values.shape, pixel_mm)
+        return self._encode(self.network.preparation.from_hu(values, pixel_mm), values, pixel_mm)
 
-    def encode(self, image: np.ndarray, shape: Any, pixel_mm: tuple[float, float]) -> None:
-        self.local.image = self.network.encode(image[None]), tuple(shape), pixel_mm
+    def set_image(self, image: Any) -> None:
+        """`encode_image`, kept for the calling thread's next predictions."""
+        self.local.encoded = self.encode_image(image)
+
+    def set_slice(self, hu: Any, pixel_mm: tuple[float, float] = (1.0, 1.0)) -> None:
+        """`encode_slice`, kept for the calling thread's next predictions."""
+        self.local.encoded = self.encode_slice(hu, pixel_mm)
+
+    def _encode(
+        self, image: np.ndarray, values: np.ndarray, pixel_mm: tuple[float, float]
+    ) -> EncodedSlice:
+        height, width = values.shape
+        return EncodedSlice(self.network.encode(image[None]), (height, width), pixel_mm)
 
     def predict(
-        self, points_xy: Any = None, point_labels: Any = None, box: Any = None
+        self,
+        points_xy: Any = None,
+        point_labels: Any = None,
+        box: Any = None,
+        *,
+        encoded: EncodedSlice | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Labels uint8[h w] and probabilities float32[h w k] on the image's own pixels.
+        """Labels uint8[h w] and probabilities float32[h w k] on the slice's own pixels.
 
         `points_xy` [n 2] and `box` [4] (x0, y0, x1, y1) are in its pixels; `point_labels` [n] are 1
-        for foreground and 0 for background, all 1 by default. Raises UsageError for other prompts,
-        or before an image was set in this thread.
+        for foreground and 0 for background, all 1 by default. Without `encoded` it is the slice
+        that this thread has set. Raises UsageError for other prompts, for any if the network takes
+        none, and if no slice was encoded.
         """
-        if not hasattr(self.local, "image"):
-            raise UsageError("predict: no image in this thread; call set_image first")
-        features, shape, pixel_mm = self.local.image
+        if encoded is None and not hasattr(self.local, "encoded"):
+            raise UsageError(
+                "predict: got no slice, expected `encoded`, or set_image or set_slice first in "
+                "this thread"
+            )
+        features, shape, pixel_mm = encoded if encoded is not None else self.local.encoded
         clicks = make_clicks(points_xy, point_labels, box, shape)
+        if len(clicks.point_labels) or clicks.box is not None:
+            self.network.require_promptable("predict")
         preparation = self.network.preparation
-        moved = place_clicks(clicks, self.network, shape, pixel_mm)
-        labels, probabilities = self.network.decode(features, [moved])
+        placed = place_clicks(clicks, self.network, shape, pixel_mm)
+        labels, probabilities = self.network.decode(features, [placed])
         return (
             preparation.labels_back(np.asarray(labels[0]), shape, pixel_mm),
             preparation.probabilities_back(np.asarray(probabilities[0]), shape, pixel_mm),

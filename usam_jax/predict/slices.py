@@ -7,7 +7,7 @@ import numpy as np
 from scipy import ndimage
 
 from usam_jax.data.prompts import make_points
-from usam_jax.io.nifti import Geometry
+from usam_jax.io.geometry import Geometry
 from usam_jax.predict.model import NO_CLICKS, Clicks, Network
 from usam_jax.predict.predictor import place_clicks
 

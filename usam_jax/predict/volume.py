@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from usam_jax.data.datasets.volume_sets import stem
 from usam_jax.io.dicom_seg import write_seg
-from usam_jax.io.nifti import header_warning
+from usam_jax.io.nifti import header_warning, stem
 from usam_jax.predict import output
 from usam_jax.predict.clicks import read_box, read_clicks
 from usam_jax.predict.model import Clicks, Network

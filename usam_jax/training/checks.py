@@ -1,56 +1,49 @@
-"""What can be wrong with a config, found before any time is spent."""
-
-import math
-from typing import Any
+"""Checks of everything that training depends on, made before any time is spent."""
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from usam_jax.data.prompt_modes import noisy_modes, other_modes
+from usam_jax import models
+from usam_jax.data import checks as data_checks
 from usam_jax.data.prompts import make_add_prompts
-from usam_jax.data.splits import check_splitting
-from usam_jax.evaluation.case_metrics import POLICIES
-from usam_jax.models import make_model
+from usam_jax.models.common import registry
+from usam_jax.training import optimizer
 from usam_jax.utils.errors import UsageError
 from usam_jax.utils.mesh import check_batch_size
 
-PARTS = ("train", "val", "test")
+AT_LEAST_ONE = ("num_epochs", "grad_accum_steps", "log_every_steps", "checkpoint_every_steps")
 
 
-def is_positive(x: Any) -> bool:
-    return isinstance(x, int | float) and 0 < x < math.inf
+def check(config: ConfigDict, mesh: Mesh) -> None:
+    """Raise UsageError for a field that has an unsupported value, or does not fit the machine.
 
-
-def check_config(config: ConfigDict, mesh: Mesh) -> None:
-    """Raises UsageError for settings that do not exist or contradict each other or the machine."""
+    Covers the sections model, data, prompts, optimizer and train.
+    """
 
     def expect(ok: bool, field: str, expected: str) -> None:
         if not ok:
             section, name = field.split(".")
-            found = config[section][name]
-            raise UsageError(f"config.{field}: found {found!r}, expected {expected}")
+            raise UsageError(f"config.{field}: got {config[section][name]!r}, expected {expected}")
 
-    make_model(config.model)
-    make_add_prompts(config)
-    other_modes(config)
-    noisy_modes(config)
-    check_batch_size(config.train.batch_size, mesh, "config.train.batch_size")
-    check_batch_size(config.eval.batch_size, mesh, "config.eval.batch_size")
+    models.make_model(config.model)
+    data_checks.check(config.data)
     num_classes = len(config.data.classes)
     expect(
         config.model.num_classes == num_classes,
         "model.num_classes",
         f"the number of config.data.classes, {num_classes} (background counts)",
     )
-    for field in (
-        "train.num_epochs",
-        "train.grad_accum_steps",
-        "train.log_every_steps",
-        "train.checkpoint_every_steps",
-        "eval.every_epochs",
-    ):
-        section, name = field.split(".")
-        expect(config[section][name] >= 1, field, "1 or more")
+    spec, name = models.get(config.model.name), registry.short_name(config.model.name)
+    make_add_prompts(config)
+    expect(
+        spec.promptable or config.prompts.kind == "none",
+        "prompts.kind",
+        f"none: the network {name} takes no prompts",
+    )
+    optimizer.check(config.optimizer, spec)
+    check_batch_size(config.train.batch_size, mesh, "config.train.batch_size")
+    for field in AT_LEAST_ONE:
+        expect(config.train[field] >= 1, f"train.{field}", "1 or more")
     share = mesh.size * config.train.grad_accum_steps
     expect(
         config.train.batch_size % share == 0,
@@ -59,17 +52,3 @@ def check_config(config: ConfigDict, mesh: Mesh) -> None:
     )
     expect(config.train.statistics in ("batch", "device"), "train.statistics", "batch or device")
     expect(0 <= config.train.ema_decay < 1, "train.ema_decay", "a number from 0 to below 1")
-    expect(config.eval.select_on in PARTS[1:], "eval.select_on", "val or test")
-    expect(config.eval.split in PARTS, "eval.split", "train, val or test")
-    expect("mean" not in config.data.classes, "data.classes", "no class named mean")
-    expect(
-        len(config.eval.nsd_tolerance_mm) in (1, num_classes - 1)
-        and all(is_positive(x) for x in config.eval.nsd_tolerance_mm),
-        "eval.nsd_tolerance_mm",
-        f"one number above 0, or {num_classes - 1}, one for each foreground class",
-    )
-    expect(
-        config.eval.empty_policy in POLICIES, "eval.empty_policy", f"one of {', '.join(POLICIES)}"
-    )
-    check_splitting(config.data)
-    expect(config.data.num_workers >= 0, "data.num_workers", "0 or more")

@@ -8,17 +8,16 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from usam_jax import models
 from usam_jax.data import loader, splits
 from usam_jax.data.packed.format import Packed
 from usam_jax.data.packed.prepare import prepare
-from usam_jax.data.prompt_modes import main_mode
 from usam_jax.data.splits import Subset
-from usam_jax.evaluation import pixel_counts
-from usam_jax.evaluation.inference import count_part, make_forward
-from usam_jax.models import USam, init_variables, make_model, variable_shapes
+from usam_jax.models import init_variables, make_model, variable_shapes
 from usam_jax.training import checks, curves, optimizer, run_record, throughput
 from usam_jax.training.step import (
     TrainState,
@@ -37,34 +36,47 @@ from usam_jax.weights.run_checkpoint import Checkpoints
 
 
 class Training(NamedTuple):
-    """The parts of a run: its model, the step, the state as abstract arrays, and its beginning."""
+    """What a run consists of: its model, the step, the state as abstract arrays, and its beginning."""
 
-    model: USam
+    model: nn.Module
     train_step: TrainStep
     target: TrainState
     start_fn: Callable[[], TrainState]
 
 
+class Evaluated(NamedTuple):
+    """What an evaluation during training gives: metrics by name, and the score to choose by."""
+
+    metrics: dict[str, float | None]
+    score: float | None
+
+
+# From the run's variables to the metrics of the subset that chooses the best epoch.
+EvaluateFn = Callable[[dict[str, Any]], Evaluated]
+MakeEvaluateFn = Callable[[nn.Module, Packed, Subset, ConfigDict, Mesh], EvaluateFn]
+
+
 def make_training(config: ConfigDict, steps_per_epoch: int, mesh: Mesh) -> Training:
     """What a config trains with, nothing computed yet."""
-    model = make_model(config.model)
-    shapes = variable_shapes(model)
+    model, spec = make_model(config.model), models.get(config.model.name)
+    optimizer.check(config.optimizer, spec)
+    shapes = variable_shapes(config.model)
     warmup = math.ceil(steps_per_epoch / 2) if config.optimizer.warmup else 0
     factor_fn = optimizer.polynomial_decay(config.train.num_epochs * steps_per_epoch, warmup)
-    rates = optimizer.learning_rates(config.optimizer, shapes["params"])
-    tx = optimizer.make_optimizer(config.optimizer, factor_fn, shapes["params"])
+    tx = optimizer.make_optimizer(config.optimizer, factor_fn, spec)
 
     def rates_fn(step: Any) -> dict[str, Any]:
-        return {f"lr/{part}": rate * factor_fn(step) for part, rate in rates.items()}
+        rates = config.optimizer.learning_rates.items()
+        return {f"lr/{group}": rate * factor_fn(step) for group, rate in rates}
 
     def start_fn() -> TrainState:
-        variables = init_variables(model, jax.random.key(config.seed))
+        variables = init_variables(config.model, jax.random.key(config.seed))
         loaded = load.load_initial(config, variables)
         # From the host, for a device of one process cannot hand arrays to another's.
-        return create_state(tx, jax.device_get(loaded), target, config.train)
+        return create_state(tx, jax.device_get(loaded), target, config.train, spec)
 
-    target = placed_state(tx, shapes, mesh, config.train)
-    train_step = make_train_step(model, tx, rates_fn, mesh, config.train, target)
+    target = placed_state(tx, shapes, mesh, config.train, spec)
+    train_step = make_train_step(model, spec, tx, rates_fn, mesh, config.train, target, config.seed)
     return Training(model, train_step, target, start_fn)
 
 
@@ -129,15 +141,20 @@ def note_values(values: dict[str, Any]) -> str:
     return f"loss {loss}  lr: {rates}"
 
 
-def train(config: ConfigDict, workdir: pathlib.Path, profile: tuple[int, int] = (0, 0)) -> None:
-    """Trains to the last epoch, going on from the workdir's last checkpoint if there is one.
+def train(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    make_evaluate_fn: MakeEvaluateFn,
+    profile: tuple[int, int] = (0, 0),
+) -> None:
+    """Train to the last epoch, resuming from the workdir's last checkpoint if there is one.
 
-    The steps of `profile`, first and last, are written as a trace for TensorBoard. Raises
+    `make_evaluate_fn` says how the best epoch is chosen. The steps of `profile`, first and last, are written as a trace for TensorBoard. Raises
     UsageError, DataError and WeightsError for what the user can mend, UserError where the loss is
     not finite, and Stopped after a signal.
     """
     mesh, is_main_process = make_mesh(), runtime.is_main_process()
-    checks.check_config(config, mesh)
+    checks.check(config, mesh)
     run_checkpoint.check_config(workdir, config)
     packed = prepare(config.data)
     parts = splits.split_parts(packed, config.data, config.eval.select_on)
@@ -157,7 +174,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, profile: tuple[int, int] = 
             splits.check_record(workdir, packed)
         first, skipped = int(state.step), int(state.num_skipped)
         if first:
-            console.info(f"going on from step {first} of {num_steps} in {workdir}")
+            console.info(f"resuming from step {first} of {num_steps} in {workdir}")
         if skipped:
             console.info(f"{skipped} steps so far were not finite and changed nothing")
         console.info(
@@ -168,7 +185,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, profile: tuple[int, int] = 
         iterator, _ = loader.train_batches(
             packed, trained.rows, config, first, jax.process_index(), jax.process_count()
         )
-        halves = make_forward(training.model, mesh)
+        evaluate_fn = make_evaluate_fn(training.model, packed, chosen, config, mesh)
         record = run_record.RunRecord(workdir, config, packed, first)
         with (
             contextlib.closing(iterator),
@@ -199,14 +216,11 @@ def train(config: ConfigDict, workdir: pathlib.Path, profile: tuple[int, int] = 
                     note = note_values(figures)
                 bar.advance(note=note, per_step=config.train.batch_size)
                 if ends:
-                    counts = count_part(
-                        halves, state.variables(), packed, chosen, main_mode(config), config, mesh
-                    )
-                    scores = pixel_counts.pooled_scores(counts, config.data.classes)
-                    writer.write(step, scores.named(config.eval.select_on))
-                    dice = percent(scores.mean_dice)
+                    evaluated = evaluate_fn(state.variables())
+                    writer.write(step, evaluated.metrics)
+                    dice = percent(evaluated.score)
                     console.info(f"epoch {epoch}: {config.eval.select_on} Dice {dice} %")
-                    checkpoints.save(step, state, scores.mean_dice or 0.0)
+                    checkpoints.save(step, state, evaluated.score or 0.0)
                     publish(step, writer, record, config)
                     speed.restart()
                 elif step % config.train.checkpoint_every_steps == 0:

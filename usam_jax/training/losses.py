@@ -1,5 +1,7 @@
 """The training loss: 0.4 cross entropy + 0.6 Dice, in float32."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -30,3 +32,31 @@ def segmentation_loss(
     ce = optax.softmax_cross_entropy(logits, y).mean()
     dice = dice_loss(logits, y)
     return CE_WEIGHT * ce + DICE_WEIGHT * dice, {"ce": ce, "dice": dice}
+
+
+def weighted_loss(
+    outputs: Mapping[str, Float[Array, "b _ _ k"]],
+    labels: Int[Array, "b h w"],
+    weights: Mapping[str, float],
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """The weighted sum of the losses of a network's outputs, and the parts `ce` and `dice` of "logits".
+
+    For an output of another size the labels are resized to it by the nearest pixel. Raises
+    ValueError if outputs and weights do not have the same names.
+    """
+    if set(outputs) != set(weights):
+        raise ValueError(
+            f"the network returned and sowed {sorted(outputs)}, but SPEC.loss_weights has "
+            f"{sorted(weights)}"
+        )
+    losses = {name: segmentation_loss(x, resize_labels(labels, x)) for name, x in outputs.items()}
+    total = sum(weights[name] * loss for name, (loss, _) in losses.items())
+    return jnp.asarray(total), losses["logits"][1]
+
+
+def resize_labels(
+    labels: Int[Array, "b h w"], logits: Float[Array, "b i j k"]
+) -> Int[Array, "b i j"]:
+    """Labels at the size of `logits`, by the nearest pixel (half-pixel centres)."""
+    shape = logits.shape[:-1]
+    return labels if labels.shape == shape else jax.image.resize(labels, shape, "nearest")

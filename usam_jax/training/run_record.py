@@ -13,6 +13,8 @@ import jax
 from ml_collections import ConfigDict
 
 from usam_jax.data.packed.format import Packed
+from usam_jax.models.common import registry
+from usam_jax.utils import console
 from usam_jax.utils.files import checksum, read_json, write_json
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -41,6 +43,13 @@ class RunRecord:
         weights = pathlib.Path(config.init_from)
         if not first and weights.is_file():
             self.start["init_from"] = {"file": weights.name, "sha256": checksum(weights)}
+        network = config.model.name
+        if registry.is_file(network):
+            sha256 = checksum(pathlib.Path(network))
+            known = [x["network"]["sha256"] for x in self.earlier if "network" in x]
+            if known and known[-1] != sha256:
+                console.info(f"warning: {network} has changed since this run began")
+            self.start["network"] = {"file": network, "sha256": sha256}
         self.write(first)
 
     def write(self, step: int) -> None:

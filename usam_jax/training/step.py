@@ -7,14 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
+from flax import linen as nn
+from flax import struct, traverse_util
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from usam_jax.evaluation.inference import batch_images, batch_prompts
-from usam_jax.models import USam
+from usam_jax.models.common.spec import ModelSpec, group_of, merge_params, split_params
 from usam_jax.training import losses
-from usam_jax.training.optimizer import FROZEN
 from usam_jax.utils.mesh import batch_sharding, place_state, replicated
 
 TrainStep = Callable[["TrainState", dict[str, Any]], tuple["TrainState", dict[str, Any]]]
@@ -50,17 +50,17 @@ class TrainState:
 
 
 def build_state(
-    tx: optax.GradientTransformation, variables: dict[str, Any], train: ConfigDict
+    tx: optax.GradientTransformation, variables: dict[str, Any], train: ConfigDict, spec: ModelSpec
 ) -> TrainState:
-    """The state before the first step."""
+    """The state before the first step. The optimizer's part of it covers trainable parameters alone."""
     params, stats = variables["params"], variables.get("batch_stats", {})
     zero = jnp.zeros((), jnp.int32)
     return TrainState(
         step=zero,
         params=params,
         batch_stats=stats,
-        constants=variables["constants"],
-        opt_state=tx.init(params),
+        constants=variables.get("constants", {}),
+        opt_state=tx.init(split_params(params, spec)[0]),
         ema={"params": params, "batch_stats": stats} if train.ema_decay else {},
         num_skipped=zero,
         last_skipped=zero,
@@ -68,10 +68,14 @@ def build_state(
 
 
 def placed_state(
-    tx: optax.GradientTransformation, shapes: dict[str, Any], mesh: Mesh, train: ConfigDict
+    tx: optax.GradientTransformation,
+    shapes: dict[str, Any],
+    mesh: Mesh,
+    train: ConfigDict,
+    spec: ModelSpec,
 ) -> TrainState:
     """The state as abstract arrays that know where on the mesh they lie."""
-    state = jax.eval_shape(lambda x: build_state(tx, x, train), shapes)
+    state = jax.eval_shape(lambda x: build_state(tx, x, train, spec), shapes)
     return place_state(state, mesh, train.fsdp)
 
 
@@ -80,79 +84,93 @@ def create_state(
     variables: dict[str, Any],
     target: TrainState,
     train: ConfigDict,
+    spec: ModelSpec,
 ) -> TrainState:
     """The state before the first step, placed as `target` is."""
     placed = jax.tree.map(lambda x: x.sharding, target)
-    return jax.jit(lambda x: build_state(tx, x, train), out_shardings=placed)(variables)
+    return jax.jit(lambda x: build_state(tx, x, train, spec), out_shardings=placed)(variables)
 
 
 def make_train_step(
-    model: USam,
+    model: nn.Module,
+    spec: ModelSpec,
     tx: optax.GradientTransformation,
     rates_fn: Callable[[Any], dict[str, Any]],
     mesh: Mesh,
     train: ConfigDict,
     target: TrainState,
+    seed: int,
 ) -> TrainStep:
-    """Jitted (state, batch) -> state, figures; the batch is split over the mesh's devices.
+    """Jitted (state, batch) -> state, metrics; the batch is split over the mesh's devices.
 
     BatchNorm and Dice see the whole batch, or with `train.statistics` "device" one device's share
-    each, as published; with `train.grad_accum_steps` a that many equal parts of it, one after the other.
-    The state given is used up.
+    each, as published; with `train.grad_accum_steps` a that many equal parts of it, one after the
+    other. Frozen parameters have no gradient. What a network draws in training follows from `seed`
+    and the step. Donates `state`.
     """
     placed = jax.tree.map(lambda x: x.sharding, target)
     groups = mesh.size if train.statistics == "device" else 1
 
-    def group_loss(params: Any, variables: Any, batch: dict[str, Any]) -> tuple[Any, Any]:
+    def group_loss(
+        trainable: Any, variables: Any, batch: dict[str, Any], key: Any
+    ) -> tuple[Any, Any]:
+        params = merge_params(trainable, variables["params"])
         logits, changed = model.apply(
             {**variables, "params": params},
             batch_images(batch["image"]),
             batch_prompts(batch),
             train=True,
-            mutable=["batch_stats"],
+            mutable=["batch_stats", "aux_logits"],
+            rngs={"dropout": key} if spec.stochastic else None,
         )
-        loss, parts = losses.segmentation_loss(logits, batch["label"].astype(jnp.int32))
+        outputs = {"logits": logits, **sown(changed.get("aux_logits", {}))}
+        labels = batch["label"].astype(jnp.int32)
+        loss, parts = losses.weighted_loss(outputs, labels, spec.loss_weights)
         return loss, ({"loss": loss, **parts}, changed.get("batch_stats", {}))
 
-    def loss_fn(params: Any, variables: Any, batch: dict[str, Any]) -> tuple[Any, Any]:
+    def loss_fn(trainable: Any, variables: Any, batch: dict[str, Any], key: Any) -> tuple[Any, Any]:
         if groups == 1:
-            return group_loss(params, variables, batch)
+            return group_loss(trainable, variables, batch, key)
         split = {x: y.reshape(groups, -1, *y.shape[1:]) for x, y in batch.items()}
-        out = jax.vmap(group_loss, in_axes=(None, None, 0))(params, variables, split)
+        keys = jax.random.split(key, groups)
+        out = jax.vmap(group_loss, in_axes=(None, None, 0, 0))(trainable, variables, split, keys)
         return jax.tree.map(lambda x: x.mean(0), out)
 
     def gradients(state: TrainState, batch: dict[str, Any]) -> tuple[Any, Any, Any]:
-        """Gradients, figures and BatchNorm statistics of a batch."""
+        """Gradients of the trainable parameters, metrics and BatchNorm statistics of a batch."""
         variables = state.variables(averaged=False)
         if train.fsdp:  # gathers these; XLA would rather gather activations
             variables = jax.lax.with_sharding_constraint(variables, replicated(mesh))
+        trainable, frozen = split_params(variables["params"], spec)
+        variables["params"] = frozen
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
 
-        def one(stats: Any, part: dict[str, Any]) -> tuple[Any, tuple[Any, Any]]:
+        def one(stats: Any, part: dict[str, Any], key: Any) -> tuple[Any, tuple[Any, Any]]:
             given = {**variables, **({"batch_stats": stats} if stats else {})}
-            grads, (figures, stats) = jax.grad(loss_fn, has_aux=True)(
-                variables["params"], given, part
-            )
-            return stats, (grads, figures)
+            grads, (found, stats) = jax.grad(loss_fn, has_aux=True)(trainable, given, part, key)
+            return stats, (grads, found)
 
         if train.grad_accum_steps == 1:
-            stats, (grads, figures) = one(state.batch_stats, batch)
-            return grads, figures, stats
+            stats, (grads, found) = one(state.batch_stats, batch, key)
+            return grads, found, stats
 
-        def add(carry: Any, part: dict[str, Any]) -> tuple[Any, None]:
+        def add(carry: Any, part_and_key: Any) -> tuple[Any, None]:
             stats, sums = carry
-            stats, found = one(stats, part)
+            stats, found = one(stats, *part_and_key)
             return (stats, jax.tree.map(jnp.add, sums, found)), None
 
         parts = {x: split_evenly(y, mesh.size, train.grad_accum_steps) for x, y in batch.items()}
-        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        zeros = jax.tree.map(jnp.zeros_like, trainable)
         sums = (zeros, {"loss": 0.0, "ce": 0.0, "dice": 0.0})
-        (stats, sums), _ = jax.lax.scan(add, (state.batch_stats, sums), parts)
-        grads, figures = jax.tree.map(lambda x: x / train.grad_accum_steps, sums)
-        return grads, figures, stats
+        keys = jax.random.split(key, train.grad_accum_steps)
+        (stats, sums), _ = jax.lax.scan(add, (state.batch_stats, sums), (parts, keys))
+        grads, found = jax.tree.map(lambda x: x / train.grad_accum_steps, sums)
+        return grads, found, stats
 
     def update(state: TrainState, grads: Any, stats: Any) -> TrainState:
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        trainable, frozen = split_params(state.params, spec)
+        updates, opt_state = tx.update(grads, state.opt_state, trainable)
+        params = merge_params(optax.apply_updates(trainable, updates), frozen)
         ema = state.ema
         if train.ema_decay:
             new = {"params": params, "batch_stats": stats}
@@ -163,17 +181,14 @@ def make_train_step(
         )
 
     def train_step(state: TrainState, batch: dict[str, Any]) -> tuple[TrainState, dict[str, Any]]:
-        grads, figures, stats = gradients(state, batch)
-        norms = {
-            f"grad_norm/{part}": optax.tree.norm(x) for part, x in grads.items() if part != FROZEN
-        }
+        grads, found, stats = gradients(state, batch)
         values = (
-            {f"train/{name}": x for name, x in figures.items()}
-            | norms
+            {f"train/{name}": x for name, x in found.items()}
+            | {f"grad_norm/{group}": norm for group, norm in group_norms(grads, spec).items()}
             | rates_fn(state.step - state.num_skipped)
         )
-        good = jnp.isfinite(figures["loss"]) & jnp.isfinite(optax.tree.norm(grads))
-        # A choice of each array's old or new numbers would keep both.
+        good = jnp.isfinite(found["loss"]) & jnp.isfinite(optax.tree.norm(grads))
+        # `lax.cond`, not `where`: selecting per array would keep both copies alive.
         state = jax.lax.cond(good, update, lambda state, *_: state, state, grads, stats)
         return dataclasses.replace(
             state,
@@ -188,6 +203,24 @@ def make_train_step(
         out_shardings=(placed, replicated(mesh)),
         donate_argnums=0,
     )
+
+
+def sown(tree: dict[str, Any]) -> dict[str, Any]:
+    """The arrays that a network sowed, by their names joined with slashes; each is sown once."""
+    flat = traverse_util.flatten_dict(tree, sep="/")
+    for name, values in flat.items():
+        if len(values) != 1:
+            raise ValueError(f"the network sowed {name} {len(values)} times, expected once")
+    return {name: values[0] for name, values in flat.items()}
+
+
+def group_norms(grads: dict[str, Any], spec: ModelSpec) -> dict[str, Any]:
+    """The gradient's norm over each learning-rate group."""
+    flat = traverse_util.flatten_dict(grads, sep="/")
+    return {
+        group: optax.tree.norm([x for path, x in flat.items() if group_of(path, spec) == group])
+        for group in spec.groups
+    }
 
 
 def split_evenly(x: Any, num_devices: int, parts: int) -> Any:

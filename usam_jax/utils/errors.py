@@ -23,14 +23,14 @@ class UsageError(UserError):
 class DataError(UserError):
     """A data set, slice or volume that cannot be used as it is (exit code 3).
 
-    `problem` says what was found and expected, `mend` what to do.
+    `problem` says what was found and expected, `fix` what to do.
     """
 
     exit_code = 3
 
-    def __init__(self, problem: str, mend: str = "") -> None:
-        super().__init__(f"{problem}; {mend}" if mend else problem)
-        self.problem, self.mend = problem, mend
+    def __init__(self, problem: str, fix: str = "") -> None:
+        super().__init__(f"{problem}; {fix}" if fix else problem)
+        self.problem, self.fix = problem, fix
 
 
 class SomeFailed(UserError):

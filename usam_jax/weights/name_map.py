@@ -1,7 +1,8 @@
-"""Torch checkpoints of SAM and of the published U-SAM to this package's variables.
+"""Torch checkpoints to a network's variables and back, by a map of names that is data.
 
-A tensor's place follows from its name: `blocks.0` in torch is `blocks_0` here. So there is one
-rule for names and one for layouts, applied leaf by leaf to the tree that the model expects.
+Each leaf of the variables names its tensor: the path without the collection, joined by dots, `_3` at
+the end of a part read as `.3`, `kernel` and `scale` as `weight`, `mean` and `var` as `running_mean`
+and `running_var`; then the rules of the map's `rename`, in order. Two leaves may name one tensor.
 """
 
 import dataclasses
@@ -15,67 +16,89 @@ import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from usam_jax.models import make_model, variable_shapes
-from usam_jax.models.usam import SIZES
+from usam_jax.models import variable_shapes
 from usam_jax.utils.errors import WeightsError
 
 StateDict = Mapping[str, np.ndarray]
 Variables = dict[str, Any]
+Rules = tuple[tuple[str, str], ...]
 
-EMBEDDINGS = re.compile(
-    r"(iou_token|mask_tokens|point_embeddings\.\d|not_a_point_embed|no_mask_embed)$"
-)
 LEAF_NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+# What every map may leave out.
+COUNTER = (r"num_batches_tracked$", "a counter of torch's BatchNorm that nothing reads")
 
-# Parts of SAM that a U-SAM starts afresh, as the published code does.
-FRESH_PARTS = ("mask_tokens", "output_hypernetworks_mlps", "output_upscaling")
-# Parts of the checkpoints that touch no output.
-UNUSED_PARTS = {
-    "iou_prediction_head": "predicts mask quality, which nothing here uses",
-    "lowres_output": "an output of the published code that nothing uses",
-    "mask_downscaling": "embeds mask prompts, which U-SAM does not take",
-    "num_batches_tracked": "a counter of torch's BatchNorm that nothing reads",
-    "image_encoder.patch_embed": "the convolutional encoder takes its place",
+# Layouts of a kernel in torch, each with the way there and the way here. Ours have channels last.
+LAYOUTS = {
+    "linear": (lambda x: x.T, lambda x: x.T),
+    "conv": (
+        lambda x: np.moveaxis(x, (-1, -2), (0, 1)),
+        lambda x: np.moveaxis(x, (0, 1), (-1, -2)),
+    ),
+    # The kernel of a transposed convolution is flipped: torch scatters, lax correlates.
+    "conv_transpose": (
+        lambda x: np.moveaxis(_flip(x), (-2, -1), (0, 1)),
+        lambda x: _flip(np.moveaxis(x, (0, 1), (-2, -1))),
+    ),
+    "as_is": (lambda x: x, lambda x: x),
 }
 
-# Names on the Hugging Face hub (facebook/sam-vit-base) to SAM's own; applied in this order.
-HUGGING_FACE_NAMES = (
-    (r"^vision_encoder\.", "image_encoder."),
-    (r"^image_encoder\.patch_embed\.projection\.", "image_encoder.patch_embed.proj."),
-    (r"^image_encoder\.layers\.(\d+)\.layer_norm", r"image_encoder.blocks.\1.norm"),
-    (r"^image_encoder\.layers\.", "image_encoder.blocks."),
-    (r"^image_encoder\.neck\.conv1\.", "image_encoder.neck.0."),
-    (r"^image_encoder\.neck\.layer_norm1\.", "image_encoder.neck.1."),
-    (r"^image_encoder\.neck\.conv2\.", "image_encoder.neck.2."),
-    (r"^image_encoder\.neck\.layer_norm2\.", "image_encoder.neck.3."),
-    (
-        r"^prompt_encoder\.shared_embedding\.positional_embedding$",
-        "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
-    ),
-    (r"^prompt_encoder\.point_embed\.", "prompt_encoder.point_embeddings."),
-    (r"^prompt_encoder\.mask_embed\.conv1\.", "prompt_encoder.mask_downscaling.0."),
-    (r"^prompt_encoder\.mask_embed\.layer_norm1\.", "prompt_encoder.mask_downscaling.1."),
-    (r"^prompt_encoder\.mask_embed\.conv2\.", "prompt_encoder.mask_downscaling.3."),
-    (r"^prompt_encoder\.mask_embed\.layer_norm2\.", "prompt_encoder.mask_downscaling.4."),
-    (r"^prompt_encoder\.mask_embed\.conv3\.", "prompt_encoder.mask_downscaling.6."),
-    (r"^mask_decoder\.upscale_conv1\.", "mask_decoder.output_upscaling.0."),
-    (r"^mask_decoder\.upscale_layer_norm\.", "mask_decoder.output_upscaling.1."),
-    (r"^mask_decoder\.upscale_conv2\.", "mask_decoder.output_upscaling.3."),
-    (r"(mlps\.\d+|iou_prediction_head)\.layers\.0\.", r"\1.layers.1."),
-    (r"(mlps\.\d+|iou_prediction_head)\.proj_in\.", r"\1.layers.0."),
-    (r"(mlps\.\d+|iou_prediction_head)\.proj_out\.", r"\1.layers.2."),
-    (r"\.layer_norm_final_attn\.", ".norm_final_attn."),
-    (r"\.layer_norm(\d)\.", r".norm\1."),
-)
+
+def _flip(kernel: np.ndarray) -> np.ndarray:
+    """The kernel [*s i o] with all spatial axes reversed."""
+    return np.flip(kernel, tuple(range(kernel.ndim - 2)))
+
+
+@dataclasses.dataclass(frozen=True)
+class NameMap:
+    """How the tensors of one published checkpoint become a network's variables.
+
+    Patterns are regular expressions for `re.search`. Those of `layout`, `stacked`, `fresh` and
+    `resized` are for our paths (`params/backbone/inc/conv/kernel`), the others for torch names.
+    """
+
+    source: str  # whose checkpoint it is, for messages
+    rename: Rules = ()  # (pattern, replacement) on the default name, in order
+    layout: Rules = ()  # (pattern, key of LAYOUTS); default: by name and number of axes
+    stacked: str = ""  # leaves whose first axis runs over tensors; `{}` in the name is its index
+    ignored: Rules = ()  # (pattern, reason): tensors of the file that are not read
+    fresh: Rules = ()  # (pattern, reason): leaves that keep their initial values
+    resized: str = ""  # tables that are resized linearly to the model's size
+    file_names: Rules = ()  # (pattern, replacement) on the names of the file, before all else
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """One array of the model's variables and the torch tensors that it holds."""
+
+    path: tuple[str, ...]
+    shape: tuple[int, ...]
+    names: tuple[str, ...]  # one, or one for each index of a stacked leaf
+    layout: str
+    stacked: bool
+    resizable: bool
+
+    def from_torch(self, tensors: list[np.ndarray]) -> np.ndarray:
+        """The array in this package's layout (channels last, kernels [h, w, in, out])."""
+        arrays = [LAYOUTS[self.layout][1](np.asarray(x, np.float32)) for x in tensors]
+        return np.stack(arrays) if self.stacked else arrays[0]
+
+    def to_torch(self, array: np.ndarray) -> list[np.ndarray]:
+        """The tensors in torch's layout, the inverse of `from_torch`."""
+        return [LAYOUTS[self.layout][0](x) for x in (array if self.stacked else [array])]
+
+    @property
+    def torch_shape(self) -> tuple[int, ...]:
+        return self.to_torch(np.broadcast_to(np.float32(0), self.shape))[0].shape
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
     """What became of each tensor of a checkpoint, by its name there, and what stays fresh here.
 
-    `constants` holds what `params` cannot: the fixed matrix of the Fourier features.
+    `constants` holds what `params` cannot: the fixed matrix of SAM's Fourier features.
     """
 
+    source: str
     loaded: list[str]
     resized: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
     left: dict[str, str]
@@ -83,10 +106,9 @@ class Report:
     constants: Variables
 
     def __str__(self) -> str:
-        reasons = sorted(set(self.left.values()))
         lines = [f"loaded {len(self.loaded)} tensors, {len(self.resized)} of them resized:"]
         lines += [f"  {name}: {a} -> {b}" for name, (a, b) in self.resized.items()]
-        for reason in reasons:
+        for reason in sorted(set(self.left.values())):
             names = [name for name, why in self.left.items() if why == reason]
             lines.append(
                 f"left out {len(names)}: {reason} ({names[0]}{', ...' * (len(names) > 1)})"
@@ -95,127 +117,104 @@ class Report:
         return "\n".join(lines)
 
 
-@dataclasses.dataclass(frozen=True)
-class Leaf:
-    """One array of the model's variables: its path here and the torch tensors that it holds."""
-
-    path: tuple[str, ...]
-    shape: tuple[int, ...]
-
-    @property
-    def torch_names(self) -> list[str]:
-        """SAM's name of the tensor, or of each tensor where several are stacked."""
-        *parts, leaf = self.path[1:]
-        dotted = [re.sub(r"_(\d+)$", r".\1", part) for part in (*parts, leaf)]
-        dotted[-1] = LEAF_NAMES.get(leaf, dotted[-1])
-        name = ".".join(dotted)
-        if EMBEDDINGS.search(name):
-            name += ".weight"
-        if "output_hypernetworks_mlps" in parts:
-            return [name.replace("_mlps.", f"_mlps.{i}.") for i in range(self.shape[0])]
-        return [name]
-
-    def from_torch(self, tensors: list[np.ndarray]) -> np.ndarray:
-        """The array in this package's layout (channels last, kernels [h, w, in, out])."""
-        arrays = [self._layout(np.asarray(t, np.float32), to_torch=False) for t in tensors]
-        return np.stack(arrays) if self._stacked else arrays[0]
-
-    def to_torch(self, array: np.ndarray) -> list[np.ndarray]:
-        """The tensors in torch's layout, the inverse of `from_torch`."""
-        return [self._layout(a, to_torch=True) for a in (array if self._stacked else [array])]
-
-    @property
-    def torch_shape(self) -> tuple[int, ...]:
-        return self.to_torch(np.broadcast_to(np.float32(0), self.shape))[0].shape
-
-    @property
-    def _stacked(self) -> bool:
-        return "output_hypernetworks_mlps" in self.path
-
-    def _layout(self, x: np.ndarray, to_torch: bool) -> np.ndarray:
-        if self.path[-1] != "kernel":
-            return x
-        if x.ndim == 2:
-            return x.T
-        transposed = self.path[-2] in ("up", "output_upscaling_0", "output_upscaling_3")
-        if not transposed:
-            return x.transpose(3, 2, 0, 1) if to_torch else x.transpose(2, 3, 1, 0)
-        if to_torch:
-            return x[::-1, ::-1].transpose(2, 3, 0, 1)
-        return x.transpose(2, 3, 0, 1)[::-1, ::-1]
+def first_match(text: str, rules: Rules) -> str:
+    """The second half of the first rule whose pattern is found in `text`; empty without one."""
+    return next((value for pattern, value in rules if re.search(pattern, text)), "")
 
 
-def model_leaves(config: ConfigDict) -> list[Leaf]:
-    """Every array of the model that `config.model` describes; nothing is computed."""
-    model = make_model(config)
-    shapes = variable_shapes(model)
-    flat = traverse_util.flatten_dict(shapes)
-    return [Leaf(path, value.shape) for path, value in flat.items()]
+def torch_name(path: tuple[str, ...], name_map: NameMap) -> str:
+    """The tensor that a leaf names; for a stacked leaf `{}` stands for its index."""
+    *parts, leaf = path[1:]
+    dotted = [re.sub(r"_(\d+)$", r".\1", part) for part in (*parts, leaf)]
+    dotted[-1] = LEAF_NAMES.get(leaf, dotted[-1])
+    return rename(".".join(dotted), name_map.rename)
 
 
-def from_usam(state_dict: StateDict, config: ConfigDict) -> Variables:
-    """Variables of a trained published U-SAM, complete, as numpy float32 arrays.
+def rename(name: str, rules: Rules) -> str:
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
 
-    Raises WeightsError that lists every missing, unknown and misshapen tensor.
+
+def make_leaf(path: tuple[str, ...], shape: tuple[int, ...], name_map: NameMap) -> Leaf:
+    text, name = "/".join(path), torch_name(path, name_map)
+    stacked = bool(name_map.stacked and re.search(name_map.stacked, text))
+    axes = len(shape) - stacked
+    default = {2: "linear", 4: "conv", 5: "conv"}.get(axes, "as_is")
+    layout = first_match(text, name_map.layout) or (default if path[-1] == "kernel" else "as_is")
+    names = tuple(name.format(i) for i in range(shape[0])) if stacked else (name,)
+    resizable = bool(name_map.resized and re.search(name_map.resized, text))
+    return Leaf(path, shape, names, layout, stacked, resizable)
+
+
+def model_leaves(config: ConfigDict, name_map: NameMap) -> list[Leaf]:
+    """Every array of the model that `config` (`config.model`) describes, without computing any."""
+    flat = traverse_util.flatten_dict(variable_shapes(config))
+    return [make_leaf(path, value.shape, name_map) for path, value in flat.items()]
+
+
+def is_fresh(leaf: Leaf, name_map: NameMap) -> bool:
+    return bool(first_match("/".join(leaf.path), name_map.fresh))
+
+
+def from_torch(
+    state_dict: StateDict, name_map: NameMap, config: ConfigDict
+) -> tuple[Variables, Report]:
+    """The variables that a checkpoint holds, as numpy float32 arrays, and a report.
+
+    They are complete unless the map leaves some fresh. Raises WeightsError that lists every
+    missing, unknown and misshapen tensor.
     """
-    tensors = {name.removeprefix("sam."): value for name, value in state_dict.items()}
-    flat, problems = {}, Problems()
-    for leaf in model_leaves(config):
-        found = problems.check(leaf, tensors)
-        if found:
+    tensors = {rename(name, name_map.file_names): x for name, x in state_dict.items()}
+    problems, flat, resized = Problems(), {}, {}
+    fresh: list[str] = []
+    loaded: dict[str, None] = {}
+    for leaf in model_leaves(config, name_map):
+        if is_fresh(leaf, name_map):
+            fresh += leaf.names
+            continue
+        if leaf.resizable and (name := leaf.names[0]) in tensors:
+            before, shape = tensors[name], leaf.torch_shape
+            if before.shape != shape and is_resizable(before.shape, shape):
+                tensors[name] = resize(before, shape)
+                resized[name] = (before.shape, shape)
+        if found := problems.check(leaf, tensors):
             flat[leaf.path] = leaf.from_torch(found)
-    problems.unknown += [n for n in tensors if n not in problems.used and not why_unused(n)]
-    problems.raise_any("a published U-SAM", config)
-    return traverse_util.unflatten_dict(flat)
+            loaded |= dict.fromkeys(leaf.names)
+    left = {
+        name: first_match(name, name_map.ignored) for name in tensors if name not in problems.used
+    }
+    problems.unknown += [name for name, reason in left.items() if not reason]
+    problems.raise_any(name_map.source, config)
+    tree = traverse_util.unflatten_dict(flat)
+    constants = tree.get("constants", {})
+    return tree, Report(name_map.source, list(loaded), resized, left, fresh, constants)
 
 
-def to_usam(variables: Variables, config: ConfigDict) -> dict[str, np.ndarray]:
-    """A trained model's tensors under their published names and layouts, all that `from_usam` reads.
-
-    What the published model has besides, UNUSED_PARTS, is not there: load them with strict=False.
-    """
+def to_torch(variables: Variables, name_map: NameMap, config: ConfigDict) -> dict[str, np.ndarray]:
+    """A model's tensors under their published names and layouts: all that `from_torch` reads."""
     flat, tensors = traverse_util.flatten_dict(variables), {}
-    for leaf in model_leaves(config):
-        prefix = "" if leaf.path[1] == "backbone" else "sam."
+    for leaf in model_leaves(config, name_map):
         arrays = leaf.to_torch(np.asarray(flat[leaf.path]))
-        for name, array in zip(leaf.torch_names, arrays, strict=True):
-            tensors[prefix + name] = np.ascontiguousarray(array)
+        for name, array in zip(leaf.names, arrays, strict=True):
+            tensors[name] = np.ascontiguousarray(array)
     return tensors
 
 
-def from_sam(state_dict: StateDict, config: ConfigDict) -> tuple[Variables, Report]:
-    """What a fresh U-SAM takes from SAM: a partial `params` tree, and a report.
+def best_map(state_dict: StateDict, maps: tuple[NameMap, ...], config: ConfigDict) -> NameMap:
+    """The map that reads most of a file's names and misses fewest; the first one if all are equal."""
 
-    `state_dict` has SAM's own names or those of the Hugging Face hub. `pos_embed` and the global
-    blocks' relative positions are resized to the model's image size. The fixed matrix of the
-    Fourier features is no parameter: it is in `report.constants`.
-    Raises WeightsError that lists every missing, unknown and misshapen tensor.
-    """
-    tensors = dict(state_dict)
-    if any(name.startswith("vision_encoder.") for name in tensors):
-        tensors = sam_names(tensors)
-    global_blocks = SIZES[config.variant].global_blocks
-    flat, fresh, loaded, resized, problems = {}, [], [], {}, Problems()
-    for leaf in model_leaves(config):
-        if not comes_from_sam(leaf):
-            fresh += leaf.torch_names
-            continue
-        (name,) = leaf.torch_names
-        if name in tensors and _is_resizable(name, global_blocks):
-            before = tensors[name]
-            fits = before.ndim == len(leaf.shape) and before.shape[-1] == leaf.shape[-1]
-            if fits and before.shape != leaf.shape:
-                tensors[name] = _resize(before, leaf.shape)
-                resized[name] = (before.shape, leaf.shape)
-        found = problems.check(leaf, tensors)
-        if found:
-            flat[leaf.path] = leaf.from_torch(found)
-            loaded.append(name)
-    left = {n: _why_left(n) for n in tensors if n not in problems.used}
-    problems.unknown += [name for name, why in left.items() if not why]
-    problems.raise_any("SAM", config)
-    tree = traverse_util.unflatten_dict(flat)
-    return tree["params"], Report(loaded, resized, left, fresh, tree["constants"])
+    def score(name_map: NameMap) -> int:
+        names = {rename(name, name_map.file_names) for name in state_dict}
+        wanted = {
+            name
+            for leaf in model_leaves(config, name_map)
+            if not is_fresh(leaf, name_map)
+            for name in leaf.names
+        }
+        return len(names & wanted) - len(wanted - names)
+
+    return max(maps, key=score)
 
 
 class Problems:
@@ -229,65 +228,38 @@ class Problems:
 
     def check(self, leaf: Leaf, tensors: StateDict) -> list[np.ndarray]:
         """The leaf's tensors, or nothing if one is missing or misshapen."""
-        names = leaf.torch_names
-        self.used.update(names)
-        absent = [name for name in names if name not in tensors]
-        wrong = [n for n in names if n in tensors and tensors[n].shape != leaf.torch_shape]
-        self.missing += absent
-        self.misshapen += [
-            f"{n}: found {tensors[n].shape}, expected {leaf.torch_shape}" for n in wrong
+        new = [name for name in leaf.names if name not in self.used]
+        self.used.update(leaf.names)
+        absent = [name for name in leaf.names if name not in tensors]
+        wrong = [
+            name
+            for name in leaf.names
+            if name in tensors and tensors[name].shape != leaf.torch_shape
         ]
-        return [] if absent or wrong else [tensors[name] for name in names]
+        self.missing += [name for name in absent if name in new]
+        self.misshapen += [
+            f"{name}: got {tensors[name].shape}, expected {leaf.torch_shape}" for name in wrong
+        ]
+        return [] if absent or wrong else [tensors[name] for name in leaf.names]
 
     def raise_any(self, source: str, config: ConfigDict) -> None:
         kinds = {"missing": self.missing, "unknown": self.unknown, "misshapen": self.misshapen}
         found = ["\n  ".join([f"{len(v)} {kind}:", *v]) for kind, v in kinds.items() if v]
         if found:
+            fields = ", ".join(f"{name} = {value}" for name, value in config.items())
             raise WeightsError(
-                f"these weights are not those of {source} with config.model.variant = "
-                f"{config.variant}, num_classes = {config.num_classes}, image_size = "
-                f"{config.image_size}\n"
+                f"these weights are not those of {source} with config.model: {fields}\n"
                 + "\n".join(found)
                 + "\nCheck config.model against the file."
             )
 
 
-def comes_from_sam(leaf: Leaf) -> bool:
-    collection, part, *rest = leaf.path
-    if collection == "batch_stats" or part == "backbone":
-        return False
-    if part != "mask_decoder":
-        return True
-    return rest[0] in ("transformer", "iou_token")
+def is_resizable(before: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether two tables differ in their positions alone, not in rank or channels."""
+    return len(before) == len(shape) and before[-1] == shape[-1]
 
 
-def why_unused(name: str) -> str:
-    return next((why for part, why in UNUSED_PARTS.items() if part in name), "")
-
-
-def _why_left(name: str) -> str:
-    if any(f"mask_decoder.{part}" in name for part in FRESH_PARTS):
-        return "started afresh, for other classes than SAM's"
-    return why_unused(name)
-
-
-def sam_names(tensors: StateDict) -> dict[str, np.ndarray]:
-    renamed = {}
-    for name, tensor in tensors.items():
-        # The same matrix under two names, of which a file may hold either or both.
-        name = name.replace("shared_image_embedding.", "prompt_encoder.shared_embedding.")
-        for pattern, replacement in HUGGING_FACE_NAMES:
-            name = re.sub(pattern, replacement, name)
-        renamed[name] = tensor
-    return renamed
-
-
-def _is_resizable(name: str, global_blocks: tuple[int, ...]) -> bool:
-    match = re.match(r"image_encoder\.blocks\.(\d+)\.attn\.rel_pos_[hw]$", name)
-    return name == "image_encoder.pos_embed" or bool(match and int(match[1]) in global_blocks)
-
-
-def _resize(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def resize(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Linear resizing with half-pixel centres and without antialiasing, as torch's interpolate."""
     resized = jax.image.resize(jnp.asarray(table, jnp.float32), shape, "linear", antialias=False)
     return np.asarray(resized)

@@ -20,7 +20,8 @@ from jax.sharding import Sharding
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
-from usam_jax.models import USam, make_model, variable_shapes
+from usam_jax.models import variable_shapes
+from usam_jax.models.common import registry
 from usam_jax.utils import console
 from usam_jax.utils.errors import UsageError, WeightsError, list_some
 from usam_jax.utils.files import read_json, require_folder
@@ -119,9 +120,7 @@ class Checkpoints:
 
     def restore(self, step: int, state: Any) -> Any:
         """The state at `step`. Raises WeightsError where the checkpoint is damaged."""
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(state))
-        with naming_damage(self.folder / str(step)):
-            return self.manager.restore(step, args=items).state
+        return restore_tree(self.folder / str(step), state)
 
     def set_aside(self, checkpoint: pathlib.Path, problem: str) -> None:
         """Moves a damaged checkpoint out of the way."""
@@ -176,6 +175,20 @@ def naming_damage(folder: pathlib.Path) -> Iterator[None]:
             f"{folder}: a damaged checkpoint ({type(error).__name__}: {str(error)[:200]}).\nDelete "
             "this folder to go on from the checkpoint before it, if there is one."
         ) from error
+
+
+def restore_tree(checkpoint: pathlib.Path, target: Any) -> Any:
+    """The part of a checkpoint's state that `target` (abstract arrays with shardings) asks for.
+
+    Raises WeightsError if the checkpoint is damaged or lacks some of it.
+    """
+    args = ocp.args.PyTreeRestore(
+        item=target,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+        partial_restore=True,  # runs of version 1 have empty entries for the frozen parts
+    )
+    with naming_damage(checkpoint), ocp.PyTreeCheckpointer() as checkpointer:
+        return checkpointer.restore(checkpoint / "state", args=args)
 
 
 def abstract_arrays(tree: Any, sharding: Sharding) -> Any:
@@ -245,8 +258,14 @@ def best_step(workdir: pathlib.Path, model: ConfigDict) -> int:
     Raises WeightsError where there is no checkpoint or the model differs.
     """
     saved = require_config(workdir)
-    free = {name: saved["model"].get(name, False) for name in ("dtype", "remat")}
-    given = {**json.loads(model.to_json_best_effort()), **free}
+    found, given = saved["model"], json.loads(model.to_json_best_effort())
+    if found["name"] != given["name"]:
+        raise WeightsError(
+            f"{workdir} holds a checkpoint of the network {found['name']}, expected one of "
+            f"{given['name']}. Give the config that the run was trained with: "
+            f"--config=configs/NAME.py:{registry.short_name(found['name'])}"
+        )
+    given |= {name: found[name] for name in ("dtype", "remat") if name in found}
     changed = differences({"model": given}, {"model": saved["model"]})
     if changed:
         raise WeightsError(
@@ -261,25 +280,18 @@ def best_step(workdir: pathlib.Path, model: ConfigDict) -> int:
 
 
 def load_variables(
-    workdir: pathlib.Path, model: USam, step: int, sharding: Sharding
+    workdir: pathlib.Path, config: ConfigDict, step: int, sharding: Sharding
 ) -> dict[str, Any]:
-    """The model's variables at `step` of a run, the averaged ones where it averages.
+    """The variables of `config.model` at `step` of a run, the averaged ones if it averages.
 
     Raises WeightsError where the checkpoint is damaged.
     """
-    shapes = variable_shapes(model)
+    shapes = variable_shapes(config)
     target = abstract_arrays(dict(shapes), sharding)
     averaged = bool(read_config(workdir).get("train", {}).get("ema_decay"))
     if averaged:
         target["ema"] = {x: target.pop(x) for x in ("params", "batch_stats") if x in target}
-    args = ocp.args.PyTreeRestore(
-        item=target,
-        restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-        partial_restore=True,
-    )
-    folder = workdir.resolve() / "checkpoints" / str(step)
-    with naming_damage(folder), ocp.PyTreeCheckpointer() as checkpointer:
-        found = checkpointer.restore(folder / "state", args=args)
+    found = restore_tree(workdir.resolve() / "checkpoints" / str(step), target)
     if averaged:
         found |= found.pop("ema")
     return found
@@ -289,4 +301,4 @@ def load_best(workdir: pathlib.Path, config: ConfigDict) -> tuple[int, dict[str,
     """Step and variables of a run's best checkpoint, for the model of `config.model`."""
     step = best_step(workdir, config)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return step, load_variables(workdir, make_model(config), step, device)
+    return step, load_variables(workdir, config, step, device)

@@ -6,6 +6,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from usam_jax.utils.errors import UserError
+
 SCHEMA_VERSION = 2
 
 # Fields that version 2 renamed, by section.
@@ -22,14 +24,25 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
 
 
 def upgrade(saved: dict[str, Any]) -> dict[str, Any]:
-    """A saved config of any version with today's field names, without its version.
+    """A saved config of any version with today's fields, without its version.
 
-    Configs of version 1 have no `schema_version`.
+    Configs of version 1 have no `schema_version`. Raises UserError for a version that is not known.
     """
     config = copy.deepcopy(saved)
     version = config.pop("schema_version", 1)
+    if version not in (1, SCHEMA_VERSION):
+        raise UserError(
+            f"the run's config.json: got schema_version {version}, expected at most {SCHEMA_VERSION}. "
+            "Use the version of usam_jax that wrote it, or a newer one."
+        )
     if version == 1:
         for section, names in RENAMED.items():
             fields = config.get(section, {})
             config[section] = {names.get(name, name): value for name, value in fields.items()}
+        if config["model"].get("name") == "sam":  # S, which has a file of its own since version 2
+            config["model"]["name"] = "sam_s"
+            for name in ("num_skips", "num_mask_tokens"):
+                config["model"].pop(name)
+            config["optimizer"]["learning_rates"].pop("backbone")
+        config["optimizer"] |= {"name": "adamw", "momentum": 0.9, "nesterov": True}
     return config

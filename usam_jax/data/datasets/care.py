@@ -1,4 +1,4 @@
-"""CARE as distributed: one `.npz` a slice, and a table of their names."""
+"""CARE as distributed: one `.npz` per slice, and a table of the slices' names."""
 
 import collections
 import csv
@@ -6,36 +6,38 @@ import functools
 import pathlib
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from usam_jax.data.case import (
     Case,
+    Cases,
     Slices,
     file_names,
     natural_order,
     source_stamp,
     unusable_case,
 )
+from usam_jax.data.datasets.spec import DatasetSpec
 from usam_jax.utils.errors import DataError, list_some
 
 SHAPE = (224, 224)
-WHERE = (
-    "CARE is given out by its authors on request (see the paper's project page); its folder holds "
-    "train/train_npz and test/test_npz. configs/phantom.py needs no data."
-)
+
+
+def list_cases(data: ConfigDict) -> Cases:
+    """The slices of train and test."""
+    root, num_classes = pathlib.Path(data.root), len(data.classes)
+    return {split: care_cases(root, split, num_classes) for split in ("train", "test")}
 
 
 def care_cases(root: pathlib.Path, split: str, num_classes: int) -> list[Case]:
-    """The slices `ROOT/SPLIT/SPLIT_npz/*.npz`, those of `SPLIT_bbox.csv` if there is one."""
+    """The slices `ROOT/SPLIT/SPLIT_npz/*.npz`: those of `SPLIT_bbox.csv`, or all without it."""
     folder = root / split / f"{split}_npz"
     if not folder.is_dir():
-        raise DataError(
-            f"{folder} is not there; config.data.root is {str(root)!r}, expected a folder with the "
-            f"CARE data set.\n{WHERE}"
-        )
+        raise DataError(f"{folder} is not there, expected the {split} split of CARE")
     table = root / split / f"{split}_bbox.csv"
     names = read_names(table) if table.is_file() else file_names(folder, ".npz")
     if not names:
-        raise DataError(f"{folder} holds no slices (NAME.npz).\n{WHERE}")
+        raise DataError(f"{folder} holds no slices (NAME.npz)")
     return [
         care_case(folder / f"{name}.npz", table, num_classes)
         for name in sorted(names, key=natural_order)
@@ -43,7 +45,7 @@ def care_cases(root: pathlib.Path, split: str, num_classes: int) -> list[Case]:
 
 
 def read_names(table: pathlib.Path) -> list[str]:
-    """The column `name` of CARE's CSV. The boxes beside it are not read: labels give them."""
+    """The column `name` of CARE's CSV, whose boxes are not needed next to the labels."""
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
@@ -55,7 +57,7 @@ def read_names(table: pathlib.Path) -> list[str]:
             "delete the file to use every .npz of the folder",
         ) from error
     if not names:
-        raise DataError(f"{table}: names no slice", "delete it to use every .npz of the folder")
+        raise DataError(f"{table}: lists no slices", "delete it to use every .npz of the folder")
     repeated = [name for name, count in collections.Counter(names).items() if count > 1]
     if repeated:
         raise DataError(f"{table}: names that occur more than once:\n{list_some(repeated)}")
@@ -63,6 +65,7 @@ def read_names(table: pathlib.Path) -> list[str]:
 
 
 def care_case(path: pathlib.Path, table: pathlib.Path, num_classes: int) -> Case:
+    """The case of one slice."""
     if not path.is_file():
         missing = DataError(
             f"{path} is not there, but {table} names it", "copy it, or delete its row"
@@ -73,12 +76,12 @@ def care_case(path: pathlib.Path, table: pathlib.Path, num_classes: int) -> Case
 
 
 def load_care_slice(path: pathlib.Path, num_classes: int) -> Slices:
-    """One slice; labels above the last class count as it, as the data set's authors do.
+    """One slice, with labels above the last class set to it as the data set's authors do.
 
-    Raises DataError that names the file for anything but an image and a label of 224x224.
+    Raises DataError unless the file holds an image and a label of 224x224.
     """
     try:
-        # Opened here, for np.load leaves a damaged archive open.
+        # Opened here, since np.load leaves a damaged archive open.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             absent = [key for key in ("image", "label") if key not in file.files]
             if absent:
@@ -86,8 +89,8 @@ def load_care_slice(path: pathlib.Path, num_classes: int) -> Slices:
             image, label = file["image"], file["label"]
     except DataError:
         raise
-    except Exception as error:  # damage shows up as nearly any error, a tokenizer's among them
-        raise DataError(f"{path}: not a readable .npz ({error})", "copy it anew") from error
+    except Exception as error:  # damaged files raise nearly any type, tokenize errors included
+        raise DataError(f"{path}: not a readable .npz ({error})", "copy it again") from error
     for key, array in (("image", image), ("label", label)):
         if array.shape != SHAPE:
             raise DataError(f"{path}: {key} has the shape {array.shape}, expected {SHAPE}")
@@ -102,5 +105,20 @@ def load_care_slice(path: pathlib.Path, num_classes: int) -> Slices:
             f"from 0"
         )
     labels = np.minimum(label, num_classes - 1).astype(np.uint8)
-    # In its own precision: a rounded value may be the next grey level.
+    # The image keeps its precision: a rounded value could become the next grey level.
     return image[None], labels[None]
+
+
+SPEC = DatasetSpec(
+    list_cases,
+    layout="train/train_npz and test/test_npz",
+    hint=(
+        "CARE is given out by its authors on request (see the paper's project page); "
+        "configs/phantom.py needs no data."
+    ),
+    config_name="care",
+    required="train/train_npz",
+    sign="train/train_npz",
+    detect_rank=4,
+    transposed=True,
+)

@@ -1,11 +1,9 @@
-"""Cases to the arrays of a packed data set, on all cores; stopped, it goes on where it was."""
+"""Packs cases into the arrays of a packed data set, on all cores and resumably."""
 
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -15,28 +13,27 @@ from usam_jax.data.packed.format import MANIFEST, map_array
 from usam_jax.utils import console
 from usam_jax.utils.errors import DataError, list_some
 from usam_jax.utils.files import read_json, write_json
+from usam_jax.utils.parallel import ordered_map
 
 PROGRESS = "progress.json"
-SAVE_EVERY_SLICES = 200  # between two notes of how far packing came
-MAX_WORKERS = 16  # a large volume takes a gigabyte while it is read
+SAVE_EVERY_SLICES = 200  # between two writes of the progress file
 CHECK = (
-    "python -m tools.prepare SOURCE --check tells all that is wrong; mend or remove those and start "
+    "python -m tools.prepare SOURCE --check lists all faults; fix or remove those cases and start "
     "again (nothing is packed twice)."
 )
 
-T = TypeVar("T")
-R = TypeVar("R")
 Earlier = dict[tuple[str, str], tuple[pathlib.Path, dict[str, Any]]]
 
 
 def count_slices(cases: list[Case]) -> int:
+    """The number of slices of all cases."""
     return sum(case.num_slices for case in cases)
 
 
 def pack(
     cases: Cases, settings: dict[str, Any], fingerprint: str, folder: pathlib.Path
 ) -> dict[str, Any]:
-    """Packs every case; what an earlier packing, whole or stopped, has of a case is copied."""
+    """Packs every case, and copies unchanged cases from earlier packings, even interrupted ones."""
     arrays = folder / fingerprint[:12]
     arrays.mkdir(exist_ok=True)
     earlier = find_earlier(folder, settings)
@@ -62,7 +59,7 @@ def pack(
 
 
 def find_earlier(folder: pathlib.Path, settings: dict[str, Any]) -> Earlier:
-    """Where each case is packed already, by split and name: its arrays' folder and its record."""
+    """Cases that are packed already, by split and name: the folder of the arrays and the record."""
     found: Earlier = {}
     for path in folder.glob(f"*/{PROGRESS}"):
         progress = read_json(path)
@@ -81,9 +78,9 @@ def pack_split(
     folder: pathlib.Path,
     earlier: Earlier,
 ) -> list[str]:
-    """Packs the cases of a split that are not done; returns what is wrong with the others.
+    """Packs the cases of a split that are not done yet, and returns the problems of unusable one
 
-    Threads suffice to keep all cores busy: reading, unpacking and OpenCV release Python's lock.
+    Threads suffice to keep all cores busy: reading, decompression and OpenCV release the GIL.
     """
     size, done = settings["image_size"], all_done[split]
     shape = (count_slices(cases), size, size)
@@ -120,12 +117,12 @@ def pack_split(
 
 
 def copy_case(case: Case, split: str, earlier: Earlier) -> tuple[np.ndarray, np.ndarray] | None:
-    """The packed images and labels of a case that has not changed since an earlier packing.
+    """The images and labels of a case that has not changed since an earlier packing.
 
-    None where there are none, or where they are not what was packed then.
+    None if there is no such packing, or if its arrays do not match their checksums.
     """
     folder, record = earlier.get((split, case.name), (None, {}))
-    if folder is None or record["stamp"] != case.stamp:
+    if folder is None or record["stamp"] != case.source_stamp:
         return None
     rows = slice(record["row"], record["row"] + case.num_slices)
     paths = (folder / f"{split}_{kind}.npy" for kind in ("images", "labels"))
@@ -133,23 +130,11 @@ def copy_case(case: Case, split: str, earlier: Earlier) -> tuple[np.ndarray, np.
     return (images, labels) if checksums(images, labels) == record["crc32"] else None
 
 
-def ordered_map(function: Callable[[T], R], items: list[T]) -> Iterator[tuple[T, R]]:
-    """Calls `function` on all cores, a few items ahead, and gives items and results in order."""
-    workers = min(os.cpu_count() or 1, MAX_WORKERS)
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for start in range(0, len(items), 4 * workers):
-                some = items[start : start + 4 * workers]
-                yield from zip(some, pool.map(function, some), strict=True)
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
 def open_array(path: pathlib.Path, shape: tuple[int, ...], begun: bool) -> np.memmap:
-    """The array that is being packed, anew unless `begun`, with its disk space taken at once."""
+    """Opens the array to pack into, a new one unless `begun`, and reserves its disk space."""
     mode = "r+" if begun else "w+"
     array = np.lib.format.open_memmap(path, mode=mode, dtype=np.uint8, shape=shape)
     with path.open("r+b") as file:
-        # A write into a hole of a full disk would kill the process instead of raising an error.
+        # Writing to a hole of a memory map on a full disk would kill the process (SIGBUS).
         os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     return array

@@ -1,4 +1,4 @@
-"""One case to what is packed of it: uint8 slices, and their record in the manifest."""
+"""A case as it is packed: uint8 slices, and a record in the manifest."""
 
 import dataclasses
 import zlib
@@ -8,17 +8,18 @@ import cv2
 import numpy as np
 
 from usam_jax.data.case import Case
-from usam_jax.io.nifti import fit_square
+from usam_jax.data.pixels import fit_square
 
 CLAHE_TILES = (8, 8)
 
 
 def make_clahe(limit: float) -> Any:
+    """OpenCV's CLAHE with this clip limit, or None for 0."""
     return cv2.createCLAHE(clipLimit=limit, tileGridSize=CLAHE_TILES) if limit else None
 
 
 def pack_case(case: Case, settings: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels of a case, uint8[n size size] both."""
+    """Reads a case and packs its images and labels, both uint8[n size size]."""
     size, intensity = settings["image_size"], settings["intensity"]
     clahe = make_clahe(settings["clahe_limit"])
     grey, labels = case.load_fn()
@@ -34,9 +35,10 @@ def pack_image(
     clahe: Any,
     pixel_mm: tuple[float, float] = (1.0, 1.0),
 ) -> np.ndarray:
-    """Grey float[h w] in [0, 1] to uint8[size size], contrast-limited equalised if asked.
+    """Converts grey float[h w] in [0, 1] to uint8[size size], and applies `clahe` if any.
 
-    "clip" bounds values outside [0, 1]; "wrap" lets them overflow as the published code did.
+    Values outside [0, 1] are clipped if `intensity` is "clip"; with "wrap" they overflow, as in the
+    published code.
     """
     if intensity == "clip":
         grey = np.clip(grey, 0.0, 1.0)
@@ -46,15 +48,17 @@ def pack_image(
 
 
 def checksums(images: np.ndarray, labels: np.ndarray) -> list[int]:
+    """CRC-32 of the images and of the labels."""
     return [zlib.crc32(x.tobytes()) for x in (images, labels)]
 
 
 def describe_case(case: Case, images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """The record of a case in the manifest, but for its row."""
     return {
         "name": case.name,
         "patient": case.patient,
         "num_slices": case.num_slices,
-        "stamp": case.stamp,
+        "stamp": case.source_stamp,
         "foreground": [int(label.any()) for label in labels],
         "crc32": checksums(images, labels),
         "geometry": dataclasses.asdict(case.geometry) if case.geometry else None,

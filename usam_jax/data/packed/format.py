@@ -1,4 +1,4 @@
-"""A packed data set, opened: memory-mapped arrays and a manifest, readable with numpy alone."""
+"""The format of a packed data set: memory-mapped arrays and a manifest, readable with numpy."""
 
 import dataclasses
 import functools
@@ -19,17 +19,17 @@ PREPARE = "python -m tools.prepare SOURCE DEST"
 
 @dataclasses.dataclass(frozen=True)
 class Packed:
-    """A packed data set, opened: memory-mapped arrays and the manifest's slices by split."""
+    """An open packed data set: its memory-mapped arrays, and its cases and slices by split."""
 
     folder: pathlib.Path
     manifest: dict[str, Any]
 
     def images(self, split: str) -> np.ndarray:
-        """uint8[n h w]"""
+        """The images of a split, uint8[n h w]."""
         return map_array(self.path(split, "images"))
 
     def labels(self, split: str) -> np.ndarray:
-        """uint8[n h w], class indices"""
+        """The labels of a split, class indices uint8[n h w]."""
         return map_array(self.path(split, "labels"))
 
     def path(self, split: str, kind: str) -> pathlib.Path:
@@ -41,7 +41,7 @@ class Packed:
         return self.manifest["splits"].get(split, [])
 
     def slices(self, split: str) -> list[dict[str, Any]]:
-        """Name, case, patient and position in the case of each slice, and if it has foreground."""
+        """Name, case, patient and index in the case of each slice, and if it has foreground."""
         return [
             {
                 "name": x["name"] if x["num_slices"] == 1 else f"{x['name']}_{i:03d}",
@@ -56,29 +56,30 @@ class Packed:
 
 
 def map_array(path: pathlib.Path) -> np.ndarray:
-    """A packed array uint8[n h w], memory-mapped. Raises DataError where it is damaged."""
+    """Memory-maps a packed array uint8[n h w]. Raises DataError if it is damaged."""
     try:
         array = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
         raise DataError(
-            f"{path}: not a readable packed array ({error})", pack_anew(path)
+            f"{path}: not a readable packed array ({error})", repack_advice(path)
         ) from error
     if array.dtype != np.uint8 or array.ndim != 3:
         raise DataError(f"{path}: holds {array.dtype}{array.shape}, expected uint8[n h w]")
     return array
 
 
-def pack_anew(path: pathlib.Path) -> str:
-    return f"delete {path.parent.parent} and pack anew ({PREPARE})"
+def repack_advice(path: pathlib.Path) -> str:
+    """What to do about a damaged array."""
+    return f"delete {path.parent.parent} and pack again ({PREPARE})"
 
 
 def open_packed(folder: pathlib.Path) -> Packed:
-    """Opens a packed data set. Raises DataError where there is none that this version reads."""
+    """Opens a packed data set. Raises DataError if there is none of this format version."""
     try:
         manifest = read_json(folder / MANIFEST)
         version = manifest.get("settings", {}).get("version")
     except (UserError, AttributeError) as error:
-        raise DataError(f"{folder / MANIFEST}: damaged", f"pack anew ({PREPARE})") from error
+        raise DataError(f"{folder / MANIFEST}: damaged", f"pack again ({PREPARE})") from error
     if version != VERSION:
         found = f"of version {version}" if manifest else "that is not there"
         raise DataError(
@@ -89,7 +90,7 @@ def open_packed(folder: pathlib.Path) -> Packed:
 
 
 def packed_cases(folder: pathlib.Path) -> Cases:
-    """The cases of a packed data set; loading one compares it with its checksums."""
+    """The cases of a packed data set, which verify their checksums when loaded."""
     packed = open_packed(folder)
     return {
         split: [
@@ -107,7 +108,7 @@ def packed_cases(folder: pathlib.Path) -> Cases:
 
 
 def load_packed(packed: Packed, split: str, record: dict[str, Any]) -> Slices:
-    """Slices of one case as packed. Raises DataError where they are not what was packed."""
+    """The slices of one case as packed. Raises DataError if they do not match their checksums."""
     rows = slice(record["row"], record["row"] + record["num_slices"])
     arrays = []
     for kind, expected in zip(("images", "labels"), record["crc32"], strict=True):
@@ -116,8 +117,8 @@ def load_packed(packed: Packed, split: str, record: dict[str, Any]) -> Slices:
         if zlib.crc32(array.tobytes()) != expected:
             raise DataError(
                 f"{path}: the checksum of {record['name']} (rows {rows.start} to {rows.stop - 1}) "
-                "is not the manifest's",
-                pack_anew(path),
+                "differs from the manifest's",
+                repack_advice(path),
             )
         arrays.append(array)
     images, labels = arrays

@@ -1,9 +1,10 @@
-"""A data set, packed once: uint8 arrays that are memory-mapped, and a manifest beside them.
+"""Packs a data set once, into memory-mapped uint8 arrays and a manifest.
 
-`PACKED/manifest.json` tells what the arrays in its folder `arrays` hold: `{split}_images.npy` and
-`{split}_labels.npy`, uint8[n h w]. Anyone with numpy can read them. The manifest comes last and in
-one piece, so arrays that are still being packed are never read; `progress.json` beside those says
-how far packing came. `held_out` in it names the training cases that validate, by split setting.
+`PACKED/manifest.json` describes the arrays in its folder `arrays`: `{split}_images.npy` and
+`{split}_labels.npy`, uint8[n h w], which numpy can read. The manifest is written last and
+atomically, so arrays that are still being packed are never read; `progress.json` next to the arrays
+records the progress. The manifest's `held_out` names the training cases that validate, by split
+setting.
 """
 
 import contextlib
@@ -19,30 +20,33 @@ from ml_collections import ConfigDict
 
 from usam_jax.data import splits
 from usam_jax.data.case import Cases, find_fault
-from usam_jax.data.datasets.registry import list_cases, shared_patients
+from usam_jax.data.datasets.registry import get_spec, list_cases
 from usam_jax.data.packed.build import CHECK, count_slices, pack
 from usam_jax.data.packed.format import MANIFEST, VERSION, Packed, open_packed
+from usam_jax.data.patients import shared_patients
 from usam_jax.utils import console
 from usam_jax.utils.errors import DISK_FULL, DataError, UsageError, list_some
 from usam_jax.utils.files import read_json
 
+MIN_IMAGE_SIZE = 16  # pixels; each network says which sizes it takes
+
 
 def packing_settings(config: ConfigDict) -> dict[str, Any]:
-    """What of `config.data` decides the packed bytes, the source files aside.
+    """The fields of `config.data` that decide the packed bytes, for given source files.
 
-    Raises UsageError for a value that does not exist.
+    Raises UsageError for a value that makes no sense.
     """
-    if config.intensity not in ("clip", "wrap"):
-        raise UsageError(
-            f"config.data.intensity: found {config.intensity!r}, expected clip or wrap"
-        )
-    for field in ("window_width", "clahe_limit"):
-        if config[field] < 0 or config.window_width == 0:
-            raise UsageError(f"config.data.{field}: found {config[field]}, expected more than 0")
-    if config.image_size < 16 or config.image_size % 16:
-        raise UsageError(
-            f"config.model.image_size: found {config.image_size}, expected a multiple of 16"
-        )
+
+    def expect(ok: bool, field: str, expected: str) -> None:
+        if not ok:
+            found = config[field.split(".")[1]]
+            raise UsageError(f"config.{field}: found {found!r}, expected {expected}")
+
+    spec = get_spec(config.kind)
+    expect(config.intensity in ("clip", "wrap"), "data.intensity", "clip or wrap")
+    expect(config.window_width > 0, "data.window_width", "more than 0")
+    expect(config.clahe_limit >= 0, "data.clahe_limit", "0 or more")
+    expect(config.image_size >= MIN_IMAGE_SIZE, "model.image_size", f"{MIN_IMAGE_SIZE} or more")
     settings = {
         "version": VERSION,
         "kind": config.kind,
@@ -53,24 +57,21 @@ def packing_settings(config: ConfigDict) -> dict[str, Any]:
         # A random limit is drawn in training, on slices that are packed without CLAHE.
         "clahe_limit": 0.0 if config.random_clahe else config.clahe_limit,
     }
-    if config.kind == "phantom":
-        settings["phantom"] = [config.phantom_seed, config.slices_per_patient]
-        settings["phantom"] += list(config.num_patients)
-    return settings
+    return settings | spec.packing_settings(config)
 
 
 def prepare(config: ConfigDict, folder: pathlib.Path | None = None) -> Packed:
-    """The packed data set of `config.data`, packing what is not packed yet.
+    """Packs the data set of `config.data`, as far as it is not packed yet, and opens it.
 
-    It lies in `folder`, or in a folder of its own in `packed_dir`. Raises DataError for a source
-    that cannot be used, naming the faulty cases, and UsageError for a setting that does not exist.
+    It is packed into `folder`, or into a folder of its own in `packed_dir`. Raises DataError with
+    the faulty cases if the source cannot be used, and UsageError for an invalid setting.
     """
     settings = packing_settings(config)
     splits.check_splitting(config)
     if config.kind == "packed":
         packed = open_packed(pathlib.Path(config.root))
         require_settings(packed, settings)
-        if os.access(packed.folder / MANIFEST, os.W_OK):  # a shared one may be read-only
+        if os.access(packed.folder / MANIFEST, os.W_OK):  # a shared data set may be read-only
             with locked(packed.folder):
                 splits.record_held_out(packed.folder / MANIFEST, packed.manifest, config)
         return packed
@@ -97,13 +98,13 @@ def prepare(config: ConfigDict, folder: pathlib.Path | None = None) -> Packed:
         raise DataError(
             f"{folder}: the disk is full ({error}); packing needs "
             f"{bytes_needed(cases, config.image_size) / 1e9:.2f} GB. Free some space and start "
-            "again (it goes on where it stopped), or set config.data.packed_dir."
+            "again (it resumes where it stopped), or set config.data.packed_dir."
         ) from error
     return Packed(folder, manifest)
 
 
 def require_settings(packed: Packed, settings: dict[str, Any]) -> None:
-    """Raises UsageError where a packed data set is not packed as the config says."""
+    """Raises UsageError if a packed data set was packed with other settings than the config's."""
     found = packed.manifest["settings"]
     names = {
         "classes": "classes",
@@ -113,19 +114,19 @@ def require_settings(packed: Packed, settings: dict[str, Any]) -> None:
         "window_hu": "window_level and window_width",
     }
     differing = [
-        f"config.data.{names[x]}: the config says {settings[x]}, it was packed with {found[x]}"
+        f"config.data.{names[x]}: found {settings[x]}, expected {found[x]} as it was packed with"
         for x in names
         if settings[x] != found[x]
     ]
     if differing:
         raise UsageError(
             f"{packed.folder} is packed with other settings:\n{list_some(differing)}\n"
-            "Set them so, or pack the source anew."
+            "Set these, or pack the source again."
         )
 
 
 def require_usable(cases: Cases) -> None:
-    """Raises DataError for cases that cannot be read and patients that are in two splits."""
+    """Raises DataError if cases cannot be used or patients are in several splits."""
     unusable = [x for found in cases.values() for x in found if not x.num_slices]
     problems = [str(find_fault(x)) for x in unusable]
     problems += [
@@ -137,19 +138,19 @@ def require_usable(cases: Cases) -> None:
 
 
 def require_own(folder: pathlib.Path) -> None:
-    """Raises UsageError for a folder that holds something else, which packing might destroy."""
+    """Raises UsageError if the folder holds anything else, which packing could destroy."""
     if folder.is_file() or (
         folder.is_dir() and any(folder.iterdir()) and not (folder / "lock").is_file()
     ):
         raise UsageError(
-            f"{folder} is a file, or a folder that holds something else than a packed data set; "
-            "give one that is not there yet"
+            f"{folder}: found a file, or a folder that holds something else than a packed data "
+            "set; give a folder that does not exist yet"
         )
 
 
 @contextlib.contextmanager
 def locked(folder: pathlib.Path) -> Iterator[None]:
-    """Lets one process at a time in, so that two runs started together do not pack at once."""
+    """Holds the folder's lock, so that concurrent runs do not pack at the same time."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as file:
         try:
@@ -161,20 +162,22 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
 
 
 def make_fingerprint(cases: Cases, settings: dict[str, Any]) -> str:
-    """Changes with any setting, any case's name and patient, and any file's size or time."""
+    """A hash of the settings, each case's name and patient, and each file's size and time."""
     stamps = {
-        split: [[x.name, x.patient, x.stamp] for x in found] for split, found in cases.items()
+        split: [[x.name, x.patient, x.source_stamp] for x in found]
+        for split, found in cases.items()
     }
     text = json.dumps([settings, stamps], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def packed_name(config: ConfigDict, settings: dict[str, Any]) -> str:
-    """A folder name of its own for each source and its settings, so that no two runs share one."""
+    """The folder's name, different for each source and its settings."""
     root = str(pathlib.Path(config.root).resolve()) if config.root else ""
     digest = hashlib.sha256(json.dumps([root, settings]).encode()).hexdigest()[:8]
     return "_".join([config.kind, *([pathlib.Path(root).name] if root else []), digest])
 
 
 def bytes_needed(cases: Cases, size: int) -> int:
+    """The size in bytes of the packed arrays."""
     return 2 * size * size * sum(count_slices(found) for found in cases.values())

@@ -1,4 +1,4 @@
-"""Pelvis CT phantoms: invented patients with a rectum and a tumour, for the demo and the tests."""
+"""Pelvis CT phantoms: generated patients with a rectum and a tumour, for demo and tests."""
 
 from typing import NamedTuple
 
@@ -20,9 +20,9 @@ from usam_jax.data.phantoms.canvas import (
     pick,
     wander,
 )
-from usam_jax.io.nifti import Geometry
+from usam_jax.io.geometry import Geometry
 
-VERSION = 2  # changes whenever the same arguments give other bytes than before
+VERSION = 2  # to be raised whenever the same arguments give other bytes than before
 SLICE_MM = (2.0, 3.0, 4.0, 5.0)
 MARROW = 230.0  # HU
 
@@ -40,11 +40,11 @@ class Phantom(NamedTuple):
 
 
 def make_patient(seed: int, patient: int, size: int = 128, num_slices: int | None = 24) -> Phantom:
-    """Invents patient number `patient` of population `seed`; the same arguments, the same bytes.
+    """Generates patient number `patient` of population `seed`, deterministically.
 
-    Gives float32 HU and uint8 labels, both [num_slices size size]; with None, as many slices as
-    the thickness of this patient's scan makes, 2 to 5 mm. The anatomy depends on `seed` and
-    `patient` alone; the scanner's blur and noise depend on the pixels as well.
+    Returns float32 HU and uint8 labels, both [num_slices size size]. If `num_slices` is None, the
+    slice thickness is the patient's own, 2 to 5 mm. The anatomy depends on `seed` and `patient`
+    alone; the scanner's blur and noise also depend on the resolution.
     """
     rng, pose, num_slices = _begin(seed, patient, num_slices)
     scene = make_scene(rng, pose, size, num_slices)
@@ -58,7 +58,7 @@ def make_patient(seed: int, patient: int, size: int = 128, num_slices: int | Non
 
 
 def patient_geometry(seed: int, patient: int, size: int, num_slices: int | None) -> Geometry:
-    """How the slices of a patient lie, nothing painted yet."""
+    """The geometry of a patient's slices, without painting them."""
     _, pose, num_slices = _begin(seed, patient, num_slices)
     slice_mm, pixel_mm = EXTENT_MM / num_slices, pose.field_mm / size
     affine = np.diag([-pixel_mm, -pixel_mm, slice_mm, 1.0]).tolist()
@@ -112,7 +112,7 @@ def _draw_organs(scene: Scene, rng: np.random.Generator) -> None:
     for _ in range(rng.integers(6, 13)):
         place = pick(rng, (-65, 65), (-58, 22), (65, 125))
         draw_loop(scene, rng, place, pick(rng, (10, 24), (9, 18), (12, 36)))
-    # One more beside the rectum, so that being a ring near the sacrum is not enough.
+    # One more loop next to the rectum, so that a ring near the sacrum is not always the rectum.
     side, *place = pick(rng, (32, 46), (14, 34), (55, 105))
     draw_loop(scene, rng, [side if rng.random() < 0.5 else -side, *place], (13, 12, 25))
     # Arteries and veins, among them some as wide and as bright as a tumour.
@@ -157,8 +157,10 @@ def _scan(
     image: np.ndarray, rng: np.random.Generator, pixel_mm: float, slice_mm: float
 ) -> np.ndarray:
     blur, sigma, trail = pick(rng, (0.45, 0.75), (28, 52), (0.8, 1.5))
-    # Larger voxels average more noise away; below some 1.6 mm the scanner's own blur does.
+    # Larger voxels average out more noise; below about 1.6 mm the scanner's blur dominates.
     sigma *= float(np.sqrt(5 / slice_mm) / np.hypot(1, pixel_mm / 1.6))
     noise = rng.standard_normal(image.shape, dtype=np.float32)
-    noise = ndimage.gaussian_filter(noise, (0, 0.5, trail))  # longer from hip to hip, as in CT
+    noise = ndimage.gaussian_filter(
+        noise, (0, 0.5, trail)
+    )  # noise trails from hip to hip, as in CT
     return ndimage.gaussian_filter(image, (0, blur, blur)) + noise * (sigma / noise.std())

@@ -21,7 +21,7 @@ from usam_jax.data.phantoms.canvas import (
 def draw_loop(
     scene: Scene, rng: np.random.Generator, centre: Sequence[Number], radii: Sequence[Number]
 ) -> None:
-    """A piece of bowel whose wall is as thick and as bright as a rectum's may be."""
+    """Paints a loop of bowel with the wall thickness and brightness of a rectum."""
     x, y = centre[0] + wander(rng, scene.z, 10), centre[1] + wander(rng, scene.z, 6)
     loop = ball(scene, (x, y, centre[2]), radii) + 2 * scene.warp
     wall_mm, more_hu = pick(rng, (2.5, 6), (-6, 14))
@@ -39,7 +39,7 @@ def _fill_lumen(
 
 
 def draw_rectum(scene: Scene, rng: np.random.Generator, sacrum_y: np.ndarray) -> np.ndarray:
-    """Paints the rectum in front of the sacrum; the labels uint8[n h w], its lumen with it."""
+    """Paints the rectum in front of the sacrum, and returns labels uint8[n h w] with its lumen."""
     z, warp, texture, tissue = scene.z, scene.warp, scene.texture, scene.tissue
     radius, wall_mm, room = pick(rng, (14, 22), (3, 8), (5, 12))
     bottom, top = pick(rng, (-4, 10), (100, 135))
@@ -56,11 +56,11 @@ def draw_rectum(scene: Scene, rng: np.random.Generator, sacrum_y: np.ndarray) ->
     levator = np.maximum(np.abs(fascia) - 1.5, z - 34)  # a sling, open to the front
     paint(scene, np.maximum(levator, y - 4 - scene.y), tissue.muscle)
     _draw_nodes(scene, rng, (x, y), radius + 5)
-    # The sphincter is no part of the rectum.
+    # The sphincter is not part of the rectum.
     paint(scene, np.maximum(tube + 2, z - bottom), tissue.muscle)
     paint(scene, outer, tissue.wall + 5 * texture)
     _fill_lumen(scene, rng, outer + wall_mm / scene.scale, y, radius)
-    # What the tumour leaves of the lumen is a slit, and belongs to it.
+    # The tumour leaves a slit of the lumen, which is labelled as tumour.
     more_hu, left = pick(rng, (12, 34), (0.72, 0.9))
     slit = np.maximum(outer + left * np.minimum(wide, deep), tumour + 5)
     paint(scene, tumour, tissue.wall + more_hu + 8 * texture)
@@ -71,7 +71,7 @@ def draw_rectum(scene: Scene, rng: np.random.Generator, sacrum_y: np.ndarray) ->
 def _draw_nodes(
     scene: Scene, rng: np.random.Generator, axis: tuple[np.ndarray, np.ndarray], away: float
 ) -> None:
-    """Lymph nodes and cut vessels in the fat around the rectum, some as bright as a tumour."""
+    """Paints lymph nodes and vessels in the fat around the rectum, some as bright as a tumour."""
     for _ in range(rng.integers(3, 10)):
         turn, size, far, level, more_hu = pick(
             rng, (0, 6.3), (1.5, 4), (0, 6), (10, 115), (-10, 50)
@@ -95,7 +95,7 @@ def _make_tumour(
     growth, turn, long, place, beyond = pick(
         rng, (0, 1), (0, 6.3), (0.85, 1.15), (0.15, 0.8), (0, 5)
     )
-    # The nearer the mass is to the axis the larger: small ones hang on the wall.
+    # Larger masses are nearer to the axis: small ones sit on the wall.
     aside = 0.95 - 0.85 * growth
     across, half_long = radius * (0.34 + 1.2 * growth), long * (5.5 + 28.5 * growth)
     x = axis[0] + aside * radius * float(np.cos(turn))
@@ -103,8 +103,8 @@ def _make_tumour(
     z = ends[0] + place * (ends[1] - ends[0])
     uneven = min(1.8, 0.12 * across) * scene.warp + 0.4 * scene.texture
     mass = ball(scene, (x, y, z), (across, across, half_long)) + uneven
-    # Cut blunt at both ends: the tips would float in the lumen as single pixels. And steeply, so
-    # that the last slice is not half the gas that the label takes for tumour.
+    # Cut the mass at both ends, since the tips would float in the lumen as single pixels; steeply,
+    # so that the last slice is not half gas that is labelled as tumour.
     mass = np.maximum(mass, 10 * (np.abs(scene.z - z) - 0.88 * half_long))
     mass = np.maximum(mass, rectum - beyond * growth)
     return mass if present else np.full_like(mass, np.inf)

@@ -1,9 +1,9 @@
-"""The canvas that a phantom is painted on: its coordinates, its tissues and simple shapes.
+"""The canvas of a phantom: coordinates, tissues and simple shapes.
 
-Everything is laid out on one body frame, so a patient's anatomy does not depend on the number of
-pixels: x to the image's right, y to the back, z from the perineum upwards, in mm of an average
-body. A patient is that frame times `scale`; what has a size of its own, as a wall has, is divided
-by it.
+All coordinates are in one body frame, so that the anatomy does not depend on the resolution: x to
+the image's right, y to the back, z from the perineum upwards, in mm of an average body. A patient
+is this frame times `scale`; sizes that do not scale with the body, such as a wall's thickness, are
+divided by it.
 """
 
 from collections.abc import Sequence
@@ -12,15 +12,15 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-EXTENT_MM = 120.0  # what the slices cover along z, however many they are
+EXTENT_MM = 120.0  # along z, covered by any number of slices
 GAS = -900.0  # HU
 
-Number = int | float  # an int is no float where types are checked at run time
+Number = int | float  # beartype does not accept an int as a float
 Curve = Number | np.ndarray  # one value, or one per slice or pixel
 
 
 class Tissue(NamedTuple):
-    """HU of one patient's tissues; `vessel` and `wall` depend on the contrast agent."""
+    """HU of one patient's tissues, for `vessel` and `wall` depending on the contrast agent."""
 
     fat: float
     muscle: float
@@ -29,7 +29,7 @@ class Tissue(NamedTuple):
 
 
 class Build(NamedTuple):
-    """Half the width and depth of the body, and the fat under the skin, in mm of the body frame."""
+    """Half width and half depth of the body, and the fat under the skin, in mm of the frame."""
 
     wide: float
     deep: float
@@ -37,22 +37,22 @@ class Build(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """What is painted and where its pixels lie in the body frame."""
+    """The image being painted, and the positions of its pixels in the body frame."""
 
     image: np.ndarray  # [n h w] HU, painted in place
     x: np.ndarray  # [1 h w]
     y: np.ndarray  # [1 h w]
     z: np.ndarray  # [n 1 1]
     scale: float
-    pixel_mm: float  # as the scanner measures it
-    warp: np.ndarray  # [n h w] about unit variance, features of some 15 mm
-    texture: np.ndarray  # [n h w] about unit variance, features of some 5 mm
+    pixel_mm: float  # in mm of the scanner, not of the frame
+    warp: np.ndarray  # [n h w], about unit variance, features of about 15 mm
+    texture: np.ndarray  # [n h w], about unit variance, features of about 5 mm
     build: Build
     tissue: Tissue
 
 
 class Pose(NamedTuple):
-    """A patient's build and size, how they lie on the table, and what the scanner covers."""
+    """A patient's build, size and position on the table, and the field of the scanner."""
 
     build: Build
     scale: float
@@ -63,6 +63,7 @@ class Pose(NamedTuple):
 
 
 def draw_pose(rng: np.random.Generator) -> Pose:
+    """Draws the pose of a patient."""
     fat = rng.uniform(7, 24)
     build = Build(rng.uniform(146, 156) + fat, rng.uniform(86, 94) + fat, fat)
     scale, angle, shift_x, shift_y = pick(rng, (0.85, 1.12), (-0.14, 0.14), (-8, 8), (-14, 14))
@@ -73,7 +74,7 @@ def draw_pose(rng: np.random.Generator) -> Pose:
 
 
 def make_scene(rng: np.random.Generator, pose: Pose, size: int, num_slices: int) -> Scene:
-    """Air around a patient of that pose."""
+    """A scene of air for a patient with this pose, with its tissues drawn."""
     scale, field_mm = pose.scale, pose.field_mm
     tissue = Tissue(*pick(rng, (-122, -105), (28, 48), (26, 52), (110, 190)))
     line = (((np.arange(size) + 0.5) / size - 0.5) * field_mm).astype(np.float32)
@@ -97,7 +98,7 @@ def make_scene(rng: np.random.Generator, pose: Pose, size: int, num_slices: int)
 def make_field(
     rng: np.random.Generator, knots: tuple[int, int, int], size: int, num_slices: int
 ) -> np.ndarray:
-    """Smooth noise [n h w], drawn on few knots so that it looks the same at every resolution."""
+    """Smooth noise [n h w], drawn at a few knots so that it is the same at every resolution."""
     coarse = rng.standard_normal(knots, dtype=np.float32)
     planes = np.stack([cv2.resize(p, (size, size), interpolation=cv2.INTER_CUBIC) for p in coarse])
     at = (np.arange(num_slices) + 0.5) / num_slices * (knots[0] - 1)
@@ -107,23 +108,23 @@ def make_field(
 
 def pick(rng: np.random.Generator, *ranges: tuple[Number, Number]) -> list[float]:
     """One number from each range."""
-    # Plain floats: numpy's own scalars would turn every float32 array to float64.
+    # Python floats: numpy scalars would promote float32 arrays to float64.
     return [rng.uniform(low, high) for low, high in ranges]
 
 
 def at_levels(scene: Scene, levels: Sequence[Number], values: Sequence[Number]) -> np.ndarray:
-    """`values` given at `levels` of the extent (0 to 1), between them as they come: [n 1 1]."""
+    """`values` at `levels` of the extent (0 to 1), linearly interpolated: [n 1 1]."""
     return np.interp(scene.z / EXTENT_MM, levels, values).astype(np.float32)
 
 
 def wander(rng: np.random.Generator, z: np.ndarray, amplitude: Number) -> np.ndarray:
-    """A smooth curve about 0 along z."""
+    """A smooth random curve around 0 along z."""
     slow, fast, phase, other = pick(rng, (0.016, 0.042), (0.042, 0.084), (0, 6.3), (0, 6.3))
     return amplitude * (0.75 * np.sin(slow * z + phase) + 0.25 * np.sin(fast * z + other))
 
 
 def paint(scene: Scene, distance: np.ndarray, hu: Curve) -> None:
-    """Blends `hu` in where `distance` (negative inside) says so, a pixel wide at the edge."""
+    """Blends `hu` in where `distance` is negative, with an edge that is one pixel wide."""
     distance = np.broadcast_to(distance, scene.image.shape)
     pixel = scene.pixel_mm / scene.scale
     inside = distance < pixel / 2
@@ -136,9 +137,9 @@ def paint(scene: Scene, distance: np.ndarray, hu: Curve) -> None:
 def ball(
     scene: Scene, centre: Sequence[Curve], radii: Sequence[Curve], mirrored: bool = False
 ) -> np.ndarray:
-    """Signed distance to an ellipsoid, or with an infinite z radius to a tube.
+    """Signed distance to an ellipsoid, or to a tube if the z radius is infinite.
 
-    Right to first order near the surface, so that walls are as thick as they are meant to be.
+    It is exact to first order near the surface, so that walls have the intended thickness.
     """
     x = np.abs(scene.x) if mirrored else scene.x
     u, v = (x - centre[0]) / radii[0], (scene.y - centre[1]) / radii[1]

@@ -1,21 +1,19 @@
-"""Phantoms as NIfTI files in nnU-Net's raw layout, for everything that begins with a file."""
+"""Phantoms as NIfTI files in nnU-Net's raw layout."""
 
 import itertools
 import pathlib
 from typing import Any
 
-import nibabel
 import numpy as np
-from nibabel.orientations import axcodes2ornt, ornt_transform
 
-from usam_jax.data.packed.build import ordered_map
 from usam_jax.data.phantoms.anatomy import VERSION, Phantom, make_patient
-from usam_jax.io.nifti import AXES, READ_ERRORS
+from usam_jax.io import nifti
 from usam_jax.utils import console
 from usam_jax.utils.errors import DataError, UsageError, list_some
-from usam_jax.utils.files import atomic_write, write_json
+from usam_jax.utils.files import write_json
+from usam_jax.utils.parallel import ordered_map
 
-FILE_AXES = ("LPS", "LPS", "RAS", "RAS", "LAS", "LAS", "PIR", "ASL")  # the common ones more often
+FILE_AXES = ("LPS", "LPS", "RAS", "RAS", "LAS", "LAS", "PIR", "ASL")  # common ones repeated
 FOLDERS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
 ENDING = ".nii.gz"
 
@@ -28,12 +26,12 @@ def write_nnunet(
     num_slices: int | None = None,
     seed: int = 0,
 ) -> None:
-    """Writes `num_train` + `num_test` patients, numbered through, as an nnU-Net v2 raw data set.
+    """Writes `num_train` + `num_test` patients as a raw data set of nnU-Net v2.
 
-    Images are int16 HU and labels uint8, both [size size num_slices] before the file's axes are
-    turned; without `num_slices` each patient's own. Axes, origin and tilt differ by patient. Stopped
-    and started again, it keeps the patients that are whole. Raises UsageError for a folder that
-    holds other files, DataError for one that cannot be written.
+    Patients are numbered consecutively. Images are int16 HU and labels uint8, both [size size
+    num_slices] before the file's axes are permuted; by default `num_slices` is each patient's own.
+    Axes, origin and tilt differ by patient. After an interruption, complete patients are kept.
+    Raises UsageError if the folder holds other files, and DataError if it cannot be written.
     """
     numbers = range(num_train + num_test)
     texts = [describe(seed, number, size, num_slices) for number in numbers]
@@ -41,14 +39,17 @@ def write_nnunet(
 
     def write(number: int) -> None:
         made = make_patient(seed, number, size, num_slices)
-        for path, volume in zip(paths[number], to_volumes(made, seed, number), strict=True):
-            volume.header["descrip"] = texts[number]
-            with atomic_write(path) as temporary:
-                nibabel.save(volume, temporary)
+        affine, axes = draw_grid(made, seed, number)
+        hu = np.rint(made.image).astype(np.int16)
+        for path, slices in zip(paths[number], (hu, made.labels), strict=True):
+            nifti.write_slices(path, slices, affine, axes, texts[number])
 
     try:
         make_folders(folder, list(itertools.chain(*paths)))
-        todo = [x for x in numbers if not all(is_whole(path, texts[x]) for path in paths[x])]
+        # A file gets its name when it is complete, so its header is all there is to compare.
+        todo = [
+            x for x in numbers if any(nifti.header_description(y) != texts[x] for y in paths[x])
+        ]
         if todo:
             (folder / "dataset.json").unlink(missing_ok=True)
         with console.Progress(
@@ -64,7 +65,7 @@ def write_nnunet(
 def patient_paths(
     folder: pathlib.Path, number: int, part: str
 ) -> tuple[pathlib.Path, pathlib.Path]:
-    """Where a patient's image and labels are."""
+    """The paths of a patient's image and labels."""
     name = f"phantom_{number:04d}"
     return (
         folder / f"images{part}" / f"{name}_0000{ENDING}",
@@ -73,49 +74,33 @@ def patient_paths(
 
 
 def make_folders(folder: pathlib.Path, paths: list[pathlib.Path]) -> None:
-    """Makes the folders of `paths`. Raises UsageError where the layout's hold other files."""
+    """Makes the folders of `paths`. Raises UsageError if the layout's folders hold other files."""
     for parent in {path.parent for path in paths}:
         parent.mkdir(parents=True, exist_ok=True)
     found = {path for name in FOLDERS for path in (folder / name).glob("[!.]*")}
     others = sorted(str(path) for path in found - set(paths))
     if others:
         raise UsageError(
-            f"{folder}: {len(others)} files are none of the phantoms asked for:\n"
+            f"{folder}: {len(others)} files do not belong to the requested phantoms:\n"
             f"{list_some(others)}\nRemove them or give another folder."
         )
 
 
 def describe(seed: int, number: int, size: int, num_slices: int | None) -> bytes:
-    """What a file was made of, for its header, so that another data set's is not kept."""
+    """The arguments of a file, for its header, so that files of other arguments are not kept."""
     return f"phantom v{VERSION} {seed} {number} {size} {num_slices or 'own'}".encode()
 
 
-def is_whole(path: pathlib.Path, text: bytes) -> bool:
-    """Files are renamed when they are whole; so the header is all there is to look at."""
-    try:
-        volume: Any = nibabel.load(path)
-    except READ_ERRORS:
-        return False
-    return volume.header["descrip"].item() == text
-
-
-def to_volumes(made: Phantom, seed: int, number: int) -> tuple[Any, Any]:
-    """A patient's image and labels on one grid, with axes and an affine that are drawn."""
-    # Another stream than the anatomy's, which starts from [seed, number].
+def draw_grid(made: Phantom, seed: int, number: int) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Draws the affine float64[4 4] of a patient's slices, and the voxel axes of their files."""
+    # Not the anatomy's random stream, which starts from [seed, number].
     rng = np.random.default_rng([seed, number, 1])
     affine = draw_affine(rng, made)
-    axes = tuple(FILE_AXES[rng.integers(len(FILE_AXES))])
-    turn = ornt_transform(axcodes2ornt(AXES), axcodes2ornt(axes))
-    hu = np.rint(made.image).astype(np.int16)
-    image, labels = (
-        nibabel.Nifti1Image(voxels.transpose(2, 1, 0), affine).as_reoriented(turn)
-        for voxels in (hu, made.labels)
-    )
-    return image, labels
+    return affine, tuple(FILE_AXES[rng.integers(len(FILE_AXES))])
 
 
 def draw_affine(rng: np.random.Generator, made: Phantom) -> np.ndarray:
-    """From the voxels (column, row, slice) to RAS mm: some table position, one in four tilted."""
+    """An affine float64[4 4] from (column, row, slice) to RAS mm, tilted for one in four."""
     depth, height, width = made.spacing_mm
     tilt, turn = np.deg2rad(rng.uniform(-8, 8, 2)) * (rng.random() < 0.25)
     a, b = np.cos(turn), np.sin(turn)
@@ -131,7 +116,7 @@ def draw_affine(rng: np.random.Generator, made: Phantom) -> np.ndarray:
 
 
 def description(num_train: int) -> dict[str, Any]:
-    """What nnU-Net's `dataset.json` says."""
+    """The content of nnU-Net's `dataset.json`."""
     return {
         "channel_names": {"0": "CT"},
         "labels": {"background": 0, "normal rectum": 1, "tumour": 2},

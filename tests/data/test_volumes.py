@@ -1,4 +1,4 @@
-"""Volumes to slices: the same whatever the file's axes, and every fault named."""
+"""Volumes to slices: the same for all file axes, with every fault named."""
 
 import itertools
 import json
@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from conftest import REAL_DATA
 
-from usam_jax.data import splits, validation
-from usam_jax.data.datasets import volume_sets
+from usam_jax.data import splits, validation, volumes
 from usam_jax.data.packed import encode, prepare
 from usam_jax.io import nifti
 from usam_jax.utils.errors import DataError, UsageError
@@ -19,7 +18,7 @@ SPACING_LPS = (0.9, 1.5, 3.0)
 
 
 def make_volume(seed: int = 0, shape: tuple[int, int, int] = (40, 36, 5)):
-    """HU and labels with the axes (L, P, S), asymmetric in each direction."""
+    """HU and labels [i j k] with the axes (L, P, S), asymmetric in each direction."""
     rng = np.random.default_rng(seed)
     hu = rng.integers(-200, 200, shape).astype(np.int16)
     labels = np.zeros(shape, np.uint8)
@@ -54,7 +53,7 @@ ORIENTATIONS = [
 
 
 @pytest.mark.parametrize("oblique", [False, True])
-def test_all_48_orientations_of_a_volume_are_packed_alike(tmp_path, word_config, oblique):
+def test_pack_case_is_the_same_in_all_orientations(tmp_path, word_config, oblique):
     hu, labels = make_volume()
     config = word_config(tmp_path, tmp_path)
     config.data.classes = ("background", "a", "b")
@@ -65,7 +64,7 @@ def test_all_48_orientations_of_a_volume_are_packed_alike(tmp_path, word_config,
     for orientation in ORIENTATIONS:
         save(image_path, hu, affine_lps(oblique), orientation)
         save(label_path, labels, affine_lps(oblique), orientation)
-        case = volume_sets.volume_case("x", image_path, label_path, config.data)
+        case = volumes.volume_case("x", image_path, label_path, config.data)
         axes.add(case.geometry.file_axes)
         assert case.geometry.shape == (5, 36, 40)
         np.testing.assert_allclose(case.geometry.spacing_mm, (3.0, 1.5, 0.9), atol=1e-5)
@@ -86,44 +85,7 @@ def test_all_48_orientations_of_a_volume_are_packed_alike(tmp_path, word_config,
     assert not images[:, :, :9].any() and not images[:, :, 45:].any()
 
 
-def test_images_are_averaged_where_pixels_grow():
-    image = np.zeros((64, 64), np.uint8)
-    image[::4, ::4] = 160
-    np.testing.assert_array_equal(nifti.fit_square(image, 16, (1.0, 1.0), labels=False), 10)
-
-
-def test_the_window_is_linear_and_clips():
-    hu = np.array([-1000, -160, -60, 40, 240, 3000], np.int16)
-    np.testing.assert_allclose(nifti.window_hu(hu, 40.0, 400.0), [0, 0, 0.25, 0.5, 1, 1], atol=1e-7)
-
-
-def test_scaled_and_big_endian_voxels_are_read_as_hu(tmp_path):
-    hu, _ = make_volume()
-    image = nibabel.Nifti1Image(hu, affine_lps())
-    image.header.set_slope_inter(2.0, -1024.0)
-    nibabel.save(image, tmp_path / "scaled.nii.gz")
-    found = nifti.read_slices(tmp_path / "scaled.nii.gz")
-    np.testing.assert_array_equal(found, 2.0 * hu.transpose(2, 1, 0) - 1024)
-    header = nibabel.Nifti1Header(endianness=">")
-    header.set_data_dtype(np.int16)
-    nibabel.save(nibabel.Nifti1Image(hu, affine_lps(), header), tmp_path / "big.nii")
-    np.testing.assert_array_equal(nifti.read_slices(tmp_path / "big.nii"), hu.transpose(2, 1, 0))
-
-
-def test_a_slice_keeps_its_proportions_in_mm_and_labels_stay_on_the_image():
-    image = np.zeros((100, 50), np.uint8)
-    image[20:40, 10:20] = 200
-    fitted = nifti.fit_square(image, 64, (1.0, 2.0), labels=False)  # square in mm
-    assert fitted.shape == (64, 64)
-    rows, columns = np.nonzero(fitted > 100)
-    np.testing.assert_allclose([rows.mean(), columns.mean()], [18.7, 18.7], atol=0.6)
-    wide = nifti.fit_square(image, 64, (1.0, 1.0), labels=False)
-    assert not wide[:, :16].any() and not wide[:, 48:].any()
-    label = nifti.fit_square((image > 0).astype(np.uint8), 64, (1.0, 1.0), labels=True)
-    assert (label.astype(bool) != (wide > 100)).mean() < 0.01
-
-
-def test_nnunet_layout_is_packed_by_patient_with_its_geometry(nnunet):
+def test_nnunet_is_packed_by_patient_with_geometry(nnunet):
     _, config = nnunet
     packed = prepare.prepare(config.data)
     assert [x["name"] for x in packed.cases("train")] == [f"phantom_{i:04d}" for i in range(4)]
@@ -158,7 +120,7 @@ def test_folds_hold_out_every_patient_once(nnunet):
             prepare.prepare(other)
 
 
-def test_only_a_changed_case_is_read_again(nnunet, monkeypatch):
+def test_prepare_reads_only_changed_volumes(nnunet, monkeypatch):
     root, config = nnunet
     before = np.array(prepare.prepare(config.data).images("train"))
     path = root / "imagesTr" / "phantom_0002_0000.nii.gz"
@@ -167,7 +129,7 @@ def test_only_a_changed_case_is_read_again(nnunet, monkeypatch):
     read = []
     original = nifti.read_slices
     monkeypatch.setattr(
-        "usam_jax.data.datasets.volume_sets.read_slices",
+        "usam_jax.data.volumes.read_slices",
         lambda p: read.append(p.name) or original(p),
     )
     after = prepare.prepare(config.data).images("train")
@@ -190,7 +152,7 @@ def test_only_a_changed_case_is_read_again(nnunet, monkeypatch):
         ("text", "not a readable NIfTI"),
     ],
 )
-def test_a_faulty_volume_is_named_with_what_is_wrong(nnunet, fault, message):
+def test_prepare_names_faulty_volume_and_problem(nnunet, fault, message):
     root, config = nnunet
     image_path = root / "imagesTr" / "phantom_0001_0000.nii.gz"
     label_path = root / "labelsTr" / "phantom_0001.nii.gz"
@@ -216,13 +178,13 @@ def test_a_faulty_volume_is_named_with_what_is_wrong(nnunet, fault, message):
     elif fault == "truncated":
         image_path.write_bytes(image_path.read_bytes()[:-2000])
     else:
-        image_path.write_text("no volume")
+        image_path.write_text("not a volume")
     with pytest.raises(DataError, match=message) as caught:
         prepare.prepare(config.data)
     assert "phantom_0001" in str(caught.value)
 
 
-def test_a_description_that_does_not_fit_is_named(nnunet):
+def test_prepare_names_unsuitable_dataset_json(nnunet):
     root, config = nnunet
     path = root / "dataset.json"
     description = json.loads(path.read_text())
@@ -244,7 +206,7 @@ def test_a_description_that_does_not_fit_is_named(nnunet):
         prepare.prepare(config.data)
 
 
-def test_a_label_without_image_is_named(nnunet):
+def test_prepare_names_label_without_image(nnunet):
     root, config = nnunet
     (root / "imagesTr" / "phantom_0003_0000.nii.gz").unlink()
     with pytest.raises(
@@ -254,7 +216,7 @@ def test_a_label_without_image_is_named(nnunet):
         prepare.prepare(config.data)
 
 
-def test_word_as_distributed_brings_its_own_validation_part(tmp_path, word_config):
+def test_word_uses_its_own_validation_split(tmp_path, word_config):
     root = tmp_path / "WORD"
     hu, labels = make_volume()
     for split, count in (("Tr", 2), ("Val", 1), ("Ts", 1)):
@@ -272,7 +234,7 @@ def test_word_as_distributed_brings_its_own_validation_part(tmp_path, word_confi
     }
 
 
-def test_slices_of_the_published_code_are_read(tmp_path, word_config):
+def test_word_npy_reads_published_slices(tmp_path, word_config):
     rng = np.random.default_rng(0)
     for split in ("train", "test"):
         for kind, top in (("npy_imgs", 256), ("npy_gts", 17)):
@@ -291,8 +253,8 @@ def test_slices_of_the_published_code_are_read(tmp_path, word_config):
         prepare.prepare(config.data)
 
 
-def test_real_volumes_are_checked_and_packed_for_word(tmp_path, word_config):
-    """WORD's labels with intensities painted in, for its images may not be given on; a real CT."""
+def test_word_checks_and_packs_real_volumes(tmp_path, word_config):
+    """WORD's labels with painted intensities (its images may not be shared), and a real CT."""
     folders = REAL_DATA / "word_labels", REAL_DATA / "ct_samples"
     if not all(x.is_dir() for x in folders):
         pytest.skip(f"{folders} are not there")
@@ -330,18 +292,3 @@ def test_real_volumes_are_checked_and_packed_for_word(tmp_path, word_config):
     # The liver is on the patient's right, at the left of the picture; the spleen on the other side.
     columns = [np.nonzero(packed.labels("val") == c)[2].mean() for c in (1, 2)]
     assert columns[0] < 112 < columns[1]
-
-
-@pytest.mark.parametrize(("shape", "pixel_mm"), [((50, 80), (1.3, 0.7)), ((90, 40), (0.8, 1.1))])
-def test_labels_come_back_from_the_square_to_where_they_were(shape, pixel_mm):
-    labels = np.zeros(shape, np.uint8)
-    h, w = shape
-    labels[h // 8 : h // 3, w // 2 : w - w // 6] = 1
-    labels[h - h // 5 : h - 3, 4 : w // 4] = 2
-    fitted = nifti.fit_square(labels, 128, pixel_mm, labels=True)
-    back = nifti.unfit_square(fitted, shape, pixel_mm)
-    assert back.shape == shape
-    for c in (1, 2):
-        there, here = (np.argwhere(x == c) for x in (labels, back))
-        np.testing.assert_allclose(there.mean(0), here.mean(0), atol=0.3)
-        assert len(here) == pytest.approx(len(there), rel=0.05)

@@ -1,0 +1,243 @@
+"""Every network against its SPEC, and against the values that its published code printed."""
+
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import recipe
+from flax import traverse_util
+
+from usam_jax import convert, models
+from usam_jax.models.common import registry
+from usam_jax.models.common.spec import group_of, merge_params, split_params
+from usam_jax.training.losses import segmentation_loss
+from usam_jax.utils.errors import UsageError
+from usam_jax.weights import load, maps, name_map
+
+NETWORKS = registry.names()
+GOLDEN = sorted(x.parent.name for x in recipe.GOLDEN.glob("*/golden.npz"))
+SIZE = 32  # of the small networks; a network that takes one size alone gets that
+
+
+def small_config(name: str, **changes):
+    """The network at its demo's size."""
+    config = models.make_config(name)
+    config.update(models.get(name).small)
+    if models.get(name).image_size.accepts(SIZE):
+        config.image_size = SIZE
+    config.update(changes)
+    return config
+
+
+def make_images(config):
+    size = config.image_size
+    return jax.random.uniform(jax.random.key(1), (2, size, size))
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def small(request):
+    """Name, config, module and variables of each network."""
+    config = small_config(request.param)
+    variables = models.init_variables(config, jax.random.key(0))
+    return request.param, config, models.make_model(config), variables
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_spec_logits_have_images_shape_in_float32(name):
+    for dtype in ("float32", "bfloat16"):
+        config = small_config(name, dtype=dtype, num_classes=5)
+        model, shapes = models.make_model(config), models.variable_shapes(config)
+        images = jax.eval_shape(lambda config=config: make_images(config))
+        logits = jax.eval_shape(model.apply, shapes, images)
+        assert (logits.shape, logits.dtype) == ((*images.shape, 5), jnp.float32)
+        assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(shapes))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_spec_groups_cover_every_parameter_once(name):
+    spec, config = models.get(name), small_config(name)
+    params = models.variable_shapes(config)["params"]
+    flat = traverse_util.flatten_dict(params, sep="/")
+    found = {group_of(path, spec) for path in flat}
+    assert found - {None} == set(spec.groups)
+    trainable, frozen = split_params(params, spec)
+    assert len(jax.tree.leaves(trainable)) + len(jax.tree.leaves(frozen)) == len(flat)
+    assert merge_params(trainable, frozen) == params
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_spec_promptable_means_encode_and_decode(name):
+    spec = models.get(name)
+    assert spec.promptable == registry.is_promptable(models.make_model(small_config(name)))
+
+
+def test_published_names_convert_there_and_back(small):
+    _, config, _, variables = small
+    back = convert.from_published(load.to_published(variables, config), config)
+    assert jax.tree.structure(back) == jax.tree.structure(variables)
+    jax.tree.map(np.testing.assert_array_equal, back, variables)
+
+
+def test_network_is_deterministic_without_train(small):
+    _, config, model, variables = small
+    apply = jax.jit(model.apply)
+    images = make_images(config)
+    np.testing.assert_array_equal(apply(variables, images), apply(variables, images))
+
+
+def test_network_is_finite_in_bfloat16(small):
+    name, _, _, variables = small
+    config = small_config(name, dtype="bfloat16")
+    logits = jax.jit(models.make_model(config).apply)(variables, make_images(config))
+    assert jnp.isfinite(logits).all()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_make_model_names_a_wrong_size(name):
+    config = small_config(name)
+    accepts = models.get(name).image_size.accepts
+    config.image_size = next(x for x in (33, 0) if not accepts(x))
+    with pytest.raises(UsageError, match=r"config.model.image_size: got \d+, expected"):
+        models.make_model(config)
+
+
+def test_make_model_names_networks_and_fields():
+    with pytest.raises(UsageError, match=rf"got 'nounet', expected one of {', '.join(NETWORKS)}"):
+        models.get("nounet")
+    config = small_config("unet")
+    config.name = "usam"
+    with pytest.raises(UsageError, match=r"the network usam has .*--config=configs/care.py:usam"):
+        models.make_model(config)
+
+
+# ---- values of the published code ----
+
+
+def read_golden(name: str):
+    folder = recipe.GOLDEN / name
+    with np.load(folder / "golden.npz") as file:
+        values = dict(file)
+    source = json.loads((folder / "source.json").read_text())
+    return values, source, recipe.read_manifest(folder / "manifest.json")
+
+
+def golden_state_dict(manifest, source) -> dict[str, np.ndarray]:
+    """The weights behind the values: `recipe.tensor`, scaled by the first rule that applies."""
+    tensors = {}
+    for name, shape in manifest.items():
+        rules = (x for x in source.get("scaled", []) if re.search(x["pattern"], name))
+        factor = next((x["factor"] for x in rules if len(shape) >= x.get("min_axes", 0)), 1.0)
+        tensors[name] = (recipe.tensor(name, shape) * factor).astype(np.float32)
+    return tensors
+
+
+@pytest.fixture(scope="module", params=GOLDEN)
+def published(request):
+    """Name, golden values, their source, config and variables of a network with golden values."""
+    values, source, manifest = read_golden(request.param)
+    config = models.make_config(request.param)
+    state_dict = golden_state_dict(manifest, source)
+    variables = convert.from_published(state_dict, config)
+    return request.param, values, source, config, variables
+
+
+def to_torch_layout(x) -> np.ndarray:
+    """Maps [b *s c] to [b c *s]; tokens [b n d] and other arrays stay."""
+    x = np.asarray(x)
+    return np.moveaxis(x, -1, 1) if x.ndim >= 4 else x
+
+
+def assert_probe(golden, stage: str, array, tolerance: float) -> None:
+    """`array` (torch's layout) is `stage` at the samples, within `tolerance` of its deviation."""
+    assert array.shape == tuple(golden[f"{stage}/shape"]), stage
+    found = np.asarray(array, np.float64).ravel()[golden[f"{stage}/index"]]
+    deviation = golden[f"{stage}/summary"][1]
+    np.testing.assert_allclose(
+        found, golden[f"{stage}/value"], rtol=0, atol=tolerance * deviation, err_msg=stage
+    )
+    summary = np.array([array.mean(), array.std(), np.linalg.norm(array.ravel())])
+    np.testing.assert_allclose(summary[1:], golden[f"{stage}/summary"][1:], rtol=10 * tolerance)
+
+
+def test_parameter_count_is_the_published_one(published):
+    name, _, _, _, variables = published
+    manifest = read_golden(name)[2]
+    buffers = ("running_mean", "running_var", "num_batches_tracked")
+    count = sum(int(np.prod(s)) for n, s in manifest.items() if not n.endswith(buffers))
+    assert sum(x.size for x in jax.tree.leaves(variables["params"])) == count
+
+
+def test_stages_and_logits_are_the_published_ones(published):
+    _, golden, source, config, variables = published
+    model, tolerances = models.make_model(config), source["tolerances"]
+    images = jnp.asarray(recipe.images(2))
+    logits, state = jax.jit(
+        lambda v, x: model.apply(v, x, capture_intermediates=True, mutable=["intermediates"])
+    )(variables, images)
+    calls = traverse_util.flatten_dict(state["intermediates"], sep="/")
+    for stage, path in source["stages"].items():
+        found = to_torch_layout(calls[f"{path}/__call__"][0])
+        assert_probe(golden, stage, found, tolerances["stages"])
+    assert_probe(golden, "logits", to_torch_layout(logits), tolerances["logits"])
+    labels = np.asarray(logits.argmax(-1))
+    counts = [np.bincount(x.ravel(), minlength=config.num_classes) for x in labels]
+    np.testing.assert_array_equal(counts, golden["label_counts"])
+
+
+def torch_tensors(tree, collection: str, network: str) -> dict[str, np.ndarray]:
+    """A collection's arrays under their published names, in torch's layout."""
+    published_map, tensors = maps.maps_of(network)[0], {}
+    for path, array in traverse_util.flatten_dict({collection: tree}).items():
+        leaf = name_map.make_leaf(path, array.shape, published_map)
+        tensors |= zip(leaf.names, leaf.to_torch(np.asarray(array)), strict=True)
+    return tensors
+
+
+def test_sgd_steps_are_the_published_ones(published):
+    name, golden, source, config, variables = published
+    model, tolerances = models.make_model(config), source["tolerances"]
+    params = variables["params"]
+    rest = {k: v for k, v in variables.items() if k != "params"}
+
+    @jax.jit
+    def train_step(params, rest, images, labels):
+        def loss_fn(params):
+            logits, changed = model.apply(
+                {"params": params, **rest}, images, train=True, mutable=["batch_stats"]
+            )
+            loss, parts = segmentation_loss(logits, labels)
+            return loss, (jnp.stack([loss, parts["ce"], parts["dice"]]), logits, changed)
+
+        grads, found = jax.grad(loss_fn, has_aux=True)(params)
+        return jax.tree.map(lambda p, g: p - golden["lr"] * g, params, grads), grads, *found
+
+    for step, tolerance in enumerate(tolerances["losses"]):
+        images = jnp.asarray(recipe.images(2, f"step{step}"))
+        labels = jnp.asarray(recipe.masks(2, config.num_classes, f"step{step}"), jnp.int32)
+        params, grads, losses, logits, changed = train_step(params, rest, images, labels)
+        rest = {**rest, **changed}
+        np.testing.assert_allclose(losses, golden["losses"][step], rtol=0, atol=tolerance)
+        if step == 0:
+            first = to_torch_layout(logits), grads, changed.get("batch_stats", {})
+    logits, grads, stats = first
+    assert_probe(golden, "logits_train", logits, tolerances["logits_train"])
+    assert_rows(golden, "stats", torch_tensors(stats, "batch_stats", name), tolerances)
+    assert_rows(golden, "grad", torch_tensors(grads, "params", name), tolerances)
+
+
+def assert_rows(golden, kind: str, tensors: dict[str, np.ndarray], tolerances) -> None:
+    """The norms of gradients, or the samples of BatchNorm buffers, of all rows of a kind."""
+    rows = {key.partition("/")[2]: row for key, row in golden.items() if key.startswith(f"{kind}/")}
+    known = set(golden["zero_grad"].tolist()) if kind == "grad" else set()
+    assert rows.keys() | known == tensors.keys()
+    for name, row in rows.items():
+        summary, samples = recipe.probe(f"{kind}/{name}", tensors[name], 8)
+        if kind == "stats":
+            np.testing.assert_allclose(samples, row[3:], rtol=0, atol=tolerances["buffers"])
+        else:
+            rules = tolerances["gradient_norms"]
+            rtol = next(value for pattern, value in rules if re.search(pattern, name))
+            np.testing.assert_allclose(summary[2], row[2], rtol=rtol, err_msg=name)

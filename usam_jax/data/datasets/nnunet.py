@@ -1,0 +1,60 @@
+"""A raw data set of nnU-Net: CT volumes in NIfTI, described by a `dataset.json`."""
+
+import pathlib
+
+from ml_collections import ConfigDict
+
+from usam_jax.data.case import Cases, natural_order, unusable_case
+from usam_jax.data.datasets.spec import DatasetSpec
+from usam_jax.data.volumes import volume_case, volume_cases
+from usam_jax.io import dataset_json
+from usam_jax.utils.errors import DataError, UsageError
+
+
+def list_cases(data: ConfigDict) -> Cases:
+    """The volumes of train and, if there is a folder labelsTs, of test.
+
+    The training files are those that `dataset.json` lists under `dataset`, if it lists any. Raises
+    UsageError if the classes of the config are not those of `dataset.json`.
+    """
+    root = pathlib.Path(data.root)
+    path = root / dataset_json.NAME
+    description = dataset_json.read_description(path)
+    classes, ending = dataset_json.class_names(description), description["file_ending"]
+    if classes != tuple(data.classes):
+        raise UsageError(
+            f"config.data.classes: found {tuple(data.classes)}, but {path} says {classes}; use "
+            "--config=configs/nnunet.py, which reads them from there"
+        )
+    if listed := dataset_json.listed_files(description, path):
+        train = [volume_case(x, *listed[x], data) for x in sorted(listed, key=natural_order)]
+    else:
+        train = volume_cases(root, "Tr", f"_0000{ending}", ending, data)
+    cases = {"train": train}
+    if (root / "labelsTs").is_dir():
+        cases["test"] = volume_cases(root, "Ts", f"_0000{ending}", ending, data)
+    number = description.get("numTraining", len(train))
+    if number != len(train):
+        wrong = DataError(
+            f"{path}: says numTraining {number}, found {len(train)} cases",
+            "copy what is missing, or correct the number",
+        )
+        train.append(unusable_case(path.name, wrong))
+    return cases
+
+
+def read_classes(root: pathlib.Path) -> tuple[str, ...]:
+    """The names of the classes, by label."""
+    return dataset_json.class_names(dataset_json.read_description(root / dataset_json.NAME))
+
+
+SPEC = DatasetSpec(
+    list_cases,
+    layout="dataset.json imagesTr labelsTr and, for a test, imagesTs labelsTs",
+    config_name="nnunet",
+    required=dataset_json.NAME,
+    sign=dataset_json.NAME,
+    detect_rank=1,
+    read_classes=read_classes,
+    oriented=True,
+)

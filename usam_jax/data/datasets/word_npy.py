@@ -1,0 +1,77 @@
+"""WORD as the published code packs it: uint8 slices `SPLIT/npy_imgs` and `SPLIT/npy_gts`."""
+
+import functools
+import pathlib
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from usam_jax.data.case import (
+    Case,
+    Cases,
+    Slices,
+    file_names,
+    natural_order,
+    source_stamp,
+    unusable_case,
+)
+from usam_jax.data.datasets.spec import DatasetSpec
+from usam_jax.data.datasets.word import HINT
+from usam_jax.utils.errors import DataError
+
+
+def list_cases(data: ConfigDict) -> Cases:
+    """The slices of train, val (if it exists) and test."""
+    root, num_classes = pathlib.Path(data.root), len(data.classes)
+    cases = {}
+    for split in ("train", "val", "test"):
+        images, labels = root / split / "npy_imgs", root / split / "npy_gts"
+        if split == "val" and not images.is_dir():
+            continue
+        found = file_names(images, ".npy") if images.is_dir() else []
+        names = [f"{name}.npy" for name in sorted(found, key=natural_order)]
+        if not names:
+            raise DataError(f"{images} holds no slices (NAME.npy)")
+        cases[split] = [npy_case(images / name, labels / name, num_classes) for name in names]
+    return cases
+
+
+def npy_case(image: pathlib.Path, label: pathlib.Path, num_classes: int) -> Case:
+    """The case of one slice."""
+    if not label.is_file():
+        missing = DataError(f"{label} is not there, which {image} needs", "copy it again")
+        return unusable_case(image.stem, missing)
+    load_fn = functools.partial(load_npy, image, label, num_classes)
+    return Case(image.stem, None, 1, source_stamp(image, label), load_fn, files=(image, label))
+
+
+def load_npy(image: pathlib.Path, label: pathlib.Path, num_classes: int) -> Slices:
+    """One slice. Raises DataError for anything but two uint8 arrays of one shape."""
+    arrays = []
+    for path in (image, label):
+        try:
+            array = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(f"{path}: not a readable .npy ({error})", "copy it again") from error
+        if array.ndim != 2 or array.dtype != np.uint8:
+            raise DataError(
+                f"{path}: has the shape {array.shape} and type {array.dtype}, expected uint8[h w]"
+            )
+        arrays.append(array)
+    grey, labels = arrays
+    if grey.shape != labels.shape:
+        raise DataError(f"{label}: has the shape {labels.shape}, but {image} has {grey.shape}")
+    if labels.max() >= num_classes:
+        raise DataError(f"{label}: holds the label {labels.max()}, expected 0 to {num_classes - 1}")
+    return grey[None].astype(np.float32) / 255, labels[None]
+
+
+SPEC = DatasetSpec(
+    list_cases,
+    layout="train/npy_imgs train/npy_gts test/npy_imgs test/npy_gts",
+    hint=HINT,
+    config_name="word",
+    required="train/npy_imgs",
+    sign="train/npy_imgs",
+    detect_rank=3,
+)

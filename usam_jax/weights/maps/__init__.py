@@ -1,0 +1,25 @@
+"""Name maps by network: each file defines `MAPS`, the map of its own published checkpoint first."""
+
+import importlib
+
+from usam_jax.models.common import registry
+from usam_jax.utils.errors import UsageError
+from usam_jax.weights.name_map import NameMap
+
+
+def find_maps(network: str) -> tuple[NameMap, ...]:
+    """The maps of a network, none if a user's own file does not define `MAPS` next to its SPEC."""
+    if registry.is_file(network):
+        return getattr(registry.load(network), "MAPS", ())
+    return importlib.import_module(f"usam_jax.weights.maps.{network}").MAPS
+
+
+def maps_of(network: str) -> tuple[NameMap, ...]:
+    """The maps of a network. Raises UsageError if there are none."""
+    found = find_maps(network)
+    if not found:
+        raise UsageError(
+            f"{network}: got no MAPS, expected MAPS = (NameMap(...),) next to its SPEC to read or "
+            "write torch checkpoints"
+        )
+    return found
