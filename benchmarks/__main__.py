@@ -1,151 +1,143 @@
-"""Measures how fast parts of this package are, and keeps the figures with commit and device.
+"""Measure how fast parts of this package are.
 
-    python -m benchmarks eval
-    python -m benchmarks train
-    python -m benchmarks epochs
-    python -m benchmarks parts
-    python -m benchmarks click
-    python -m benchmarks data
-    python -m benchmarks startup
-    python -m benchmarks report
-    python -m benchmarks cost
-    python -m benchmarks scaling
-
-`eval`, `train`: slices of 224x224 a second through the full model, as a share of what one large
-matrix product reaches in the same run, with the memory they take; SAM's encoder beside that of
-the transformers library where torch is installed. `parts`: the same of each part alone. `epochs`:
-steps fed by the real pipeline, and how long 100 epochs of CARE take at their rate. `click`: how
-long a click takes, and the share of the model in predicting a volume. `data`: training slices of
-224x224 a second of one core's time, from packed arrays with the published augmentation and 3 points
-per class, beside a loader that works as the published one does; packing from CARE's files; and how
-long 100,000 packed slices take to open. `startup`: seconds to the first training step, with and without a cache of compiled programs.
-`report`: CPU seconds of the model, of scoring cases and of the report in an evaluation. `cost`: time
-and memory against image size, classes and prompts. `scaling`: bytes that a step sends on 8 devices,
-and what that lets one expect of real ones.
-
-Figures go to benchmarks/results.csv and from there into docs/performance.md; `parts` and `cost`
-are drawn into docs/performance/.
+Results are appended to benchmarks/results.csv with commit, device and versions, and fill the
+tables of docs/performance.md. `accelerator` writes its results to a folder of its own.
 """
 
 import argparse
-import csv
-import os
-import pathlib
-import platform
-import subprocess
+import importlib
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
-import cv2
-import jax
-from rich.console import Console
-from rich.table import Table
+from benchmarks.accelerator import command as accelerator
+from benchmarks.results import (
+    COLUMNS,
+    RESULTS,
+    ROOT,
+    Row,
+    append_csv,
+    describe_commit,
+    describe_device,
+    describe_versions,
+)
 
-from benchmarks.cost import draw_cost, measure_cost
-from benchmarks.data import measure_data
-from benchmarks.epochs import measure_epochs
-from benchmarks.evaluation import measure_evaluation
-from benchmarks.limits import ROOT, Row
-from benchmarks.page import write_page
-from benchmarks.parts import draw_parts, measure_parts
-from benchmarks.prediction import measure_prediction
-from benchmarks.scaling import measure_scaling
-from benchmarks.startup import measure_startup
-from benchmarks.training import measure_eval, measure_train
-from usam_jax.utils import runtime, xla_flags
-
-RESULTS = ROOT / "benchmarks" / "results.csv"
 PAGE = ROOT / "docs" / "performance.md"
 PICTURES = ROOT / "docs" / "performance"
-COLUMNS = ("commit", "device", "what", "figure", "unit", "versions")
 
 
-def describe_device() -> str:
-    """The accelerators, or the processor's name and the number of its cores."""
-    if jax.default_backend() != "cpu":
-        return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+class Benchmark(NamedTuple):
+    """`function` is "module:name" in this package and returns rows; `summary` is for --help."""
 
+    function: str
+    summary: str
+    devices: tuple[str, ...] = ("cpu", "gpu")
 
-def describe_versions() -> str:
-    """Python and JAX."""
-    return f"Python {platform.python_version()}, jax {jax.__version__}"
-
-
-def describe_commit() -> str:
-    """The commit, with a + where the working tree has changes."""
-    git = ["git", "-C", str(ROOT)]
-    commit = subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], text=True).strip()
-    changes = subprocess.check_output(
-        [*git, "status", "--porcelain", ":!benchmarks", ":!docs"], text=True
-    )
-    return commit + ("+" if changes else "")
-
-
-def report(figures: list[Row], commit: str) -> None:
-    """Prints the figures and appends them to benchmarks/results.csv."""
-    device = describe_device()
-    table = Table(title=f"{commit}, {device}", title_justify="left")
-    for name in COLUMNS[2:5]:
-        table.add_column(name, justify="right" if name == "figure" else "left")
-    for what, figure, unit in figures:
-        table.add_row(what, f"{figure:.4g}", unit)
-    Console(highlight=False, soft_wrap=True).print(table)
-    RESULTS.parent.mkdir(exist_ok=True)
-    fresh = not RESULTS.is_file()
-    with RESULTS.open("a", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerows([COLUMNS] * fresh)
-        versions = describe_versions()
-        writer.writerows(
-            (commit, device, x, f"{figure:.4g}", unit, versions) for x, figure, unit in figures
+    def load(self) -> Callable[[], list[Row]]:
+        module, name = self.function.split(":")
+        function: Callable[[], list[Row]] = getattr(
+            importlib.import_module(f"benchmarks.{module}"), name
         )
+        return function
 
 
-MEASURES: dict[str, Callable[[], list[Row]]] = {
-    "eval": measure_eval,
-    "train": measure_train,
-    "epochs": measure_epochs,
-    "parts": measure_parts,
-    "click": measure_prediction,
-    "data": measure_data,
-    "startup": measure_startup,
-    "report": measure_evaluation,
-    "cost": measure_cost,
-    "scaling": measure_scaling,
+BENCHMARKS = {
+    "train": Benchmark("training:measure_train", "training step: compilation, slices/s, memory"),
+    "eval": Benchmark("training:measure_eval", "forward pass; SAM's encoder compared with torch"),
+    "epochs": Benchmark("epochs:measure_epochs", "training steps fed by the real data pipeline"),
+    "parts": Benchmark("parts:measure_parts", "each part of the model alone"),
+    "data": Benchmark("data:measure_data", "loading, packing and opening slices"),
+    "click": Benchmark("prediction:measure_prediction", "a click, a predicted volume", ("cpu",)),
+    "report": Benchmark(
+        "evaluation:measure_evaluation", "model, scores and report of an evaluation", ("cpu",)
+    ),
+    "startup": Benchmark("startup:measure_startup", "time to the first training step"),
+    "cost": Benchmark("cost:measure_cost", "cost against image size, classes, points", ("cpu",)),
+    "scaling": Benchmark("scaling:measure_scaling", "bytes that a step sends on 8 devices"),
 }
 
 
-OF_THE_CPU = ("click", "report", "cost")  # what these measure is the time of its cores
+def print_rows(rows: list[Row], commit: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{commit}, {describe_device()}", title_justify="left")
+    for name in COLUMNS[2:5]:
+        table.add_column(name, justify="right" if name == "value" else "left")
+    for what, value, unit in rows:
+        table.add_row(what, f"{value:.4g}", unit)
+    Console(highlight=False, soft_wrap=True).print(table)
 
 
-def main() -> None:
+def measure(name: str, fail: Callable[[str], Any]) -> None:
+    """Run one benchmark, append its rows to results.csv and update the page and its plots.
+
+    Calls `fail` with a message if the benchmark does not run on this device.
+    """
+    import cv2
+    import jax
+
+    from usam_jax.utils import runtime, xla_flags
+
+    cv2.setNumThreads(1)
+    xla_flags.use_fast_convolutions()
+    if name != "click":  # the Predictor's users run with the allocator's defaults
+        runtime.keep_memory()
+    expected = BENCHMARKS[name].devices
+    if (found := jax.default_backend()) not in expected:
+        fail(f"{name}: got JAX on {found}, expected {' or '.join(expected)}")
+    jax.config.update("jax_enable_compilation_cache", False)
+    commit = describe_commit()
+    rows = BENCHMARKS[name].load()()
+    print_rows(rows, commit)
+    about, versions = (commit, describe_device()), describe_versions()
+    append_csv(RESULTS, COLUMNS, ((*about, x, f"{y:.4g}", unit, versions) for x, y, unit in rows))
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    if name == "cost":
+        from benchmarks.cost import draw_cost
+
+        draw_cost(PICTURES / "cost.png", rows)
+    if name == "parts":
+        from benchmarks.parts import draw_parts
+
+        draw_parts(PICTURES / "parts.png", RESULTS, describe_device())
+    fill_page()
+
+
+def fill_page() -> None:
+    from benchmarks.page import write_page
+
+    write_page(PAGE, RESULTS)
+
+
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("what", choices=MEASURES)
-    cv2.setNumThreads(1)
-    xla_flags.use_fast_convolutions()
-    what = parser.parse_args().what
-    if what != "click":  # whoever uses the Predictor has memory as it is
-        runtime.keep_memory()
-    expected = ("cpu",) if what in OF_THE_CPU else ("cpu", "gpu")
-    if (found := jax.default_backend()) not in expected:
-        parser.error(f"{what}: found JAX on {found}, expected {' or '.join(expected)}")
-    jax.config.update("jax_enable_compilation_cache", False)
-    commit = describe_commit()
-    figures = MEASURES[what]()
-    report(figures, commit)
-    PICTURES.mkdir(parents=True, exist_ok=True)
-    if what == "cost":
-        draw_cost(PICTURES / "cost.png", figures)
-    if what == "parts":
-        draw_parts(PICTURES / "parts.png", RESULTS, describe_device())
-    write_page(PAGE, RESULTS)
+    commands = parser.add_subparsers(dest="name", required=True, metavar="NAME")
+    for name, benchmark in BENCHMARKS.items():
+        commands.add_parser(name, help=benchmark.summary, description=benchmark.summary)
+    accelerator.add_flags(
+        commands.add_parser(
+            "accelerator", help=accelerator.SUMMARY, description=accelerator.__doc__
+        )
+    )
+    commands.add_parser("page", help="fill the tables of docs/performance.md from results.csv")
+    return parser
+
+
+def main() -> int:
+    parser = make_parser()
+    arguments = parser.parse_args()
+    if arguments.name == "accelerator":
+        return accelerator.main(arguments)
+    if arguments.name == "page":
+        fill_page()
+    else:
+        measure(arguments.name, parser.error)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

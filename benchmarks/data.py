@@ -1,4 +1,4 @@
-"""How fast slices are loaded, packed and opened; of benchmark.py."""
+"""Speed of loading, packing and opening slices."""
 
 import os
 import pathlib
@@ -10,7 +10,8 @@ import numpy as np
 from ml_collections import ConfigDict
 from scipy import ndimage
 
-from benchmarks.limits import Row, cpu_seconds
+from benchmarks.limits import cpu_seconds
+from benchmarks.results import Row
 from configs import care
 from usam_jax.data import augment, loader, splits
 from usam_jax.data.datasets.phantom import load_phantom
@@ -18,13 +19,13 @@ from usam_jax.data.packed.prepare import packing_settings, prepare
 from usam_jax.utils.files import write_json
 
 NUM_SLICES = 192
-EPOCH = 8000  # grain shuffles thousands of slices, as a data set has, faster than a few
+EPOCH = 8000  # per slice, grain shuffles thousands, like a data set, faster than a few
 ROUNDS = 5
 NUM_OPENED = 100_000
 
 
 def measure_data() -> list[Row]:
-    """Both loaders in turn, so that what else the machine does hits both; the best of each."""
+    """This loader and the published one, in turn so that other load affects both; best of each."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     with tempfile.TemporaryDirectory() as folder:
         config = write_slices(pathlib.Path(folder))
@@ -49,7 +50,7 @@ def measure_data() -> list[Row]:
 
 
 def batch_rate(batches: Iterator[dict[str, np.ndarray]], count: int) -> float:
-    """Slices a second of this process's time, so that other processes count as little as can be."""
+    """Slices per second of this process's CPU time."""
     slices = 0
 
     def load() -> None:
@@ -62,14 +63,14 @@ def batch_rate(batches: Iterator[dict[str, np.ndarray]], count: int) -> float:
 
 
 def packing_rate(config: ConfigDict, number: int) -> float:
-    """Slices packed a second of this process's time, into a folder that is not there yet."""
-    folder = pathlib.Path(config.data.packed_dir) / f"again_{number}"
+    """Slices packed into a new folder per second of this process's CPU time."""
+    folder = pathlib.Path(config.data.packed_dir) / f"packed_{number}"
     took = cpu_seconds(lambda: prepare(config.data, folder))
     return (NUM_SLICES + 1) / took
 
 
 def write_slices(folder: pathlib.Path) -> ConfigDict:
-    """Phantoms as CARE's files, compressed as those are; gives the config that packs them."""
+    """Write phantoms in CARE's layout, compressed alike; returns the config that packs them."""
     config = care.get_config()
     config.data.root, config.data.packed_dir = str(folder / "care"), str(folder / "packed")
     for seed, (split, count) in enumerate((("train", NUM_SLICES), ("test", 1))):
@@ -84,13 +85,14 @@ def write_slices(folder: pathlib.Path) -> ConfigDict:
 
 
 def published_batches(paths: list[pathlib.Path], size: int) -> Iterator[dict[str, np.ndarray]]:
-    """Endless batches made as the published loader makes them: everything anew for each access."""
+    """Endless batches as the published loader makes them, without anything prepared or cached."""
     rng = np.random.default_rng(0)
     while True:
         yield loader.stack([published_slice(x, rng) for x in rng.choice(paths, size)])
 
 
 def published_slice(path: pathlib.Path, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Image, label and points of one file, augmented as published."""
     with np.load(path) as file:
         image, label = (file["image"] * 255).astype(np.uint8), file["label"]
     image = augment.random_clahe(image, rng)
@@ -110,7 +112,7 @@ def published_slice(path: pathlib.Path, rng: np.random.Generator) -> dict[str, n
 
 
 def measure_opening(folder: pathlib.Path) -> float:
-    """Seconds from the manifest, each slice a case as in CARE, to the first batch; empty files."""
+    """Seconds from the manifest of many cases of one slice, as in CARE, to the first batch."""
     config = care.get_config()
     size = config.data.image_size
     if not folder.is_dir():

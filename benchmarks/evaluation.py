@@ -1,4 +1,4 @@
-"""What an evaluation of the full model spends its time on; part of python -m benchmarks."""
+"""Time of an evaluation of the full model, by what it is spent on."""
 
 import pathlib
 import tempfile
@@ -8,7 +8,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks.data import write_slices
-from benchmarks.limits import Row, cpu_seconds
+from benchmarks.limits import cpu_seconds
+from benchmarks.results import Row
 from usam_jax.data.packed.format import Packed
 from usam_jax.data.packed.prepare import prepare
 from usam_jax.data.prompt_modes import main_mode, noisy_modes, other_modes
@@ -23,12 +24,12 @@ from usam_jax.utils.mesh import make_mesh
 
 NUM_SLICES = 24
 BATCH = 8
-TEST_SLICES = 6424  # of its test set
-SHIFT = 3  # pixels that the scored labels are off
+TEST_SLICES = 6424  # of CARE's test set
+SHIFT = 3  # pixels by which the scored labels are shifted
 
 
 def measure_evaluation() -> list[Row]:
-    """Model, scores and report apart, of slices as CARE's with all prompts of configs/care.py."""
+    """Model, scores and report, on slices like CARE's in all prompt modes of configs/care.py."""
     with tempfile.TemporaryDirectory() as folder:
         config = write_slices(pathlib.Path(folder))
         config.eval.batch_size = BATCH
@@ -38,7 +39,11 @@ def measure_evaluation() -> list[Row]:
         report = cpu_seconds(lambda: write_report(pathlib.Path(folder), config, packed, results))
     rest = scoring + report / TEST_SLICES
     return [
-        ("evaluating ViT-B with 6 prompts and 4 moved, the model", model, "s of CPU a slice"),
+        (
+            "evaluating ViT-B with 6 prompt modes and 4 jittered, the model",
+            model,
+            "s of CPU a slice",
+        ),
         ("the same, scores of the cases", scoring, "s of CPU a slice"),
         ("the same, pictures and report of 40 cases", report, "s of CPU"),
         (f"share of the model in evaluating {TEST_SLICES} slices", model / (model + rest), ""),
@@ -46,8 +51,12 @@ def measure_evaluation() -> list[Row]:
 
 
 def measure_model(config: ConfigDict, packed: Packed) -> float:
+    """CPU seconds per slice of the model in all prompt modes."""
     mesh, network = make_mesh(1), make_model(config.model)
-    variables, forward = init_variables(network, jax.random.key(0)), make_forward(network, mesh)
+    variables, forward = (
+        init_variables(config.model, jax.random.key(0)),
+        make_forward(network, mesh),
+    )
     modes = [main_mode(config), *other_modes(config), *noisy_modes(config)]
 
     def run(num_slices: int) -> None:
@@ -60,7 +69,7 @@ def measure_model(config: ConfigDict, packed: Packed) -> float:
 
 
 def measure_scoring(config: ConfigDict, packed: Packed) -> tuple[float, list[CaseResult]]:
-    """Labels that are a little off, as a trained model's are, for each way to prompt."""
+    """Score slightly shifted labels in each prompt mode; CPU seconds per slice, and the results."""
     labels = np.roll(packed.labels("train"), SHIFT, 2)
     modes = [x.name for x in (main_mode(config), *other_modes(config))]
     results: dict[str, list[CaseResult]] = {}
@@ -77,18 +86,19 @@ def measure_scoring(config: ConfigDict, packed: Packed) -> tuple[float, list[Cas
 def write_report(
     folder: pathlib.Path, config: ConfigDict, packed: Packed, results: list[CaseResult]
 ) -> None:
+    """Write the results and the report of an evaluation of shifted labels."""
     scoring, mode = evaluate.make_scoring(config), main_mode(config)
-    labels, moved = packed.labels("train"), np.roll(packed.labels("train"), SHIFT, 2)
+    labels, shifted = packed.labels("train"), np.roll(packed.labels("train"), SHIFT, 2)
     valid = np.ones(len(labels), bool)
     counts = pixel_counts.count_pixels(
-        moved.astype(np.int32), labels.astype(np.int32), valid, len(scoring.classes)
+        shifted.astype(np.int32), labels.astype(np.int32), valid, len(scoring.classes)
     )
-    figures = evaluate.pooled_figures(np.asarray(counts), scoring.classes)
+    pooled = evaluate.pooled_figures(np.asarray(counts), scoring.classes)
     chosen = choose_rows(
         results, packed.cases("train"), dict(enumerate(np.asarray(counts))), scoring
     )
     shown = [
-        make_report_slice(row, moved[row], chosen, results, packed, "train", mode)
+        make_report_slice(row, shifted[row], chosen, results, packed, "train", mode)
         for row in sorted(chosen)
     ]
     summary = {
@@ -103,9 +113,9 @@ def write_report(
         "resolution": "packed",
         "prompts": mode.describe(),
         "automatic": False,
-        "pooled": figures,
+        "pooled": pooled,
         "other_prompts": {},
-        "noise": [{"pixels": x, **evaluate.without_pixels(figures)} for x in (0.0, 5.0, 10.0)],
+        "noise": [{"pixels": x, **evaluate.without_pixels(pooled)} for x in (0.0, 5.0, 10.0)],
         "paper": [],
         **summarise(results, scoring, in_mm=False),
     }

@@ -1,8 +1,8 @@
-"""What the text of a compiled or lowered program says of its communication and its arithmetic.
+"""Read communication and arithmetic from the text of a compiled or lowered program.
 
-`collectives` reads optimised HLO (`compiled.as_text()`), where the partitioner has put them.
-`products` reads StableHLO (`lowered.as_text()`), which has the types as the model asks for them:
-a CPU's compiler widens bfloat16.
+`collectives` reads optimised HLO (`compiled.as_text()`), to which the partitioner has added them.
+`products` reads StableHLO (`lowered.as_text()`), which has the types that the model asks for: a
+CPU's compiler widens bfloat16.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from typing import Any
 
-# Collectives are there before machine code is made.
+# Collectives are in place before code generation, so that may be quick.
 QUICK: Any = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -25,21 +25,21 @@ ALGORITHM = re.compile(r"lhs_precision_type = (\w+), rhs_precision_type = (\w+)"
 
 @dataclasses.dataclass(frozen=True)
 class ArrayType:
-    """Element type as the program writes it (f32, bf16, pred ...) and shape."""
+    """Element type as the program writes it (f32, bf16, pred) and shape."""
 
     dtype: str
     shape: tuple[int, ...]
 
     @property
     def bytes(self) -> int:
-        width = re.search(r"\d+", self.dtype)  # pred has none
+        width = re.search(r"\d+", self.dtype)  # pred has no width in its name
         bits = int(width[0]) if width else 8
         return math.ceil(math.prod(self.shape) * bits / 8)
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One operation of each device with the others: its kind, and the arrays that it gives."""
+    """One communicating operation: its kind, and the arrays that it returns."""
 
     kind: str
     arrays: tuple[ArrayType, ...]
@@ -53,8 +53,8 @@ class Collective:
 class Product:
     """A matrix product or a convolution.
 
-    `multiplied` are the element types that the factors are rounded to first, which are the operands'
-    own unless the operation names an algorithm.
+    `multiplied` are the element types that the factors are rounded to before they are multiplied:
+    the operands' own unless the operation names an algorithm.
     """
 
     kind: str
@@ -64,9 +64,9 @@ class Product:
 
 
 def collectives(text: str) -> list[Collective]:
-    """The collectives of an HLO program in its order, each counted once, also inside of a loop.
+    """The collectives of an HLO program in its order, each counted once, even inside a loop.
 
-    Of an asynchronous one the start is counted, and of that the result alone.
+    An asynchronous collective counts at its start, with its results only.
     """
     found = []
     for line in text.splitlines():
@@ -77,7 +77,7 @@ def collectives(text: str) -> list[Collective]:
                 for dtype, shape in HLO_ARRAY.findall(result)
             ]
             if start and kind != "all-reduce":
-                # These starts give their operands first, then the results, then their context.
+                # These starts return their operands, then the results, then their context.
                 arrays = [x for x in arrays if x != ArrayType("u32", ())]
                 arrays = arrays[len(arrays) // 2 :]
             found.append(Collective(kind, tuple(arrays)))
@@ -85,7 +85,7 @@ def collectives(text: str) -> list[Collective]:
 
 
 def bytes_by_kind(found: list[Collective]) -> dict[str, int]:
-    """Bytes that a device has of each kind of collective."""
+    """Bytes per device by kind of collective."""
     total: Counter[str] = Counter()
     for x in found:
         total[x.kind] += x.bytes
@@ -104,7 +104,7 @@ def products(text: str) -> list[Product]:
 
 
 def stablehlo_array(text: str) -> ArrayType:
-    """The array type of a tensor's inner text, as "8x32xf32"."""
+    """The array type of a tensor's inner text, such as "8x32xf32"."""
     *shape, dtype = text.split("x")
     return ArrayType(dtype, tuple(map(int, shape)))
 

@@ -1,44 +1,41 @@
-"""The work of the model and what the machine can do at most, for shares of it; of benchmark.py."""
+"""The work of the model and the limits of the machine, of which results are shares."""
 
-import pathlib
+import functools
 import time
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-ROOT = pathlib.Path(__file__).parents[1]
-# Of ViT-B and a slice of 224x224, a multiply-add counted as two.
+# FLOP of ViT-B for a slice of 224x224; a multiply-add counts as two.
 PART_FLOP = {"convolutional encoder": 7.0e9, "image encoder": 35.1e9, "mask decoder": 8.2e9}
 FORWARD_FLOP = sum(PART_FLOP.values())
-STEP_FLOP = 3 * FORWARD_FLOP  # the backward pass is two forward passes
+STEP_FLOP = 3 * FORWARD_FLOP  # the backward pass takes two forward passes
 PRODUCT = {"cpu": 3072, "gpu": 8192}  # rows and columns of the matrices
 ARRAY_BYTES = 1 << 30
-LIMIT_S = 2.0  # that a product is repeated for where there is no run beside it
-CALLS = {"cpu": 1, "gpu": 20}  # in a row, for a call to count and not its start
-
-Row = tuple[str, float, str]  # what, how much, unit
+LIMIT_S = 2.0  # duration of a product that is not timed in turn with a run
+CALLS = {"cpu": 1, "gpu": 20}  # in a row, so that launching a call does not count
 
 
 def seconds(function: Callable[[], object]) -> float:
-    """Of one call, until its arrays are there."""
+    """Wall time of one call, until its arrays are ready."""
     start = time.perf_counter()
     jax.block_until_ready(function())
     return time.perf_counter() - start
 
 
 def cpu_seconds(function: Callable[[], object]) -> float:
-    """Of this process, so that other processes count as little as can be."""
+    """CPU time of this process for one call, little disturbed by other processes."""
     start = time.process_time()
     function()
     return time.process_time() - start
 
 
 def make_product_limit(dtype: str) -> Callable[[float], float]:
-    """A function that gives the FLOP/s of a large matrix product, repeated for so many seconds.
+    """Make a function that repeats a large matrix product for some seconds and returns its FLOP/s.
 
-    As long as the run that it is the limit of, so that whatever else the machine does counts for
-    both alike. With JAX's default precision, which for float32 on a GPU is TensorFloat-32.
+    Call it for as long as the run that it limits, so that other load affects both alike. It has
+    JAX's default precision, which for float32 on a GPU is TensorFloat-32.
     """
     size = PRODUCT[jax.default_backend()]
     x = jax.random.normal(jax.random.key(0), (size, size), dtype)
@@ -56,8 +53,14 @@ def make_product_limit(dtype: str) -> Callable[[float], float]:
     return measure
 
 
+@functools.cache
+def product_limit(dtype: str) -> Callable[[float], float]:
+    """`make_product_limit`, compiled once for each dtype."""
+    return make_product_limit(dtype)
+
+
 def measure_bandwidth() -> float:
-    """Bytes a second that are read and written where an array is changed in place."""
+    """Bytes per second read and written by updating an array in place."""
     x = jnp.zeros(ARRAY_BYTES // 4, jnp.float32)
     change = jax.jit(lambda x: x + 1, donate_argnums=0)
     x = jax.block_until_ready(change(x))

@@ -1,4 +1,4 @@
-"""Writes figures of benchmarks/results.csv into a page; part of python -m benchmarks."""
+"""Fill the tables of a page with rows of results.csv."""
 
 import csv
 import pathlib
@@ -6,13 +6,13 @@ import re
 
 from usam_jax.utils.files import atomic_write
 
-# Between the marks stands a table of the figures whose names match the pattern.
-TABLE = re.compile(r"(<!-- figures: (.+?) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
+# Between the marks stands a table of the results whose names match the pattern from their start.
+TABLE = re.compile(r"(<!-- results: (.+?) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 HEADER = "| what | first measured | at commit | last measured | at commit | unit |"
 
 
 def write_page(page: pathlib.Path, results: pathlib.Path) -> None:
-    """Fills the page's tables anew, one for each device: the first and the last of each figure."""
+    """Fill the page's tables, one per device, with the first and the last value of each result."""
     with results.open(newline="") as file:
         rows = list(csv.DictReader(file))
 
@@ -25,15 +25,16 @@ def write_page(page: pathlib.Path, results: pathlib.Path) -> None:
 
 
 def make_tables(rows: list[dict[str, str]]) -> str:
+    """Markdown tables, one per device; a result that was measured once has no first value."""
     devices: dict[str, dict[str, list[dict[str, str]]]] = {}
     for row in rows:
         devices.setdefault(row["device"], {}).setdefault(row["what"], []).append(row)
     lines = []
-    for device, figures in devices.items():
+    for device, results in devices.items():
         lines += ["", f"{device}:", "", HEADER, "| --- | --- | --- | --- | --- | --- |"]
-        for what, found in figures.items():
+        for what, found in results.items():
             first, last = found[0], found[-1]
-            before = (first["figure"], first["commit"]) if len(found) > 1 else ("", "")
-            cells = (what, *before, last["figure"], last["commit"], last["unit"])
+            before = (first["value"], first["commit"]) if len(found) > 1 else ("", "")
+            cells = (what, *before, last["value"], last["commit"], last["unit"])
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", ""])

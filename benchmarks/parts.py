@@ -1,4 +1,4 @@
-"""Which parts of the full model take how long, forward and in training; of benchmark.py."""
+"""Time of each part of the full model, forward and in training."""
 
 import csv
 import itertools
@@ -13,10 +13,13 @@ import numpy as np
 import optax
 from matplotlib.figure import Figure
 
-from benchmarks.limits import PART_FLOP, Row, make_product_limit, seconds
+from benchmarks.limits import PART_FLOP, product_limit, seconds
+from benchmarks.results import Row
 from configs import care
+from usam_jax import models
 from usam_jax.evaluation.inference import batch_prompts
 from usam_jax.models import init_variables, make_model
+from usam_jax.models.common.spec import split_params
 from usam_jax.training.optimizer import make_optimizer, polynomial_decay
 from usam_jax.utils import console
 from usam_jax.utils.plotting import save_figure
@@ -28,7 +31,7 @@ UPDATE = "optimiser's update"
 
 
 def measure_parts() -> list[Row]:
-    """Milliseconds a slice of each part alone, and its share of a large matrix product."""
+    """Milliseconds per slice of each part alone, and its share of a large matrix product."""
     config = care.get_config()
     model = make_model(config.model)
     variables = init_variables(config.model, jax.random.key(0))
@@ -47,7 +50,7 @@ def measure_parts() -> list[Row]:
         ),
         "mask decoder": ("mask_decoder", lambda m, x, train: m.decode(x, prompts, train), features),
     }
-    limit, figures = make_product_limit(config.model.dtype), []
+    limit, rows = product_limit(config.model.dtype), []
     runs = itertools.product(parts.items(), zip(KINDS, (make_forward, make_gradient), strict=True))
     with console.Progress("parts", len(parts) * len(KINDS), "parts") as bar:
         for (name, (part, method, given)), (kind, make) in runs:
@@ -57,13 +60,13 @@ def measure_parts() -> list[Row]:
             pairs = [(took := seconds(run), limit(took)) for _ in range(ROUNDS)]
             took = statistics.median(s for s, _ in pairs) / BATCH * 1e3
             share = statistics.median(work / s / most for s, most in pairs)
-            figures += [
+            rows += [
                 (f"{name}, {kind}, batch {BATCH}", took, "ms a slice"),
                 (f"{name}, {kind}, of a matrix product", share, ""),
             ]
             bar.advance()
     update = measure_update(config, variables["params"]) * 1e3
-    return [*figures, (UPDATE, update, "ms a step")]
+    return [*rows, (UPDATE, update, "ms a step")]
 
 
 def make_forward(model: Any, _part: str, method: Any, variables: Any, x: Any) -> Callable[[], Any]:
@@ -72,7 +75,7 @@ def make_forward(model: Any, _part: str, method: Any, variables: Any, x: Any) ->
 
 
 def make_gradient(model: Any, part: str, method: Any, variables: Any, x: Any) -> Callable[[], Any]:
-    """The gradients of a part's parameters and input under a random gradient of its output."""
+    """Gradients of a part's parameters and input for a random gradient of its output."""
 
     def forward(params: Any, x: Any) -> Any:
         given = {**variables, "params": {**variables["params"], part: params}}
@@ -96,7 +99,10 @@ def make_gradient(model: Any, part: str, method: Any, variables: Any, x: Any) ->
 
 
 def measure_update(config: Any, params: Any) -> float:
-    tx = make_optimizer(config.optimizer, polynomial_decay(100), params)
+    """Seconds of one update of all parameters; the median of several."""
+    spec = models.get(config.model.name)
+    params = split_params(params, spec)[0]
+    tx = make_optimizer(config.optimizer, polynomial_decay(100), spec)
 
     def update(params: Any, state: Any, grads: Any) -> Any:
         updates, state = tx.update(grads, state, params)
@@ -115,7 +121,7 @@ def measure_update(config: Any, params: Any) -> float:
 
 
 def draw_parts(path: pathlib.Path, results: pathlib.Path, device: str) -> None:
-    """The first and the last measured commit's parts on a device, as bars."""
+    """Draw the parts at the first and the last commit measured on a device, as bars."""
     with results.open(newline="") as file:
         rows = [x for x in csv.DictReader(file) if x["device"] == device]
     names = [f"{part}, {kind}, batch {BATCH}" for part in PART_FLOP for kind in KINDS]
@@ -123,11 +129,11 @@ def draw_parts(path: pathlib.Path, results: pathlib.Path, device: str) -> None:
     found: dict[str, dict[str, float]] = {}  # commit -> part -> ms
     for row in rows:
         if row["what"] in names:
-            found.setdefault(row["commit"], {})[row["what"]] = float(row["figure"])
+            found.setdefault(row["commit"], {})[row["what"]] = float(row["value"])
     whole = [x for x in found if len(found[x]) == len(names)]
     commits = whole[:1] + whole[1:][-1:]
-    figure = Figure(figsize=(8, 3.6), layout="constrained")
-    axes = figure.subplots()
+    plot = Figure(figsize=(8, 3.6), layout="constrained")
+    axes = plot.subplots()
     height = 0.8 / len(commits)
     for number, commit in enumerate(commits):
         places = np.arange(len(names)) + number * height
@@ -135,8 +141,8 @@ def draw_parts(path: pathlib.Path, results: pathlib.Path, device: str) -> None:
         axes.bar_label(bars, fmt="%.0f", padding=2)
     axes.set_yticks(np.arange(len(names)) + 0.4 - height / 2, names)
     axes.invert_yaxis()
-    axes.set_xlabel("ms a slice; of the update, ms a step")
+    axes.set_xlabel("ms per slice; of the update, ms per step")
     axes.set_title(device, fontsize=10)
     axes.legend(title="commit")
     axes.spines[["top", "right"]].set_visible(False)
-    save_figure(figure, path)
+    save_figure(plot, path)

@@ -1,11 +1,12 @@
-"""How long a click takes, and what predicting a volume costs besides the model; of benchmark.py."""
+"""Time of a click, and the cost of predicting a volume in addition to the model."""
 
 import time
 
 import jax
 import numpy as np
 
-from benchmarks.limits import Row, cpu_seconds
+from benchmarks.limits import cpu_seconds
+from benchmarks.results import Row
 from configs import care
 from usam_jax.data.phantoms import anatomy
 from usam_jax.data.preprocessing import make_preparation
@@ -18,12 +19,12 @@ from usam_jax.predict.slices import Options, predict_slices
 NUM_CLICKS = 12
 NUM_SLICES = 16
 ROUNDS = 4
-SIZE = 512  # pixels of the volume's slices
+SIZE = 512  # pixels per side of the volume's slices
 BATCH = 8
 
 
 def measure_prediction() -> list[Row]:
-    """Of ViT-B on slices of 512x512 pixels."""
+    """Clicks on a slice and prediction of a volume, ViT-B on slices of 512x512 pixels."""
     config = care.get_config()
     model = make_model(config.model)
     saved = config.to_dict()
@@ -42,6 +43,7 @@ def measure_prediction() -> list[Row]:
 
 
 def measure_clicks(predictor: Predictor, hu: np.ndarray) -> list[float]:
+    """Seconds of each click on a slice int16[h w], without the first, which compiles."""
     predictor.set_slice(hu)
     rng = np.random.default_rng(0)
     seconds = []
@@ -49,11 +51,11 @@ def measure_clicks(predictor: Predictor, hu: np.ndarray) -> list[float]:
         start = time.perf_counter()
         predictor.predict(rng.uniform(0, SIZE - 1, (1 + count, 2)))
         seconds.append(time.perf_counter() - start)
-    return seconds[1:]  # the first compiles
+    return seconds[1:]
 
 
 def measure_volume(network: Network, hu: np.ndarray) -> tuple[float, float]:
-    """CPU seconds a slice, the least of several runs: of the model alone, and of the whole."""
+    """CPU seconds per slice of the model alone and of the whole; each the minimum of several runs."""
     n, h, w = hu.shape
     geometry = Geometry(
         (w, h, n), "LPS", tuple(map(tuple, np.eye(4).tolist())), hu.shape, (5, 0.8, 0.8)

@@ -1,4 +1,4 @@
-"""How long it takes to the first training step, with and without compiled programs; of benchmark.py."""
+"""Time to the first training step, with and without a compilation cache."""
 
 import json
 import subprocess
@@ -6,7 +6,7 @@ import sys
 import tempfile
 from typing import Any
 
-from benchmarks.limits import ROOT, Row
+from benchmarks.results import ROOT, Row
 
 START = """
 import json, resource, sys, time
@@ -49,7 +49,7 @@ print(json.dumps({
 
 
 def start(cache: str) -> dict[str, Any]:
-    """The figures of one process that starts, steps twice and ends."""
+    """Measurements of one process that starts, takes two steps and ends."""
     command = [sys.executable, "-c", START, cache]
     found: dict[str, Any] = json.loads(
         subprocess.check_output(command, text=True, cwd=ROOT).splitlines()[-1]
@@ -58,7 +58,7 @@ def start(cache: str) -> dict[str, Any]:
 
 
 def measure_startup() -> list[Row]:
-    """Time to the end of the first training step of the full model, and memory of the process."""
+    """Time to the end of the first training step of ViT-B, and memory of the process."""
     with tempfile.TemporaryDirectory() as cache:
         cold, warm = start(cache), start(cache)
     name = "ViT-B, batch 2"

@@ -1,4 +1,4 @@
-"""How fast the full model evaluates and trains, beside the machine's limit; of benchmark.py."""
+"""Speed of the full model in evaluation and training, compared with the machine's limit."""
 
 import importlib.util
 import resource
@@ -12,15 +12,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from benchmarks.limits import (
-    FORWARD_FLOP,
-    LIMIT_S,
-    STEP_FLOP,
-    Row,
-    make_product_limit,
-    measure_bandwidth,
-    seconds,
-)
+from benchmarks import limits as machine
+from benchmarks.limits import FORWARD_FLOP, STEP_FLOP, measure_bandwidth, product_limit, seconds
+from benchmarks.results import Row
 from configs import care
 from usam_jax.data.loader import stack
 from usam_jax.evaluation.inference import batch_images
@@ -30,22 +24,24 @@ from usam_jax.utils import console
 from usam_jax.utils.mesh import make_mesh, shard_batch
 
 ROUNDS = 15
-SETUPS = {  # of a device: type of numbers and slices in a batch
+SETUPS = {  # by backend: dtype and slices per batch
     "cpu": [("float32", 4), ("float32", 8)],
     "gpu": [(x, n) for x in ("bfloat16", "float32") for n in (8, 16, 32, 64)],
 }
 
 
 def measure_limits() -> list[Row]:
+    """What the machine reaches in a large matrix product and in memory bandwidth."""
     dtypes = dict.fromkeys(x for x, _ in SETUPS[jax.default_backend()])
     limits = [
-        (f"limit: a large matrix product, {x}", make_product_limit(x)(LIMIT_S) / 1e9, "GFLOP/s")
+        (f"limit: a large matrix product, {x}", product_limit(x)(machine.LIMIT_S) / 1e9, "GFLOP/s")
         for x in dtypes
     ]
     return [*limits, ("limit: memory, read and written", measure_bandwidth() / 1e9, "GB/s")]
 
 
 def setups() -> Iterator[tuple[ConfigDict, str]]:
+    """Configs to measure on this backend, with their names."""
     for dtype, batch in SETUPS[jax.default_backend()]:
         config = care.get_config()
         config.init_from, config.model.dtype = "", dtype
@@ -54,8 +50,8 @@ def setups() -> Iterator[tuple[ConfigDict, str]]:
 
 
 def rate(run: Callable[[], object], work: float, config: ConfigDict, name: str) -> list[Row]:
-    """Slices a second, and the share of the limit that is measured beside each run."""
-    limit, batch = make_product_limit(config.model.dtype), config.train.batch_size
+    """Slices per second, and the share of the limit, which is measured in turn with each run."""
+    limit, batch = product_limit(config.model.dtype), config.train.batch_size
     pairs = []
     with console.Progress(name, ROUNDS, "rounds") as bar:
         for _ in range(ROUNDS):
@@ -68,15 +64,15 @@ def rate(run: Callable[[], object], work: float, config: ConfigDict, name: str) 
 
 
 def measure_eval() -> list[Row]:
-    """The forward pass without prompts, and SAM's encoder beside that of torch."""
-    figures = measure_limits()
+    """The forward pass without prompts, and SAM's encoder compared with torch."""
+    rows = measure_limits()
     for config, name in setups():
-        figures += measure_forward(config, f"evaluating {name}")
-    return figures + measure_peers()
+        rows += measure_forward(config, f"evaluating {name}")
+    return rows + measure_peers()
 
 
 def measure_forward(config: ConfigDict, name: str) -> list[Row]:
-    """Time and memory."""
+    """Time and memory of the forward pass."""
     model = make_model(config.model)
     variables = init_variables(config.model, jax.random.key(0))
     images = make_batch(config)["image"]
@@ -88,15 +84,15 @@ def measure_forward(config: ConfigDict, name: str) -> list[Row]:
 
 
 def measure_train() -> list[Row]:
-    """A training step."""
-    figures = measure_limits()
+    """A training step in each setup."""
+    rows = measure_limits()
     for config, name in setups():
-        figures += measure_step(config, f"training {name}")
-    return figures
+        rows += measure_step(config, f"training {name}")
+    return rows
 
 
 def measure_step(config: ConfigDict, name: str) -> list[Row]:
-    """Compilation, time and memory."""
+    """Compilation, time and memory of a training step."""
     mesh = make_mesh(1)
     training = loop.make_training(config, 100, mesh)
     batch, state = shard_batch(make_batch(config), mesh), training.start_fn()
@@ -121,7 +117,7 @@ def measure_step(config: ConfigDict, name: str) -> list[Row]:
 
 
 def make_batch(config: ConfigDict) -> dict[str, np.ndarray]:
-    """Noise with three points a class."""
+    """A batch of noise with three points per class."""
     rng, size = np.random.default_rng(0), config.model.image_size
     item = {
         "image": rng.integers(0, 256, (size, size)).astype(np.uint8),
@@ -134,7 +130,7 @@ def make_batch(config: ConfigDict) -> dict[str, np.ndarray]:
 
 
 def memory(compiled: Any, name: str) -> list[Row]:
-    """What the program needs besides its arguments; the peak so far, of all that was measured."""
+    """Memory of the program without its arguments, and the peak of everything run so far."""
     temporary = compiled.memory_analysis().temp_size_in_bytes
     if jax.default_backend() == "cpu":
         where, peak = "process", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -147,23 +143,22 @@ def memory(compiled: Any, name: str) -> list[Row]:
 
 
 def measure_peers() -> list[Row]:
-    """SAM's image encoder at 224x224 beside that of transformers, in turn; where torch is there."""
+    """SAM's image encoder at 224x224 in turn with that of transformers, if torch is installed."""
     if jax.default_backend() != "cpu":
-        console.info("SAM's encoder in torch is measured on a CPU alone")
+        console.info("SAM's encoder in torch is measured on CPUs only")
         return []
     if missing := [x for x in ("torch", "transformers") if not importlib.util.find_spec(x)]:
         console.info(
-            f"SAM's encoder has no peer to be measured beside: no {' and no '.join(missing)}"
+            f"SAM's encoder is not compared with torch; not installed: {', '.join(missing)}"
         )
         return []
     import torch
     import transformers
 
     batch = 4
-    config = care.get_config().model
-    config.name = "sam"
+    config = care.get_config("sam_s").model
     model = make_model(config)
-    variables = init_variables(config.model, jax.random.key(0))
+    variables = init_variables(config, jax.random.key(0))
     encode = jax.jit(lambda v, x: model.apply(v, x, method="encode"))
     grey = np.random.default_rng(0).random((batch, 224, 224), np.float32)
     vision = transformers.SamVisionConfig(image_size=224)
@@ -171,7 +166,7 @@ def measure_peers() -> list[Row]:
     colour = torch.from_numpy(np.repeat(grey[:, None], 3, 1))
     peers = {"eager": peer, "torch.compile": torch.compile(peer)}
     versions = f"transformers {transformers.__version__} in torch {torch.__version__}"
-    figures = []
+    rows = []
     with torch.inference_mode():
         for name, module in peers.items():
             module(colour)
@@ -181,9 +176,13 @@ def measure_peers() -> list[Row]:
                 pairs.append((ours, seconds(lambda: module(colour).last_hidden_state)))  # noqa: B023
             ours, theirs = (batch / statistics.median(x) for x in zip(*pairs[1:], strict=True))
             times = statistics.median(b / a for a, b in pairs[1:])
-            figures += [
-                (f"SAM's ViT-B encoder at 224x224, batch 4, beside {name}", ours, "slices/s"),
+            rows += [
+                (
+                    f"SAM's ViT-B encoder at 224x224, batch 4, compared with {name}",
+                    ours,
+                    "slices/s",
+                ),
                 (f"the same, {versions}, {name}", theirs, "slices/s"),
                 (f"ratio of the two, {name}", times, "times"),
             ]
-    return figures
+    return rows

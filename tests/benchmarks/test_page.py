@@ -1,25 +1,39 @@
-"""What the benchmark writes; nothing here is timed."""
+"""The tables and plots of the performance page; nothing here is timed."""
 
+from benchmarks.cost import FORWARD, MEMORY, OPERATIONS, SECONDS, draw_cost
 from benchmarks.page import write_page
+from benchmarks.parts import draw_parts
+from benchmarks.results import RESULTS as MEASURED
 
-RESULTS = """commit,device,what,figure,unit,versions
+RESULTS = """commit,device,what,value,unit,versions
 aaa,two cores,speed of a,1.5,slices/s,
 bbb,two cores,speed of a,3,slices/s,
 bbb,"one, large",speed of a,60,slices/s,
 bbb,two cores,weight of a,7,GB,
 """
+CASES = {"image size": (224, 512), "classes": (3, 17), "points": (0, 4)}
 
 
-def test_the_page_gets_the_first_and_the_last_of_each_figure_it_asks_for(tmp_path):
+def test_page_shows_first_and_last_value_per_device(tmp_path):
     page, results = tmp_path / "page.md", tmp_path / "results.csv"
     results.write_text(RESULTS)
-    page.write_text("Before.\n<!-- figures: speed -->\nold\n<!-- end of figures -->\nBehind.\n")
-    for _ in range(2):  # a filled page is filled again
+    page.write_text("Before.\n<!-- results: speed -->\nold\n<!-- end of results -->\nAfter.\n")
+    for _ in range(2):  # a filled page can be filled again
         write_page(page, results)
         text = page.read_text()
-        assert text.startswith("Before.\n<!-- figures: speed -->\n\ntwo cores:\n")
-        assert text.endswith("\n<!-- end of figures -->\nBehind.\n")
+        assert text.startswith("Before.\n<!-- results: speed -->\n\ntwo cores:\n")
+        assert text.endswith("\n<!-- end of results -->\nAfter.\n")
         assert "| speed of a | 1.5 | aaa | 3 | bbb | slices/s |" in text
         assert "| speed of a |  |  | 60 | bbb | slices/s |" in text.split("one, large:")[1]
         assert "old" not in text
         assert "weight" not in text
+
+
+def test_plots_are_drawn_from_results(tmp_path):
+    device = "Intel(R) Xeon(R) Processor, 2 cores"
+    draw_parts(tmp_path / "parts.png", MEASURED, device)
+    units = (SECONDS, MEMORY, OPERATIONS)
+    cases = [f"{x} {y}" for x, ys in CASES.items() for y in ys]
+    rows = [(f"{FORWARD}, {x}", 2.0, unit) for x in cases for unit in units]
+    draw_cost(tmp_path / "cost.png", rows)
+    assert {x.name for x in tmp_path.iterdir()} == {"parts.png", "cost.png"}
