@@ -44,3 +44,13 @@ def test_check_names_the_field_and_the_value(field, value):
     got = value[0] if field == "prompts" else value
     with pytest.raises(UsageError, match=rf"config\.eval\.{field}: .*{re.escape(repr(got))}"):
         check(config, make_mesh(2))
+
+
+def test_check_rejects_prompts_for_network_without_prompts():
+    config = phantom_config()
+    config.model.name, config.prompts.kind = "unet", "none"
+    config.eval.prompts = ("none",)
+    check(config, make_mesh(2))
+    config.eval.prompts = ("none", "box")
+    with pytest.raises(UsageError, match=r"config\.eval\.prompts: .* unet takes no prompts"):
+        check(config, make_mesh(2))

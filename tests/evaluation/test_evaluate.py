@@ -282,7 +282,7 @@ def test_the_training_part_is_evaluated_with_all_slices_of_its_cases(phantoms):
     ("field", "value", "message"),
     [
         ("prompts", ("clicks",), "found 'clicks', expected none, box, pointsN"),
-        ("noise", (0.0,), "expected pixels above 0"),
+        ("prompt_jitter_px", (0.0,), "expected pixels above 0"),
     ],
 )
 def test_prompts_that_do_not_exist_are_named(phantoms, field, value, message):
