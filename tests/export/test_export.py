@@ -25,6 +25,7 @@ from usam_jax.evaluation.inference import batch_images
 from usam_jax.evaluation.summary import summarise
 from usam_jax.export import artifact, model_card
 from usam_jax.models import Prompts, init_variables, make_model
+from usam_jax.models.common.spec import InputSpec
 from usam_jax.utils.errors import UsageError, WeightsError
 from usam_jax.utils.files import write_json
 from usam_jax.weights import load, name_map
@@ -177,7 +178,7 @@ def test_the_cards_code_prepares_a_slice_of_any_kind(
 ):
     preparation = Preparation(96, 35.0, 300.0, "clip", clahe_limit, transposed)
     description = {
-        "preprocessing": artifact.describe_preprocessing(preparation),
+        "preprocessing": artifact.describe_preprocessing(preparation, InputSpec()),
         "prompts": {"order": "xy"},
         "inputs": artifact.INPUTS,
     }
