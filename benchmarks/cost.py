@@ -16,9 +16,9 @@ from matplotlib.ticker import LogLocator
 from benchmarks.limits import cpu_seconds
 from benchmarks.results import Row
 from configs import care
-from usam_jax.evaluation.report.plots import TWO_KINDS, save
 from usam_jax.models import Prompts, make_model, variable_shapes
 from usam_jax.utils import console
+from usam_jax.utils.plotting import TWO_SERIES, save_figure
 
 IMAGE_SIZE, CLASSES, POINTS = 224, 3, 0  # if another number is varied
 IMAGE_SIZES = (224, 384, 512, 768, 1024)
@@ -34,7 +34,7 @@ SWEEPS = {  # the label of the axis and what is not varied
     "points": ("number of points", f"image size {IMAGE_SIZE}, {CLASSES} classes"),
 }
 FORWARD, DECODE = "forward of ViT-B", "decode of ViT-B"
-COLOURS = {FORWARD: TWO_KINDS[0], DECODE: TWO_KINDS[1]}
+COLOURS = {FORWARD: TWO_SERIES[0], DECODE: TWO_SERIES[1]}
 
 
 def measure_cost() -> list[Row]:
@@ -118,7 +118,7 @@ def draw_cost(path: pathlib.Path, rows: list[Row]) -> None:
         grid[1, column].set_xlabel(label)
     grid[0, 0].set_ylabel("seconds of CPU per slice, ViT-B")
     grid[1, 0].set_ylabel("temporary memory (GB), ViT-B")
-    save(plot, path)
+    save_figure(plot, path)
 
 
 def draw_slopes(axes: Any, rows: list[Row], unit: str) -> None:

@@ -17,7 +17,7 @@ from usam_jax.data.splits import Subset
 from usam_jax.evaluation import evaluate, pixel_counts
 from usam_jax.evaluation.case_scorer import CaseResult, CaseScorer
 from usam_jax.evaluation.inference import make_forward, stream
-from usam_jax.evaluation.report.slices import choose_rows, draw_report, make_shown
+from usam_jax.evaluation.report.slices import choose_rows, draw_report, make_report_slice
 from usam_jax.evaluation.summary import summarise, write_results
 from usam_jax.models import init_variables, make_model
 from usam_jax.utils.mesh import make_mesh
@@ -98,7 +98,7 @@ def write_report(
         results, packed.cases("train"), dict(enumerate(np.asarray(counts))), scoring
     )
     shown = [
-        make_shown(row, shifted[row], chosen, results, packed, "train", mode)
+        make_report_slice(row, shifted[row], chosen, results, packed, "train", mode)
         for row in sorted(chosen)
     ]
     summary = {

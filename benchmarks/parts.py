@@ -18,11 +18,11 @@ from benchmarks.results import Row
 from configs import care
 from usam_jax import models
 from usam_jax.evaluation.inference import batch_prompts
-from usam_jax.evaluation.report.plots import save
 from usam_jax.models import init_variables, make_model
 from usam_jax.models.common.spec import split_params
 from usam_jax.training.optimizer import make_optimizer, polynomial_decay
 from usam_jax.utils import console
+from usam_jax.utils.plotting import save_figure
 
 BATCH = 4
 ROUNDS = 9
@@ -145,4 +145,4 @@ def draw_parts(path: pathlib.Path, results: pathlib.Path, device: str) -> None:
     axes.set_title(device, fontsize=10)
     axes.legend(title="commit")
     axes.spines[["top", "right"]].set_visible(False)
-    save(plot, path)
+    save_figure(plot, path)

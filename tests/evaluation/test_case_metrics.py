@@ -1,4 +1,4 @@
-"""Scores of cases against shapes whose figures are known, and against brute force."""
+"""Metrics of cases compared with known shapes and with brute force."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from usam_jax.evaluation import case_metrics, summary
 from usam_jax.evaluation.case_metrics import Scoring, score_case
 from usam_jax.evaluation.case_scorer import CaseResult
-from usam_jax.evaluation.report.case_table import print_cases
+from usam_jax.evaluation.report.tables import print_cases
 
 SPACING = (3.0, 0.8, 1.2)  # mm: anisotropic, as CT is
 
@@ -21,7 +21,7 @@ def score(truth, predicted, spacing=SPACING, tolerance=2.0, name="tumour", polic
 
 
 def grid(shape, spacing=SPACING):
-    """Coordinates in mm of the voxels' centres, from the middle of the volume."""
+    """Coordinates in mm of the voxel centres, relative to the middle of the volume."""
     return np.meshgrid(
         *((np.arange(n) - (n - 1) / 2) * mm for n, mm in zip(shape, spacing, strict=True)),
         indexing="ij",
@@ -34,7 +34,7 @@ def sphere(shape, radius):
 
 
 @pytest.mark.parametrize(("radius", "other"), [(15.0, 15.0), (15.0, 20.0), (18.0, 12.0)])
-def test_spheres_one_in_another_are_as_far_apart_as_their_radii_differ(radius, other):
+def test_hd95_of_concentric_spheres_is_radius_difference(radius, other):
     shape = (21, 71, 51)
     truth, predicted = sphere(shape, radius), sphere(shape, other)
     apart = abs(radius - other)
@@ -50,13 +50,13 @@ def test_spheres_one_in_another_are_as_far_apart_as_their_radii_differ(radius, o
 
 
 @pytest.mark.parametrize(("axis", "voxels"), [(0, 2), (1, 5), (2, 3)])
-def test_a_cube_that_is_shifted_is_as_far_off_as_it_was_shifted(axis, voxels):
+def test_hd95_of_shifted_cube_is_the_shift(axis, voxels):
     truth = np.zeros((20, 40, 40), bool)
     truth[5:13, 10:26, 8:28] = True
     predicted = np.roll(truth, voxels, axis)
     shift = voxels * SPACING[axis]
     found = score(truth, predicted, tolerance=shift)
-    # The faces across the shift are more than 5 % of the surface, the others lie on each other.
+    # The faces across the shift are more than 5 % of the surface; all other faces coincide.
     assert found["HD95"] == pytest.approx(shift)
     assert found["NSD"] == 1.0
     assert score(truth, predicted, tolerance=shift * 0.99)["NSD"] < 1.0
@@ -67,7 +67,7 @@ def test_a_cube_that_is_shifted_is_as_far_off_as_it_was_shifted(axis, voxels):
 
 
 def brute_surface(mask):
-    """Voxels with a face neighbour outside, one by one."""
+    """Voxels with a face neighbour outside the mask, tested one by one."""
     padded = np.pad(mask, 1)
     axes = np.eye(mask.ndim, dtype=int)
     return np.array(
@@ -84,7 +84,7 @@ MASKS = hnp.arrays(bool, hnp.array_shapes(min_dims=3, max_dims=3, min_side=2, ma
 
 @settings(max_examples=60, deadline=None)
 @given(MASKS, st.integers(0, 2**32 - 1), st.floats(0.3, 5))
-def test_distances_are_those_of_brute_force(truth, seed, tolerance):
+def test_score_case_matches_brute_force(truth, seed, tolerance):
     predicted = np.random.default_rng(seed).random(truth.shape) < 0.5
     found = score(truth, predicted, tolerance=tolerance)
     if not (truth.any() and predicted.any()):
@@ -100,16 +100,16 @@ def test_distances_are_those_of_brute_force(truth, seed, tolerance):
     assert found["TN"] == (~truth & ~predicted).sum()
 
 
-def test_a_single_slice_is_measured_as_a_plane():
+def test_score_case_measures_single_slice_as_plane():
     y, x = np.mgrid[:64, :64]
     disc = ((y - 30) ** 2 + (x - 30) ** 2 <= 15**2)[None]
     hole = ((y - 30) ** 2 + (x - 30) ** 2 <= 5**2)[None]
     found = score(disc, disc & ~hole, spacing=None)
     assert found["HD95"] == pytest.approx(10, abs=1)  # from the hole's rim to the disc's
-    assert found["volume"] == (disc & ~hole).sum()  # pixels where no spacing is known
+    assert found["volume"] == (disc & ~hole).sum()  # pixels, since no spacing is given
 
 
-def test_a_class_in_one_slice_of_a_volume_has_a_surface_above_and_below():
+def test_class_in_one_slice_has_surface_above_and_below():
     y, x = np.mgrid[:64, :64]
     disc, hole = (((y - 30) ** 2 + (x - 30) ** 2 <= r**2) for r in (15, 5))
     truth = np.zeros((10, 64, 64), bool)
@@ -123,7 +123,7 @@ def test_a_class_in_one_slice_of_a_volume_has_a_surface_above_and_below():
     assert one["NSD"] == pytest.approx(two["NSD"], abs=0.01)
 
 
-def test_what_is_missed_or_a_false_alarm_scores_worst_and_what_is_absent_not_at_all():
+def test_missed_and_false_alarm_score_worst_absent_scores_none():
     some, none = np.zeros((4, 8, 8), bool), np.zeros((4, 8, 8), bool)
     some[1:3, 2:5, 2:5] = True
     diagonal = np.linalg.norm(np.array(some.shape) * SPACING)
@@ -139,14 +139,14 @@ def test_what_is_missed_or_a_false_alarm_scores_worst_and_what_is_absent_not_at_
     assert [absent[x] for x in summary.METRICS] == [None] * 4
 
 
-def test_lesions_are_counted_one_by_one():
+def test_count_lesions_counts_components():
     truth, predicted = np.zeros((6, 20, 20), bool), np.zeros((6, 20, 20), bool)
     truth[1, 1:5, 1:6] = True  # 20 voxels, 2 of them predicted: found
     predicted[1, 1, 1:3] = True
     truth[3, 1:5, 1:6] = True  # 1 of 20: missed
     predicted[3, 4, 5] = True
     truth[1:3, 12:14, 12:14] = True  # missed
-    predicted[5, 18:, 18:] = True  # touches none
+    predicted[5, 18:, 18:] = True  # overlaps no lesion
     found = score(truth, predicted)
     assert (found["lesions"], found["lesions_found"], found["lesions_false"]) == (3, 1, 1)
     assert "lesions" not in score(truth, predicted, name="liver")
@@ -165,7 +165,7 @@ def results(dice, patients=None):
     ]
 
 
-def test_absent_cases_are_in_no_mean_but_counted():
+def test_summarise_counts_absent_cases_outside_the_mean():
     made = summary.summarise(
         results([0.2, None, 0.6, 0.7]), Scoring(("background", "liver"), (2.0,)), in_mm=True
     )
@@ -178,17 +178,17 @@ def test_absent_cases_are_in_no_mean_but_counted():
     assert made["mean"]["1"]["Dice"] == made["foreground_mean"]["Dice"] == pytest.approx(0.5)
 
 
-def test_the_interval_covers_the_mean_as_often_as_it_says():
+def test_bootstrap_interval_has_nominal_coverage():
     rng = np.random.default_rng(1)
     hits = 0
     for _ in range(200):
         values = rng.normal(0.7, 0.1, 40)
         low, high = summary.bootstrap(values, np.arange(40)) or (0, 0)
         hits += low <= 0.7 <= high
-    assert 0.88 <= hits / 200 <= 0.99  # 0.95 for many cases; a deviation here is 0.015
+    assert 0.88 <= hits / 200 <= 0.99  # 0.95 for many cases; one standard deviation here is 0.015
 
 
-def test_the_interval_is_over_patients_and_not_over_their_cases():
+def test_bootstrap_resamples_patients_not_cases():
     values = np.repeat(np.random.default_rng(0).random(10), 50)
     alone, grouped = (
         np.ptp(summary.bootstrap(values, x) or [0])
@@ -198,7 +198,7 @@ def test_the_interval_is_over_patients_and_not_over_their_cases():
     assert summary.bootstrap(values, np.zeros(500, int)) is None
 
 
-def test_the_interval_of_a_summary_is_over_the_patients_that_have_a_figure():
+def test_summarise_interval_is_over_patients_with_a_value():
     scoring = Scoring(("background", "liver"), (2.0,))
     dice = [0.1, 0.2, 0.9, 0.8, None, 0.5]
 
@@ -207,12 +207,14 @@ def test_the_interval_of_a_summary_is_over_the_patients_that_have_a_figure():
         return made["cases"]["liver"]["Dice"]["ci95"]
 
     low, high = interval(["a", "a", "b", "b", "c", "b"])
-    assert low == pytest.approx(0.15) and high == pytest.approx(2.2 / 3)  # draws of a or b alone
-    assert interval(["a", "a", "a", "a", "c", "a"]) is None  # c has no figure
+    assert low == pytest.approx(0.15) and high == pytest.approx(
+        2.2 / 3
+    )  # resamples of a or of b alone
+    assert interval(["a", "a", "a", "a", "c", "a"]) is None  # c has no value
     assert interval(None)[0] > low
 
 
-def test_the_table_of_cases_tells_what_was_missed_and_what_was_a_false_alarm(capsys):
+def test_print_cases_shows_missed_and_false_alarms(capsys):
     made = results([0.5, 0.0, 0.0, 0.0, None])
     statuses = ("ok", "missed", "missed", "false_alarm", "absent")
     for case, status in zip(made, statuses, strict=True):
@@ -222,20 +224,20 @@ def test_the_table_of_cases_tells_what_was_missed_and_what_was_a_false_alarm(cap
     assert [x.strip() for x in row.split("│")[1:6]] == ["liver", "3", "2", "1", "1"]
 
 
-def test_counting_pairs_survives_many_classes():
+def test_confusion_matrix_of_many_classes():
     rng = np.random.default_rng(0)
     truth, predicted = rng.integers(0, 200, (2, 3, 16, 16), dtype=np.uint8)
-    counts = case_metrics.count_pairs(truth, predicted, 200)
+    counts = case_metrics.confusion_matrix(truth, predicted, 200)
     assert counts.sum() == truth.size
     assert counts[5, 7] == ((truth == 5) & (predicted == 7)).sum()
 
 
-def test_real_labels_shifted_and_eroded_score_as_they_must():
+def test_score_case_of_shifted_real_labels():
     from usam_jax.io import nifti
 
     path = REAL_DATA / "word_labels" / "word_0014.nii.gz"
     if not path.is_file():
-        pytest.skip(f"{path} is not there")
+        pytest.skip(f"{path} does not exist")
     labels = nifti.read_labels(path, 17)[120:180]
     spacing = nifti.read_geometry(path).spacing_mm
     scoring = Scoring(tuple(f"organ {i}" for i in range(17)), (spacing[2] * 3,) * 16)

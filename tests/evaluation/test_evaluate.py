@@ -18,7 +18,7 @@ from usam_jax.data.splits import Subset
 from usam_jax.evaluation import evaluate, inference, pixel_counts
 from usam_jax.evaluation.case_metrics import score_case
 from usam_jax.evaluation.case_scorer import CaseScorer
-from usam_jax.evaluation.report import case_table, tables
+from usam_jax.evaluation.report import tables
 from usam_jax.evaluation.report.slices import choose_rows, pick_strip, rank_cases
 from usam_jax.io import nifti
 from usam_jax.models import Prompts, init_variables, make_model
@@ -282,7 +282,7 @@ def test_the_training_part_is_evaluated_with_all_slices_of_its_cases(phantoms):
     ("field", "value", "message"),
     [
         ("prompts", ("clicks",), "found 'clicks', expected none, box, pointsN"),
-        ("noise", (0.0,), "expected pixels above 0"),
+        ("prompt_jitter_px", (0.0,), "expected pixels above 0"),
     ],
 )
 def test_prompts_that_do_not_exist_are_named(phantoms, field, value, message):
@@ -339,7 +339,7 @@ def test_the_papers_figures_stand_beside_ours_on_its_data_alone(capsys):
             "other_prompts": {},
             "paper": rows,
         }
-        case_table.print_wide(tables.pooled_table(summary))
+        tables.print_wide(tables.pooled_table(summary))
         printed = capsys.readouterr().out
         assert "paper:" in printed and f"{means[1]}" in printed
     assert not published_results.rows_for("phantom", ("background", "a", "b"), "test")

@@ -1,4 +1,4 @@
-"""The pictures of an evaluation and its report."""
+"""Plots of an evaluation and its HTML report."""
 
 import re
 
@@ -10,7 +10,12 @@ from matplotlib.figure import Figure
 from usam_jax.evaluation.case_metrics import Scoring, score_case
 from usam_jax.evaluation.case_scorer import CaseResult
 from usam_jax.evaluation.report import html, plots
-from usam_jax.evaluation.report.plots import FALSE_NEGATIVE, FALSE_POSITIVE, WRONG_CLASS, Shown
+from usam_jax.evaluation.report.plots import (
+    FALSE_NEGATIVE,
+    FALSE_POSITIVE,
+    WRONG_CLASS,
+    ReportSlice,
+)
 from usam_jax.evaluation.summary import summarise
 
 ORACLE = "3 points per class from the ground truth"
@@ -20,7 +25,7 @@ ODD_NAME = '<b>&"'
 
 
 def make_truth(classes: tuple[str, ...]) -> np.ndarray:
-    """A column of squares, one for each class: uint8[2 4k 8]."""
+    """A column of squares, one per foreground class: uint8[2 4k 8]."""
     truth = np.zeros((2, 4 * len(classes), 8), np.uint8)
     for value in range(1, len(classes)):
         truth[:, 4 * value : 4 * value + 3, 2:5] = value
@@ -28,7 +33,7 @@ def make_truth(classes: tuple[str, ...]) -> np.ndarray:
 
 
 def make_summary(classes: tuple[str, ...], **changes) -> dict:
-    """Three cases: right, one pixel aside, and without the last class."""
+    """Three predictions: correct, shifted by one pixel, and without the last class."""
     truth = make_truth(classes)
     missed = np.where(truth == len(classes) - 1, 0, truth)
     scoring = Scoring(classes, (1.0,) * (len(classes) - 1))
@@ -58,12 +63,12 @@ def make_summary(classes: tuple[str, ...], **changes) -> dict:
     } | changes
 
 
-def make_shown(num_points: int, box: bool) -> Shown:
+def make_report_slice(num_points: int, box: bool) -> ReportSlice:
     label = np.zeros((32, 32), np.uint8)
     label[10:20, 8:18] = 1
-    return Shown(
+    return ReportSlice(
         case="$a",
-        name="$a$_{000",  # no formula
+        name="$a$_{000",  # must not be parsed as a formula
         why="largest error",
         dice=None,
         image=np.arange(32 * 32, dtype=np.uint16).reshape(32, 32).astype(np.uint8),
@@ -89,7 +94,7 @@ def assert_drawn(path):
     assert list(path.parent.glob(".tmp.*")) == []
 
 
-def test_errors_are_told_by_their_kind():
+def test_find_errors_returns_kind_of_error():
     truth = np.array([[0, 0, 1, 1, 2]], np.uint8)
     predicted = np.array([[0, 2, 0, 1, 1]], np.uint8)
     found = plots.find_errors(truth, predicted)
@@ -97,7 +102,7 @@ def test_errors_are_told_by_their_kind():
     assert found.tolist() == [[0, FALSE_POSITIVE, FALSE_NEGATIVE, 0, WRONG_CLASS]]
 
 
-def test_errors_have_the_colours_of_the_legend():
+def test_draw_errors_uses_colours_of_legend():
     errors = np.array([[0, FALSE_POSITIVE, FALSE_NEGATIVE, WRONG_CLASS]], np.uint8)
     axes = Figure().subplots()
     plots.draw_errors(axes, np.zeros((1, 4), np.uint8), errors)
@@ -108,39 +113,39 @@ def test_errors_have_the_colours_of_the_legend():
 
 
 @pytest.mark.parametrize(("num_points", "box"), [(0, False), (3, True)])
-def test_slices_are_drawn_with_and_without_prompts(tmp_path, num_points, box):
+def test_save_slices_with_and_without_prompts(tmp_path, num_points, box):
     path = tmp_path / "slices.png"
-    plots.save_slices(path, [make_shown(num_points, box)], CARE, "worst")
+    plots.save_slices(path, [make_report_slice(num_points, box)], CARE, "worst")
     assert_drawn(path)
 
 
-def test_a_prompt_that_is_not_given_is_not_drawn():
+def test_draw_prompts_skips_prompts_not_given():
     axes = Figure().subplots()
-    prompts = make_shown(3, False).prompts | {"prompts_given": np.array([1, 1, 0, 0], bool)}
+    prompts = make_report_slice(3, False).prompts | {"prompts_given": np.array([1, 1, 0, 0], bool)}
     plots.draw_prompts(axes, prompts)
     drawn = {line.get_markerfacecolor(): len(line.get_xdata()) for line in axes.lines}
     assert drawn == {"yellow": 0, "red": 1} and not axes.patches
 
 
 @pytest.mark.parametrize("classes", [CARE, WORD])
-def test_figures_of_cases_are_drawn(tmp_path, classes):
+def test_plots_over_cases_are_saved(tmp_path, classes):
     summary = make_summary(classes)
     plots.save_boxes(tmp_path / "boxes.png", summary)
     plots.save_sizes(tmp_path / "sizes.png", summary, classes[-1])
-    plots.save_noise(tmp_path / "noise.png", summary["noise"], classes, automatic=0.4)
+    plots.save_prompt_jitter(tmp_path / "noise.png", summary["noise"], classes, automatic=0.4)
     for path in tmp_path.iterdir():
         assert_drawn(path)
 
 
-def test_sizes_without_a_case_of_the_class_are_drawn(tmp_path):
+def test_save_sizes_without_case_of_the_class(tmp_path):
     summary = make_summary(CARE) | {"metric_per_case": []}
     plots.save_sizes(tmp_path / "sizes.png", summary, "tumour")
     assert_drawn(tmp_path / "sizes.png")
 
 
-def test_the_report_needs_no_other_file(tmp_path):
+def test_report_is_self_contained(tmp_path):
     picture = tmp_path / "slices.png"
-    plots.save_slices(picture, [make_shown(3, True)], CARE)
+    plots.save_slices(picture, [make_report_slice(3, True)], CARE)
     page = write(tmp_path / "x.html", make_summary(CARE), [("Slices", "Two.", [picture] * 2)])
     sources = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert len(sources) == 2 and all(x.startswith("data:image/png;base64,") for x in sources)
@@ -148,36 +153,38 @@ def test_the_report_needs_no_other_file(tmp_path):
     assert not re.search(r"<script|<link|@import|url\(|https?://", page)
 
 
-def test_names_from_data_are_escaped(tmp_path):
+def test_report_escapes_names_from_data(tmp_path):
     page = write(tmp_path / "x.html", make_summary(CARE), [(ODD_NAME, ODD_NAME, [])])
     assert ODD_NAME not in page and "<b>" not in page
     assert page.count("&lt;b&gt;&amp;&quot;") == 4  # two classes, heading and text
 
 
 @pytest.mark.parametrize(("prompts", "warns"), [(ORACLE, True), ("none (automatic)", False)])
-def test_the_report_warns_of_prompts_from_the_ground_truth(tmp_path, prompts, warns):
+def test_report_warns_of_oracle_prompts(tmp_path, prompts, warns):
     page = write(tmp_path / "x.html", make_summary(CARE, prompts=prompts, automatic=not warns))
-    assert ("they are not automatic results" in page) == warns
+    assert ("these are not automatic results" in page) == warns
     assert ("these are automatic results" in page) != warns
 
 
-def test_a_class_without_a_figure_is_absent_and_the_paper_is_named(tmp_path):
+def test_report_marks_absent_classes_and_paper_rows(tmp_path):
     page = write(tmp_path / "x.html", make_summary(CARE))
-    pooled = page[page.index("Pooled figures") : page.index("Figures over the cases")]
-    assert pooled.count("<td>50.00</td><td>absent</td><td>50.00</td>") == 4  # two rows, two figures
+    pooled = page[page.index("Pooled metrics") : page.index("Metrics over the cases")]
+    assert (
+        pooled.count("<td>50.00</td><td>absent</td><td>50.00</td>") == 4
+    )  # two rows, Dice and IoU
     assert pooled.count("paper: U-SAM") == 1 and "<td>66.25</td>" in pooled
 
 
-def test_the_worst_case_comes_first_and_many_are_cut(tmp_path, monkeypatch):
+def test_report_lists_worst_cases_first_and_cuts_many(tmp_path, monkeypatch):
     monkeypatch.setattr(html, "MAX_CASES", 2)
     page = write(tmp_path / "x.html", make_summary(CARE))
     listed = page[page.index("<h2>Cases</h2>") :]
     names = re.findall(r'<tr><th scope="row">(.*?)</th><td>tumour', listed)
     assert len(names) == 2 and names[0] == "&lt;b&gt;&amp;&quot;"
-    assert "of 3. The other cases, and all figures, are in per_case.csv" in listed
+    assert "of 3. The other cases and all metrics are in per_case.csv" in listed
 
 
-def test_many_classes_and_no_other_rows_are_reported(tmp_path):
+def test_report_transposes_tables_of_many_classes(tmp_path):
     page = write(tmp_path / "x.html", make_summary(WORD, paper=[], noise=[], other_prompts={}))
     assert "paper" not in page
     for name in WORD[1:]:

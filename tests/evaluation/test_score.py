@@ -1,4 +1,4 @@
-"""Folders of predictions scored and compared, through files and the tools' exit codes."""
+"""Score and compare folders of predictions through the command-line tools and their exit codes."""
 
 import csv
 import json
@@ -24,7 +24,7 @@ NAMES = [f"case_{i}" for i in range(1, 7)]
 
 
 def call(tool, *arguments) -> int:
-    """A tool's exit code; flags and the signal handler are as before afterwards."""
+    """Run a tool and return its exit code; flags and the signal handler are restored."""
     handler = signal.getsignal(signal.SIGTERM)
     try:
         with flagsaver.flagsaver():
@@ -34,7 +34,7 @@ def call(tool, *arguments) -> int:
 
 
 def write(path, labels, axes="LPS", spacing=SPACING, shift_mm=0.0, dtype=np.uint8):
-    """Labels [n h w] as a file whose voxels run along `axes`."""
+    """Write labels [n h w] as a file whose voxel axes are `axes`."""
     affine = np.diag([-spacing[2], -spacing[1], spacing[0], 1.0])
     affine[:3, 3] = (100.0 + shift_mm, 80.0, -300.0)
     volume = nibabel.Nifti1Image(labels.transpose(2, 1, 0).astype(dtype), affine)
@@ -44,7 +44,7 @@ def write(path, labels, axes="LPS", spacing=SPACING, shift_mm=0.0, dtype=np.uint
 
 
 def make_labels(seed: int) -> np.ndarray:
-    """A rectum with, in all but every third case, a tumour in it."""
+    """A rectum that contains a tumour, except in every third case."""
     rng = np.random.default_rng(seed)
     labels = np.zeros((8, 20, 24), np.uint8)
     y, x = rng.integers(3, 6, 2)
@@ -55,7 +55,7 @@ def make_labels(seed: int) -> np.ndarray:
 
 
 def predict(labels: np.ndarray, seed: int) -> np.ndarray:
-    """The labels moved by some voxels, and with a row less, so that more is missed than is wrong."""
+    """The labels shifted by some voxels and without one row, so that FN exceed FP."""
     moved = np.roll(labels, np.random.default_rng(seed).integers(-1, 3, 3), (0, 1, 2))
     moved[:, 9] = 0
     return moved
@@ -63,7 +63,7 @@ def predict(labels: np.ndarray, seed: int) -> np.ndarray:
 
 @pytest.fixture
 def folders(tmp_path):
-    """Predictions, each with its reference, as nnU-Net leaves them."""
+    """Predictions and their references in the layout of nnU-Net."""
     for i, name in enumerate(NAMES):
         write(tmp_path / "labels" / f"{name}.nii.gz", make_labels(i))
         write(tmp_path / "a" / f"{name}.nii.gz", predict(make_labels(i), i))
@@ -77,7 +77,7 @@ def read_summary(folder) -> dict:
 
 
 @pytest.mark.parametrize("policy", ["worst", "skip"])
-def test_a_folder_has_the_scores_of_its_cases(folders, policy, capsys):
+def test_score_writes_the_metrics_of_each_case(folders, policy, capsys):
     options = (GIVEN, "--tolerance=1.5", f"--policy={policy}", f"--out={folders / 'out'}")
     assert call(score, folders / "a", folders / "labels", *options) == 0
     found = read_summary(folders / "out")
@@ -97,7 +97,7 @@ def test_a_folder_has_the_scores_of_its_cases(folders, policy, capsys):
 
 
 @pytest.mark.parametrize("axes", ["RAS", "PIR", "ASL"])
-def test_scores_do_not_depend_on_the_axes_that_both_files_have(tmp_path, axes):
+def test_score_is_independent_of_the_voxel_axes(tmp_path, axes):
     truth = make_labels(1)
     for code in ("LPS", axes):
         write(tmp_path / f"labels{code}" / "x.nii.gz", truth, code)
@@ -119,7 +119,7 @@ FAULTS = {
     "other spacing": (lambda x: write(x, LABELS, spacing=(3, 0.75, 1.5)), "spacing of"),
     "unknown label": (lambda x: write(x, LABELS + 1), "holds the labels [3]"),
     "fractions": (lambda x: write(x, LABELS / 2, dtype=np.float32), "holds the labels [0.5]"),
-    "no volume": (lambda x: x.write_bytes(b"nothing"), "not a readable NIfTI file"),
+    "not a volume": (lambda x: x.write_bytes(b"nothing"), "not a readable NIfTI file"),
     "cut off": (lambda x: x.write_bytes(x.read_bytes()[:90]), "copy it again"),
     "missing": (lambda x: x.unlink(), "has no prediction"),
     "without reference": (lambda x: write(x.with_name("more.nii.gz"), LABELS), "has no reference"),
@@ -128,7 +128,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_prediction_that_cannot_be_scored_is_named(folders, fault, capsys):
+def test_score_names_faulty_prediction_and_writes_nothing(folders, fault, capsys):
     spoil, text = FAULTS[fault]
     spoil(folders / "a" / "case_2.nii.gz")
     before = sorted(folders.rglob("*"))
@@ -139,7 +139,7 @@ def test_a_prediction_that_cannot_be_scored_is_named(folders, fault, capsys):
     assert sorted(folders.rglob("*")) == before
 
 
-def test_all_faults_are_told_at_once(folders, capsys):
+def test_score_lists_all_faults_at_once(folders, capsys):
     for name, fault in (
         ("case_2", "other shape"),
         ("case_5", "unknown label"),
@@ -154,7 +154,7 @@ def test_all_faults_are_told_at_once(folders, capsys):
     assert all(f"{name}.nii.gz: holds" in printed for name in ("case_3", "case_5"))
 
 
-def test_a_folder_without_volumes_is_named(folders, capsys):
+def test_score_names_folder_without_volumes(folders, capsys):
     (folders / "empty").mkdir()
     assert call(score, folders / "empty", folders / "labels", GIVEN) == 3
     assert "holds no label volumes" in capsys.readouterr().err
@@ -163,7 +163,7 @@ def test_a_folder_without_volumes_is_named(folders, capsys):
 
 
 @pytest.mark.parametrize("place", ["a", "labels", "."])
-def test_classes_come_from_a_description(folders, place):
+def test_score_reads_classes_from_dataset_json(folders, place):
     write_description(folders / place, CLASSES)
     assert call(score, folders / "a", folders / "labels") == 0
     assert read_summary(folders / "a")["classes"] == list(CLASSES)
@@ -175,32 +175,32 @@ def write_description(folder, classes):
     (folder / "dataset.json").write_text(json.dumps(content))
 
 
-def test_descriptions_that_disagree_are_named(folders, capsys):
+def test_score_names_dataset_json_files_that_disagree(folders, capsys):
     write_description(folders / "a", CLASSES)
     write_description(folders, ("background", "tumour", "rectum"))
     assert call(score, folders / "a", folders / "labels") == 2
-    assert "not the same everywhere" in capsys.readouterr().err
+    assert "name different classes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("options", "text"),
     [
         ([], "give --classes"),
-        (["--classes=rectum"], "--classes: found"),
-        (["--classes=a,b,b"], "--classes: found"),
+        (["--classes=rectum"], "--classes: got"),
+        (["--classes=a,b,b"], "--classes: got"),
         ([GIVEN, "more"], "expected PREDICTIONS REFERENCES"),
         ([GIVEN, "--policy=none"], "policy"),
         ([GIVEN, "--tolerance=-1"], "tolerance"),
         ([GIVEN, f"--out={__file__}"], "cannot be written"),
     ],
 )
-def test_wrong_usage_is_told(folders, options, text, capsys):
+def test_score_rejects_wrong_usage(folders, options, text, capsys):
     assert call(score, folders / "a", folders / "labels", *options) == 2
     assert text in capsys.readouterr().err
 
 
 def nnunet_summary(scores) -> dict:
-    """As nnU-Net v2 writes it: {case: {class number: (n_ref, n_pred, TP)}}."""
+    """A summary of nnU-Net v2 from {case: {class number: (n_ref, n_pred, TP)}}."""
     cases = []
     for name, metrics in scores.items():
         found = {}
@@ -221,7 +221,7 @@ def nnunet_summary(scores) -> dict:
     return {"foreground_mean": {}, "mean": {}, "metric_per_case": cases}
 
 
-def test_the_summary_of_another_program_is_kept(folders, capsys):
+def test_score_keeps_summary_of_another_program(folders, capsys):
     path = folders / "a" / "summary.json"
     path.write_text(json.dumps(nnunet_summary({"case_1": {"1": (0, 0, 0)}})))
     before = path.read_bytes()
@@ -229,12 +229,12 @@ def test_the_summary_of_another_program_is_kept(folders, capsys):
     assert "--out" in capsys.readouterr().err
     assert path.read_bytes() == before
     out = folders / "out"
-    for _ in range(2):  # its own it writes anew
+    for _ in range(2):  # a summary of this package is overwritten
         assert call(score, folders / "a", folders / "labels", GIVEN, f"--out={out}") == 0
 
 
 @pytest.mark.parametrize("metric", ["Dice", "HD95"])
-def test_figures_of_a_comparison_are_those_of_the_raw_differences(folders, metric, capsys):
+def test_compare_matches_statistics_of_raw_differences(folders, metric, capsys):
     options = (GIVEN, f"--metric={metric}", f"--out={folders / 'out'}")
     reference = f"--reference={folders / 'labels'}"
     assert call(compare, folders / "a", folders / "b", reference, *options) == 0
@@ -249,16 +249,16 @@ def test_figures_of_a_comparison_are_those_of_the_raw_differences(folders, metri
         a, b = (np.array([x[number][metric] for x in side], float) for side in sides)
         defined = np.isfinite(a) & np.isfinite(b)  # every third case has no tumour
         difference = (b - a)[defined]
-        figures = found["classes"][name]
-        assert (figures["n"], figures["left_out"]) == (defined.sum(), (~defined).sum())
-        assert figures["difference"] == pytest.approx(difference.mean(), rel=1e-6)
-        assert figures["median_difference"] == pytest.approx(np.median(difference), rel=1e-6)
-        assert figures["p"] == pytest.approx(stats.wilcoxon(difference).pvalue)
-        low, high = figures["ci95"]
+        statistics = found["classes"][name]
+        assert (statistics["n"], statistics["left_out"]) == (defined.sum(), (~defined).sum())
+        assert statistics["difference"] == pytest.approx(difference.mean(), rel=1e-6)
+        assert statistics["median_difference"] == pytest.approx(np.median(difference), rel=1e-6)
+        assert statistics["p"] == pytest.approx(stats.wilcoxon(difference).pvalue)
+        low, high = statistics["ci95"]
         assert low <= difference.mean() <= high
         better = np.sign(difference) * (-1 if metric == "HD95" else 1)
         counts = [(better == x).sum() for x in (1, 0, -1)]
-        assert [figures[x] for x in ("b_better", "equal", "a_better")] == counts
+        assert [statistics[x] for x in ("b_better", "equal", "a_better")] == counts
     sizes = [abs(x["difference"]) for x in found["most_changed"]]
     assert sizes == sorted(sizes, reverse=True) and 5 < len(sizes) <= 10
     rows = list(csv.DictReader((folders / "out" / "comparison.csv").read_text().splitlines()))
@@ -267,20 +267,20 @@ def test_figures_of_a_comparison_are_those_of_the_raw_differences(folders, metri
     assert f"{metric} ({'mm' if metric == 'HD95' else '%'})" in capsys.readouterr().out
 
 
-def test_a_folder_does_not_differ_from_itself(folders, capsys):
+def test_compare_of_a_folder_with_itself(folders, capsys):
     assert call(score, folders / "a", folders / "labels", GIVEN) == 0
     out = f"--out={folders / 'out'}"
     assert call(compare, folders / "a", folders / "a", out) == 0
     found = json.loads((folders / "out" / "comparison.json").read_text())
     assert not found["most_changed"]
-    for figures in found["classes"].values():
-        assert figures["difference"] == 0 and figures["ci95"] == [0, 0]
-        assert figures["p"] is None and figures["equal"] == figures["n"] > 0
+    for statistics in found["classes"].values():
+        assert statistics["difference"] == 0 and statistics["ci95"] == [0, 0]
+        assert statistics["p"] is None and statistics["equal"] == statistics["n"] > 0
     assert "warning" not in capsys.readouterr().err
 
 
-def test_holms_correction_is_that_of_a_worked_example():
-    found = comparison.correct_holm([0.01, None, 0.04, 0.03, 0.005])
+def test_holm_correction_of_a_worked_example():
+    found = comparison.holm_correction([0.01, None, 0.04, 0.03, 0.005])
     assert found == [pytest.approx(0.03), None, *[pytest.approx(0.06)] * 2, pytest.approx(0.02)]
 
 
@@ -290,27 +290,29 @@ def nnunet_folder(folder, scores):
     return folder
 
 
-def test_summaries_of_nnunet_are_read_and_their_nan_is_absent(tmp_path, capsys):
+def test_compare_reads_nnunet_summary_with_nan_as_absent(tmp_path, capsys):
     a = {"x_1": {"1": (10, 10, 5)}, "x_2": {"1": (0, 0, 0)}, "x_10": {"1": (0, 0, 0)}}
     b = {"x_1": {"1": (10, 10, 8)}, "x_2": {"1": (0, 5, 0)}, "x_10": {"1": (0, 0, 0)}}
     one, other = nnunet_folder(tmp_path / "a", a), nnunet_folder(tmp_path / "b", b)
     (one / "dataset.json").write_text('{"labels": {"background": 0, "tumour": 1}}')
     assert call(compare, one, other, f"--out={tmp_path / 'out'}") == 0
     found = json.loads((tmp_path / "out" / "comparison.json").read_text())
-    figures = found["classes"]["tumour"]
-    assert (figures["n"], figures["left_out"], figures["one_sided"]) == (1, 2, 1)
-    assert figures["difference"] == pytest.approx(0.3) and figures["ci95"] is None
+    statistics = found["classes"]["tumour"]
+    assert (statistics["n"], statistics["left_out"], statistics["one_sided"]) == (1, 2, 1)
+    assert statistics["difference"] == pytest.approx(0.3) and statistics["ci95"] is None
     statuses = [(x["case"], x["a_status"], x["b_status"]) for x in found["cases"]]
     assert statuses == [
         ("x_1", "ok", "ok"),
         ("x_2", "absent", "false_alarm"),
         ("x_10", "absent", "absent"),
     ]
-    assert "note: 1 of those left out have a figure in one of A and B" in capsys.readouterr().out
+    assert (
+        "note: 1 of those left out have a value in only one of A and B" in capsys.readouterr().out
+    )
     assert call(compare, one, other, "--metric=HD95") == 2
 
 
-def test_our_summary_and_one_of_nnunet_agree_on_the_same_predictions(folders):
+def test_compare_of_own_and_nnunet_summary_of_same_files(folders):
     assert call(score, folders / "a", folders / "labels", GIVEN) == 0
     ours = read_summary(folders / "a")["metric_per_case"]
     fields = ("n_ref", "n_pred", "TP")
@@ -338,7 +340,7 @@ MISLEADING = {
 
 
 @pytest.mark.parametrize("text", MISLEADING)
-def test_evaluations_that_would_mislead_are_not_compared(folders, text, capsys):
+def test_compare_rejects_incomparable_evaluations(folders, text, capsys):
     other = change_summary(folders, MISLEADING[text])
     assert call(compare, folders / "a", other) == 3
     printed = capsys.readouterr().err
@@ -347,7 +349,7 @@ def test_evaluations_that_would_mislead_are_not_compared(folders, text, capsys):
 
 
 def change_summary(folders, change):
-    """The evaluation of folder a, and another that is changed."""
+    """Score folder a and write a changed copy of its summary to another folder."""
     assert call(score, folders / "a", folders / "labels", GIVEN) == 0
     summary = read_summary(folders / "a")
     change(summary)
@@ -356,7 +358,7 @@ def change_summary(folders, change):
     return folders / "other"
 
 
-def test_other_prompts_and_cases_of_one_patient_are_a_warning(folders, capsys):
+def test_compare_warns_of_other_prompts_and_shared_patients(folders, capsys):
     def change(summary):
         summary["prompts"] = "box from the ground truth"
         for case in summary["metric_per_case"]:
@@ -371,7 +373,7 @@ def test_other_prompts_and_cases_of_one_patient_are_a_warning(folders, capsys):
     assert "warning: some cases are of one patient" in printed
 
 
-def test_a_run_is_compared_by_its_one_evaluation(folders, capsys):
+def test_compare_needs_exactly_one_evaluation_of_a_run(folders, capsys):
     assert call(compare, folders, folders) == 2
     assert "holds neither" in capsys.readouterr().err
     for name in ("test_points3", "test_none"):
@@ -385,14 +387,14 @@ def test_a_run_is_compared_by_its_one_evaluation(folders, capsys):
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_a_real_organ_is_as_far_off_as_it_was_shifted(tmp_path, axis):
+def test_score_of_shifted_real_organ(tmp_path, axis):
     path = REAL_DATA / "word_labels" / "word_0017.nii.gz"
     if not path.is_file():
-        pytest.skip(f"{path} is not there")
+        pytest.skip(f"{path} does not exist")
     volume = nibabel.load(path)
     crop = volume.slicer[200:320, 240:350, 36:68]
     bladder = (np.asanyarray(crop.dataobj) == 14).astype(np.uint8)
-    assert bladder.sum() > 100_000  # all of it: rolled, nothing comes in on the other side
+    assert bladder.sum() > 100_000  # the whole organ, so that np.roll wraps nothing around
     spacing = volume.header.get_zooms()
     eroded = ndimage.binary_erosion(np.roll(bladder, 1, axis), np.ones((3, 3, 1)))
     for name, labels in (

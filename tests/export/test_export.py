@@ -25,6 +25,7 @@ from usam_jax.evaluation.inference import batch_images
 from usam_jax.evaluation.summary import summarise
 from usam_jax.export import artifact, model_card
 from usam_jax.models import Prompts, init_variables, make_model
+from usam_jax.models.common.spec import InputSpec
 from usam_jax.utils.errors import UsageError, WeightsError
 from usam_jax.utils.files import write_json
 from usam_jax.weights import load, name_map
@@ -177,8 +178,9 @@ def test_the_cards_code_prepares_a_slice_of_any_kind(
 ):
     preparation = Preparation(96, 35.0, 300.0, "clip", clahe_limit, transposed)
     description = {
-        "preprocessing": artifact.describe_preprocessing(preparation),
+        "preprocessing": artifact.describe_preprocessing(preparation, InputSpec()),
         "prompts": {"order": "xy"},
+        "inputs": artifact.INPUTS,
     }
     code = model_card.write_code(description).replace("(1.0, 1.0)", str(pixel_mm))
     hu = np.random.default_rng(0).normal(40, 150, shape).astype(np.int16)
@@ -242,7 +244,7 @@ def test_files_tell_what_they_are_and_whose_they_are_not(exported):
         assert private not in everything, private
 
 
-def test_the_card_says_what_figures_and_prompts_need_to_be_understood(exported):
+def test_card_explains_results_and_prompts(exported):
     _, workdir, folder, _ = exported
     described = json.loads((folder / "config.json").read_text())
     found = artifact.find_evaluations(workdir, 1)
@@ -251,9 +253,26 @@ def test_the_card_says_what_figures_and_prompts_need_to_be_understood(exported):
     described["prompts"]["order"] = "rowcol"
     described["data"] |= {"kind": "care", "fingerprint": "another"}
     special = model_card.write_card(described, found)
-    for text in ("figures are too high", "(row, column)", "windowed by others", "of other data"):
+    for text in (
+        "results are too high",
+        "(row, column)",
+        "with an unknown window",
+        "of other data",
+    ):
         assert text in special and text not in plain, text
     assert "has not been evaluated" in model_card.write_card(described, [])
+
+
+def test_card_of_network_without_prompts(exported):
+    _, _, folder, _ = exported
+    described = json.loads((folder / "config.json").read_text())
+    described["inputs"] = {"images": described["inputs"]["images"]}
+    described["model"] = {"name": "unet"}
+    described["prompts"]["trained_with"] = "none (automatic)"
+    card = model_card.write_card(described, [])
+    assert card.startswith("# unet: normal rectum and tumour")
+    assert "= predict(image[None])\n" in card
+    assert not any(text in card for text in ("points", "prompts_given", "a box"))
 
 
 def test_packed_data_are_said_to_be_what_they_were_packed_from(tmp_path):

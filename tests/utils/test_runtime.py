@@ -66,7 +66,7 @@ def test_print_seeds_shows_mean_and_deviation(tmp_path, capsys):
     summaries = [{"pooled": {"dice": x, "iou": x}, "prompts": "none (automatic)"} for x in dice]
     tables.print_seeds([0, 1], summaries, tmp_path)
     printed = capsys.readouterr().out
-    assert "85.00 +- 7.07" in printed and "absent" in printed
+    assert "85.00 ± 7.07" in printed and "absent" in printed
     assert (tmp_path / "seeds.json").is_file()
 
 

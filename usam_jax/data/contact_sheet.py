@@ -14,9 +14,8 @@ from usam_jax.data.datasets.registry import get_spec
 from usam_jax.data.packed.encode import pack_case
 from usam_jax.utils import console
 from usam_jax.utils.errors import DataError
-from usam_jax.utils.files import atomic_write
 from usam_jax.utils.parallel import ordered_map
-from usam_jax.utils.plotting import class_colours, outline
+from usam_jax.utils.plotting import class_colours, outline, save_figure
 
 COLUMNS, ROWS = 6, 4
 SIDES = {"R": (0.02, 0.5), "L": (0.98, 0.5), "A": (0.5, 0.97), "P": (0.5, 0.03)}
@@ -64,8 +63,7 @@ def save_contact_sheet(path: pathlib.Path, cases: Cases, settings: dict[str, Any
             )
     patches = [Patch(color=c, label=name) for c, name in zip(colours, classes[1:], strict=True)]
     figure.legend(handles=patches, loc="outside lower center", ncols=8, fontsize=8)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=130)
+    save_figure(figure, path, dpi=130)
 
 
 def pick_tiles(cases: Cases, settings: dict[str, Any]) -> list[Tile]:

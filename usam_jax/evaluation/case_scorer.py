@@ -1,4 +1,4 @@
-"""Predicted slices to scores of whole cases, on threads while the device goes on predicting."""
+"""Score whole cases from predicted slices, on threads while the device predicts others."""
 
 import collections
 import dataclasses
@@ -23,9 +23,9 @@ MAX_WORKERS = 8
 
 @dataclasses.dataclass(frozen=True)
 class CaseResult:
-    """The scores of one case: of each foreground class, in the classes' order.
+    """The scores of one case, one per foreground class in the order of the classes.
 
-    Files are None where there is none, as for slices.
+    A file is None if the labels do not come from one, as for packed slices.
     """
 
     name: str
@@ -36,9 +36,9 @@ class CaseResult:
 
 
 def has_sources(packed: Packed, split: str) -> bool:
-    """If every case of a split comes from a label volume that is still there.
+    """Whether every case of a split comes from a label volume that still exists.
 
-    Raises DataError where one is there but is not what was packed.
+    Raises DataError if one of them has changed since it was packed.
     """
     cases = packed.cases(split)
     if not all(x["label_file"] and pathlib.Path(x["label_file"]).is_file() for x in cases):
@@ -48,16 +48,16 @@ def has_sources(packed: Packed, split: str) -> bool:
         if source_stamp(path) != case["stamp"][-3:]:
             raise DataError(
                 f"{path}: has another size or time than when it was packed",
-                "pack its data set anew (python -m tools.prepare SOURCE DEST), or restore the file",
+                "pack the data set again (python -m tools.prepare SOURCE DEST), or restore the file",
             )
     return True
 
 
 class CaseScorer:
-    """Collects the predictions of several prompt modes slice by slice and scores each whole case.
+    """Collect the predictions of several prompt modes slice by slice and score each whole case.
 
-    Where all label volumes are at hand a case is scored on its own voxels, else on the packed
-    slices. A context manager; at most a few cases are in memory at a time.
+    Cases are scored on the voxels of their label volumes if all of these exist (`on_source`), else
+    on the packed slices. A context manager, which holds only a few cases in memory at a time.
     """
 
     def __init__(self, packed: Packed, split: str, scoring: Scoring) -> None:
@@ -74,18 +74,20 @@ class CaseScorer:
         self.pool = ThreadPoolExecutor(self.num_workers)
 
     def add(self, row: int, predictions: dict[str, np.ndarray]) -> None:
-        """The next slice: by mode its classes uint8[h w]. Cases come whole and in order."""
+        """Add the next slice: its classes uint8[h w] by mode. Cases must be whole and in order."""
         for mode, predicted in predictions.items():
             self.slices.setdefault(mode, []).append(predicted)
         case = self.packed.cases(self.split)[self.case_of[row]]
         if row == case["row"] + case["num_slices"] - 1:
-            found = {mode: np.stack(slices) for mode, slices in self.slices.items()}
+            volumes = {mode: np.stack(slices) for mode, slices in self.slices.items()}
             self.slices = {}
-            self.running.append(self.pool.submit(self.score, case, found))
+            self.running.append(self.pool.submit(self.score, case, volumes))
             if len(self.running) > 2 * self.num_workers:
                 self.collect()
 
-    def score(self, case: dict[str, Any], found: dict[str, np.ndarray]) -> dict[str, CaseResult]:
+    def score(
+        self, case: dict[str, Any], predictions: dict[str, np.ndarray]
+    ) -> dict[str, CaseResult]:
         geometry, size = case["geometry"], self.labels.shape[-1]
         rows = slice(case["row"], case["row"] + case["num_slices"])
         truth, spacing, source = np.asarray(self.labels[rows]), None, None
@@ -100,7 +102,7 @@ class CaseScorer:
                 truth = read_labels(pathlib.Path(source), len(self.scoring.classes))
                 restore = functools.partial(unfit_square, shape=shape, pixel_mm=pixel_mm)
         results = {}
-        for mode, slices in found.items():
+        for mode, slices in predictions.items():
             predicted = np.stack([restore(x) for x in slices])
             scores = score_case(truth, predicted, spacing, self.scoring)
             results[mode] = CaseResult(case["name"], case["patient"], source, None, scores)
@@ -111,7 +113,7 @@ class CaseScorer:
             self.results.setdefault(mode, []).append(result)
 
     def finish(self) -> dict[str, list[CaseResult]]:
-        """The results of all cases, by mode."""
+        """Wait for all cases and return their results, by mode."""
         while self.running:
             self.collect()
         return self.results

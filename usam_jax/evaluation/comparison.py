@@ -1,8 +1,9 @@
-"""Two evaluations of the same cases against each other, pair by pair.
+"""Compare two evaluations of the same cases, pair by pair.
 
-Reads this program's `summary.json` and nnU-Net's (v2). Differences are B - A.
+Reads `summary.json` of this package and of nnU-Net v2. Differences are B - A.
 """
 
+import csv
 import dataclasses
 import json
 import math
@@ -13,30 +14,34 @@ import numpy as np
 from scipy import stats
 
 from usam_jax.data.case import natural_order
-from usam_jax.evaluation.case_metrics import ClassScore, name_status
-from usam_jax.evaluation.summary import RESAMPLES, SCHEMA_VERSION, SEED, bootstrap, mean
+from usam_jax.evaluation.case_metrics import ClassScore, class_status
+from usam_jax.evaluation.summary import (
+    LOWER_IS_BETTER,
+    RESAMPLES,
+    SCHEMA_VERSION,
+    SEED,
+    bootstrap,
+    mean,
+)
 from usam_jax.io.nifti import stem
 from usam_jax.utils.errors import DataError, UsageError, list_some
-from usam_jax.utils.files import read_json
+from usam_jax.utils.files import atomic_write, read_json, write_json
 from usam_jax.utils.workdir import SUMMARY, Workdir
 
 NUM_CHANGED = 10
 MEAN = "mean"
-LOWER_IS_BETTER = ("HD95",)
-SOFT_SETTINGS = (
-    "prompts",
-    "data_fingerprint",
-    "resolution",
-)  # a difference may be what is compared
+COLUMNS = ("case", "class", "metric", "a", "b", "difference")
+# Settings that may differ, since their effect may be what is compared.
+SOFT_SETTINGS = ("prompts", "data_fingerprint", "resolution")
 
 
 @dataclasses.dataclass(frozen=True)
-class Side:
-    """One evaluation: by case and class number its scores, and what they were made with.
+class Evaluation:
+    """One evaluation: its settings, and the scores by case and class number.
 
-    `names` are the classes by number, empty where they are not known; `patients` are by case, None
-    where not known. `settings` are those that must not differ, `soft_settings` those that may; both as far
-    as they are known.
+    `names` are the classes by number, empty if they are not known; `patients` are by case, None if
+    not known. `settings` must be equal in both evaluations, `soft_settings` may differ; a setting
+    that is not known is left out.
     """
 
     source: str
@@ -48,7 +53,7 @@ class Side:
 
 
 def find_summary(folder: pathlib.Path) -> pathlib.Path:
-    """The summary in a folder, or the only one of a run. Raises UsageError for none or several."""
+    """The summary in a folder, or the only one of a run. Raises UsageError if there is not one."""
     if (folder / SUMMARY).is_file():
         return folder / SUMMARY
     found = Workdir(folder).summaries()
@@ -63,31 +68,31 @@ def find_summary(folder: pathlib.Path) -> pathlib.Path:
     return found[0]
 
 
-def read_side(folder: pathlib.Path) -> Side:
-    """The evaluation in a folder. Raises DataError for a summary that is none of the two kinds."""
+def read_evaluation(folder: pathlib.Path) -> Evaluation:
+    """The evaluation in a folder. Raises DataError for a summary of neither format."""
     path = find_summary(folder)
     try:
         summary = json.loads(path.read_text())
-        make = make_side if "schema_version" in summary else nnunet_side
+        make = from_summary if "schema_version" in summary else from_nnunet_summary
         return make(summary, path.parent)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{path}: cannot be used ({error!r}), expected a summary of this program or of nnU-Net v2",
-            "evaluate or score it anew",
+            f"{path}: cannot be used ({error!r}), expected a summary of this package or of nnU-Net v2",
+            "evaluate or score it again",
         ) from error
 
 
-def make_side(summary: dict[str, Any], folder: pathlib.Path) -> Side:
-    """Of a summary of this program. Raises DataError for one of another version."""
+def from_summary(summary: dict[str, Any], folder: pathlib.Path) -> Evaluation:
+    """From a summary of this package. Raises DataError for another schema version."""
     version = summary["schema_version"]
     if version != SCHEMA_VERSION:
         raise DataError(
-            f"{folder / SUMMARY}: has the schema_version {version}, expected {SCHEMA_VERSION}",
-            "evaluate or score it anew",
+            f"{folder / SUMMARY}: schema_version: got {version}, expected {SCHEMA_VERSION}",
+            "evaluate or score it again",
         )
     cases = {x["case"]: x for x in summary["metric_per_case"]}
     require_distinct(len(summary["metric_per_case"]), len(cases), folder)
-    return Side(
+    return Evaluation(
         source=str(folder),
         names={str(i): x for i, x in enumerate(summary["classes"]) if i},
         settings={
@@ -101,56 +106,56 @@ def make_side(summary: dict[str, Any], folder: pathlib.Path) -> Side:
     )
 
 
-def nnunet_side(summary: dict[str, Any], folder: pathlib.Path) -> Side:
-    """Of a summary of nnU-Net, with the class names of a `dataset.json` beside it."""
+def from_nnunet_summary(summary: dict[str, Any], folder: pathlib.Path) -> Evaluation:
+    """From a summary of nnU-Net, with class names from a `dataset.json` in the same folder."""
     rows = summary["metric_per_case"]
     cases = {file_stem(x.get("reference_file") or x["prediction_file"]): x["metrics"] for x in rows}
     require_distinct(len(rows), len(cases), folder)
     numbers = {number for metrics in cases.values() for number in metrics} - {"0"}
     labels = read_json(folder / "dataset.json").get("labels", {})
     names = {str(tuple(x) if isinstance(x, list) else x): name for name, x in labels.items()}
-    return Side(
+    return Evaluation(
         source=str(folder),
         names={x: names[x] for x in numbers} if numbers <= names.keys() else {},
-        settings={"empty_policy": "worst"},  # as nnU-Net counts missed classes and false alarms
+        settings={"empty_policy": "worst"},  # nnU-Net scores missed classes and false alarms as 0
         soft_settings={},
         patients=dict.fromkeys(cases),
         scores={
-            case: {number: nnunet_score(metrics[number]) for number in numbers}
+            case: {number: nnunet_metrics(metrics[number]) for number in numbers}
             for case, metrics in cases.items()
         },
     )
 
 
-def nnunet_score(metrics: dict[str, Any]) -> ClassScore:
-    """With None for NaN, which nnU-Net writes for a class that is absent, and with a status."""
-    status = name_status(metrics["n_ref"], metrics["n_pred"])
-    figures = {x: metrics[x] for x in ("Dice", "IoU")}
-    return {x: None if math.isnan(y) else y for x, y in figures.items()} | {"status": status}
+def nnunet_metrics(metrics: dict[str, Any]) -> ClassScore:
+    """Dice, IoU and status; None instead of the NaN that nnU-Net writes for an absent class."""
+    status = class_status(metrics["n_ref"], metrics["n_pred"])
+    overlap = {x: metrics[x] for x in ("Dice", "IoU")}
+    return {x: None if math.isnan(y) else y for x, y in overlap.items()} | {"status": status}
 
 
 def file_stem(path: str) -> str:
-    """The name of a case by its file's."""
+    """The name of a case from the name of its file."""
     return stem(pathlib.PureWindowsPath(path))  # splits at both kinds of slashes
 
 
 def require_distinct(count: int, num_names: int, folder: pathlib.Path) -> None:
     if not count or num_names < count:
         raise DataError(
-            f"{folder / SUMMARY}: holds {count} cases of {num_names} names, expected some, each of "
-            "a name of its own"
+            f"{folder / SUMMARY}: got {count} cases of {num_names} names, expected at least one case "
+            "and distinct names"
         )
 
 
-def require_comparable(a: Side, b: Side, metric: str) -> None:
-    """Raises DataError where two evaluations differ in what makes their figures comparable."""
+def require_comparable(a: Evaluation, b: Evaluation, metric: str) -> None:
+    """Raise DataError if the metrics of two evaluations are not comparable."""
     names = [{"classes": x.names} if x.names else {} for x in (a, b)]
     one, other = a.settings | names[0], b.settings | names[1]
     for field in one.keys() & other.keys():
         if one[field] != other[field]:
             raise DataError(
                 f"{field} differs: {one[field]} in {a.source}, {other[field]} in {b.source}",
-                "evaluate or score both alike",
+                "evaluate or score both with the same settings",
             )
     for side, against in ((a, b), (b, a)):
         if alone := sorted(side.scores.keys() - against.scores.keys(), key=natural_order):
@@ -162,15 +167,15 @@ def require_comparable(a: Side, b: Side, metric: str) -> None:
     if numbers[0] != numbers[1]:
         raise DataError(
             f"classes differ: {numbers[0]} in {a.source}, {numbers[1]} in {b.source}",
-            "evaluate or score both alike",
+            "evaluate or score both with the same settings",
         )
     for side in (a, b):
         if any(metric not in x for found in side.scores.values() for x in found.values()):
-            raise UsageError(f"--metric={metric}: {side.source} has none; try Dice or IoU")
+            raise UsageError(f"--metric={metric}: {side.source} does not have it; try Dice or IoU")
 
 
-def find_warnings(a: Side, b: Side) -> list[str]:
-    """What a reader of the comparison should know."""
+def find_warnings(a: Evaluation, b: Evaluation) -> list[str]:
+    """Warnings that a reader of the comparison needs."""
     found = []
     for field in SOFT_SETTINGS:
         x, y = a.soft_settings.get(field), b.soft_settings.get(field)
@@ -178,17 +183,17 @@ def find_warnings(a: Side, b: Side) -> list[str]:
             found.append(f"{field} differs: {x} in A, {y} in B")
     patients = [x for x in case_patients(a, b).values() if x is not None]
     if len(set(patients)) < len(patients):
-        found.append("some cases are of one patient; the p-values take all cases as independent")
+        found.append("some cases are of one patient; the p-values treat all cases as independent")
     return found
 
 
-def case_patients(a: Side, b: Side) -> dict[str, str | None]:
-    """Whose the cases are, as far as one side knows."""
+def case_patients(a: Evaluation, b: Evaluation) -> dict[str, str | None]:
+    """The patient of each case, None if neither evaluation knows it."""
     return {case: a.patients[case] or b.patients[case] for case in a.scores}
 
 
-def pair_cases(a: Side, b: Side, metric: str) -> list[dict[str, Any]]:
-    """A row for each case and class: case, class, metric, a, b, difference and both statuses."""
+def pair_cases(a: Evaluation, b: Evaluation, metric: str) -> list[dict[str, Any]]:
+    """A row per case and class: case, class, metric, a, b, difference and both statuses."""
     rows = []
     names = a.names or b.names
     for case in sorted(a.scores, key=natural_order):
@@ -205,7 +210,7 @@ def make_row(case: str, name: str, metric: str, a: float | None, b: float | None
 
 
 def mean_rows(rows: list[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
-    """A row for each case with the means over those classes that have a figure on both sides."""
+    """A row per case with the means over the classes that have a value in A and in B."""
     kept: dict[str, list[dict[str, Any]]] = {row["case"]: [] for row in rows}
     for row in rows:
         if row["difference"] is not None:
@@ -217,9 +222,11 @@ def mean_rows(rows: list[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
 
 
 def compare_pairs(rows: list[dict[str, Any]], patients: dict[str, str | None]) -> dict[str, Any]:
-    """Figures over the rows of one class; `left_out` are those that lack a figure on a side.
+    """Statistics over the rows of one class.
 
-    `p` is of the two-sided Wilcoxon signed-rank test of the differences, None where all are 0.
+    `left_out` counts the rows without a value in A, B or both, `one_sided` those without a value in
+    one of them. `p` is that of the two-sided Wilcoxon signed-rank test of the differences, None if
+    all are 0.
     """
     kept = [x for x in rows if x["difference"] is not None]
     one_sided = [x for x in rows if (x["a"] is None) != (x["b"] is None)]
@@ -247,8 +254,8 @@ def compare_pairs(rows: list[dict[str, Any]], patients: dict[str, str | None]) -
     }
 
 
-def correct_holm(p_values: list[float | None]) -> list[float | None]:
-    """Holm's correction over the p-values that are there."""
+def holm_correction(p_values: list[float | None]) -> list[float | None]:
+    """Holm's correction over the p-values that are not None."""
     order = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
     corrected: list[float | None] = [None] * len(p_values)
     largest = 0.0
@@ -258,19 +265,19 @@ def correct_holm(p_values: list[float | None]) -> list[float | None]:
     return corrected
 
 
-def compare(a: Side, b: Side, metric: str) -> dict[str, Any]:
-    """All figures of a comparison, ready for JSON.
+def compare(a: Evaluation, b: Evaluation, metric: str) -> dict[str, Any]:
+    """Compare a metric of two evaluations; the result is ready for JSON.
 
-    Raises DataError where the sides cannot be compared, UsageError where one lacks the metric.
+    Raises DataError if the evaluations are not comparable, UsageError if one lacks the metric.
     """
     require_comparable(a, b, metric)
     patients, rows = case_patients(a, b), pair_cases(a, b, metric)
     names = dict.fromkeys(x["class"] for x in rows)
     by_class = {name: [x for x in rows if x["class"] == name] for name in names}
     classes = {name: compare_pairs(found, patients) for name, found in by_class.items()}
-    corrected = correct_holm([x["p"] for x in classes.values()])
-    for figures, p in zip(classes.values(), corrected, strict=True):
-        figures["p_holm"] = p
+    corrected = holm_correction([x["p"] for x in classes.values()])
+    for statistics, p in zip(classes.values(), corrected, strict=True):
+        statistics["p_holm"] = p
     classes[MEAN] = compare_pairs(mean_rows(rows, metric), patients)
     changed = sorted((x for x in rows if x["difference"]), key=lambda x: -abs(x["difference"]))
     drawn = "cases" if None in patients.values() else "patients"
@@ -293,3 +300,15 @@ def compare(a: Side, b: Side, metric: str) -> dict[str, Any]:
         "most_changed": changed[:NUM_CHANGED],
         "cases": rows,
     }
+
+
+def write_comparison(folder: pathlib.Path, result: dict[str, Any]) -> None:
+    """Write `comparison.csv` (all pairs) and `comparison.json`."""
+    with (
+        atomic_write(folder / "comparison.csv") as temporary,
+        temporary.open("w", newline="") as file,
+    ):
+        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(result["cases"])
+    write_json(folder / "comparison.json", result)

@@ -13,16 +13,16 @@ from usam_jax.data.packed.format import Packed
 from usam_jax.data.packed.prepare import prepare
 from usam_jax.data.prompt_modes import PromptMode, main_mode, noisy_modes, other_modes, trained_with
 from usam_jax.data.splits import Subset
-from usam_jax.evaluation import pixel_counts, published_results
+from usam_jax.evaluation import checks, pixel_counts, published_results
 from usam_jax.evaluation.case_metrics import Scoring
 from usam_jax.evaluation.case_scorer import CaseResult, CaseScorer
 from usam_jax.evaluation.inference import Forward, count_part, make_forward, stream
-from usam_jax.evaluation.report.plots import Shown
-from usam_jax.evaluation.report.slices import choose_rows, draw_report, make_shown
+from usam_jax.evaluation.report.plots import ReportSlice
+from usam_jax.evaluation.report.slices import choose_rows, draw_report, make_report_slice
 from usam_jax.evaluation.report.tables import print_results
 from usam_jax.evaluation.summary import summarise, write_results
 from usam_jax.models import make_model
-from usam_jax.training import checks
+from usam_jax.training import checks as training_checks
 from usam_jax.training.loop import Evaluated, EvaluateFn
 from usam_jax.utils import runtime
 from usam_jax.utils.errors import WeightsError
@@ -124,7 +124,8 @@ def evaluate_workdir(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any
     another model, and DataError where the run was trained on slices of a part that is not `train`.
     """
     mesh = make_mesh()
-    checks.check_config(config, mesh)
+    training_checks.check(config, mesh)
+    checks.check(config, mesh)
     step = run_checkpoint.best_step(workdir, config.model)
     saved = run_checkpoint.read_config(workdir)
     check_classes(workdir, saved, config)
@@ -201,7 +202,7 @@ def predict_shown(
     config: ConfigDict,
     mode: PromptMode,
     done: Predicted,
-) -> list[Shown]:
+) -> list[ReportSlice]:
     """The slices that the pictures show, predicted once more rather than all kept."""
     counts = dict(zip(part.rows.tolist(), done.counts[mode.name], strict=True))
     results = done.results[mode.name]
@@ -211,7 +212,7 @@ def predict_shown(
     few = Subset(part.split, np.array(sorted(chosen)))
     outcomes = stream(*model[:2], packed, few, [mode], config, model.mesh, "pictures")
     return [
-        make_shown(row, predicted, chosen, results, packed, part.split, mode)
+        make_report_slice(row, predicted, chosen, results, packed, part.split, mode)
         for rows, found in outcomes
         for row, predicted in zip(
             rows.tolist(), np.asarray(found[mode.name].predicted)[: len(rows)], strict=True

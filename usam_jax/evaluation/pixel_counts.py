@@ -1,4 +1,4 @@
-"""Dice and IoU from counted pixels: summed first, divided once."""
+"""Pooled Dice and IoU: pixel counts are summed over all slices first, then divided once."""
 
 import dataclasses
 
@@ -14,9 +14,9 @@ def count_pixels(
     valid: Bool[Array, " b"],
     num_classes: int,
 ) -> Int[Array, "b k 3"]:
-    """True positives, false positives and false negatives of each class in each slice.
+    """True positives, false positives and false negatives of each class in each slice, int32.
 
-    int32; zeros where a slice is not valid.
+    The counts of a slice that is not valid (padding) are zero.
     """
     p = jax.nn.one_hot(predicted, num_classes, dtype=jnp.bool_)
     y = jax.nn.one_hot(labels, num_classes, dtype=jnp.bool_)
@@ -26,9 +26,9 @@ def count_pixels(
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """Figures of each foreground class, by name; None where neither truth nor prediction has it.
+    """Pooled metrics by name of the foreground class; None if truth and prediction both lack it.
 
-    The means are over the classes that have a figure, without the background.
+    The means are over the foreground classes with a value.
     """
 
     dice: dict[str, float | None]
@@ -43,12 +43,12 @@ class Scores:
     def mean_iou(self) -> float | None:
         return mean_of(self.iou)
 
-    def named(self, part: str) -> dict[str, float | None]:
-        """By the names that charts show: `val/dice/normal_rectum`, `val/iou/mean`."""
+    def named(self, split: str) -> dict[str, float | None]:
+        """Dice and IoU under the names of metrics.jsonl: `val/dice/normal_rectum`, `val/iou/mean`."""
         dice = {**self.dice, "mean": self.mean_dice}
         iou = {**self.iou, "mean": self.mean_iou}
         return {
-            f"{part}/{kind}/{name.replace(' ', '_')}": value
+            f"{split}/{kind}/{name.replace(' ', '_')}": value
             for kind, values in (("dice", dice), ("iou", iou))
             for name, value in values.items()
         }
@@ -60,7 +60,7 @@ def mean_of(values: dict[str, float | None]) -> float | None:
 
 
 def pooled_scores(counts: np.ndarray, classes: tuple[str, ...]) -> Scores:
-    """Scores from sums over all slices, as published; `counts` int[n k 3] of `count_pixels`."""
+    """Scores from sums over all slices, as in the paper; `counts` are int[n k 3] of `count_pixels`."""
     dice, iou, pixels = {}, {}, {}
     for name, row in list(zip(classes, counts.sum(0, dtype=np.int64), strict=True))[1:]:
         tp, fp, fn = (int(x) for x in row)

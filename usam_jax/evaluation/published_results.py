@@ -1,17 +1,17 @@
-"""The paper's own figures, in per cent, to stand beside ours and marked as the paper's.
+"""Results that the paper reports, in per cent, shown next to those of a run and marked as such.
 
 Source: Tables 2 to 4 of "CARE: A Large Scale CT Image Dataset and Clinical Applicable Benchmark
-Model for Rectal Cancer Segmentation". Dice and IoU pooled over the slices of the test sets.
+Model for Rectal Cancer Segmentation". Dice and IoU are pooled over the slices of the test sets.
 """
 
 from typing import Any, NamedTuple
 
 
 class Row(NamedTuple):
-    """One row: Dice, and IoU where it is told, of each foreground class, and their mean as printed.
+    """One row of a table: Dice and, if reported, IoU of each foreground class, then the mean.
 
-    The classes are in their data set's order. The printed mean of U-SAM-B on WORD, 84.83, is not
-    that of the printed classes, 84.77.
+    The classes are in the order of their data set. All values are as printed: the mean of U-SAM-B
+    on WORD is 84.83 there, while its printed classes average 84.77.
     """
 
     name: str
@@ -43,9 +43,9 @@ TABLES = {"care": CARE, "word": WORD, "word_npy": WORD}
 
 
 def rows_for(kind: str, classes: tuple[str, ...], split: str) -> list[dict[str, Any]]:
-    """The paper's rows on a kind of data set, by our names of its classes; none where it has none.
+    """The paper's rows for a data set, with our class names; empty if it has none or on other splits.
 
-    They are of the test sets.
+    The paper reports results on the test sets only.
     """
     return [
         {"name": row.name, "dice": by_class(row.dice, names), "iou": by_class(row.iou, names)}
@@ -55,5 +55,5 @@ def rows_for(kind: str, classes: tuple[str, ...], split: str) -> list[dict[str, 
     ]
 
 
-def by_class(figures: tuple[float, ...], names: tuple[str, ...]) -> dict[str, float]:
-    return dict(zip(names, figures, strict=True)) if figures else {}
+def by_class(values: tuple[float, ...], names: tuple[str, ...]) -> dict[str, float]:
+    return dict(zip(names, values, strict=True)) if values else {}

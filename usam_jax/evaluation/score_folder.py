@@ -1,6 +1,7 @@
-"""Scores a folder of predicted label volumes against their references, without a model."""
+"""Score a folder of predicted label volumes against their references, without a model."""
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,27 +21,27 @@ MAX_LISTED = 200
 
 
 def find_classes(predictions: pathlib.Path, references: pathlib.Path) -> tuple[str, ...]:
-    """The classes that a `dataset.json` in or around the folders names.
+    """The classes of the `dataset.json` in one of the folders or above the references.
 
-    Raises UsageError where there is none, or where two of them disagree.
+    Raises UsageError if there is no such file, or if two of them disagree.
     """
     paths = [x / DESCRIPTION for x in (predictions, references, references.resolve().parent)]
     found = {x: class_names(read_description(x)) for x in paths if x.is_file()}
     if not found:
         raise UsageError(
-            f"the classes are not known: {predictions}, {references} and the folder above it hold "
-            f"no {DESCRIPTION}; give --classes=background,NAME,... in the order of the labels"
+            f"the classes are not known: {predictions}, {references} and its parent folder hold no "
+            f"{DESCRIPTION}; give --classes=background,NAME,... in the order of the labels"
         )
     if len(set(found.values())) > 1:
         lines = list_some([f"{path}: {', '.join(names)}" for path, names in found.items()])
-        raise UsageError(f"the classes are not the same everywhere:\n{lines}\nGive --classes.")
+        raise UsageError(f"the files name different classes:\n{lines}\nGive --classes.")
     return next(iter(found.values()))
 
 
 def find_volumes(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """The volumes of a folder by the name of their case.
+    """The volumes of a folder, by the name of their case.
 
-    Raises DataError where there are none, or two of one name.
+    Raises DataError if there are none, or if two have the same name.
     """
     expected = " or ".join(f"NAME{end}" for end in ENDINGS)
     try:
@@ -56,7 +57,7 @@ def find_volumes(folder: pathlib.Path) -> dict[str, pathlib.Path]:
         twice = sorted({name for name, end in found if volumes[name].name != f"{name}{end}"})
         raise DataError(
             f"{folder}: holds {len(twice)} cases twice, as {' and as '.join(ENDINGS)}:\n"
-            f"{list_some(twice)}\nRemove one of each."
+            f"{list_some(twice)}\nRemove one file of each."
         )
     return volumes
 
@@ -64,14 +65,14 @@ def find_volumes(folder: pathlib.Path) -> dict[str, pathlib.Path]:
 def find_unpaired(
     predictions: dict[str, pathlib.Path], references: dict[str, pathlib.Path]
 ) -> list[str]:
-    """What is wrong with volumes that lack their partner, a line for each."""
+    """One line for each prediction without a reference and each reference without a prediction."""
     missing = sorted(references.keys() - predictions.keys(), key=natural_order)
     unknown = sorted(predictions.keys() - references.keys(), key=natural_order)
     return [
-        f"{references[x]}: has no prediction of that name; predict it, a missing case is no score"
+        f"{references[x]}: has no prediction of that name; predict it, or remove the reference"
         for x in missing
     ] + [
-        f"{predictions[x]}: has no reference of that name; remove it, or give its reference"
+        f"{predictions[x]}: has no reference of that name; remove it, or add its reference"
         for x in unknown
     ]
 
@@ -79,7 +80,7 @@ def find_unpaired(
 def read_pair(
     prediction: pathlib.Path, reference: pathlib.Path, num_classes: int
 ) -> tuple[list[np.ndarray], list[str]]:
-    """The labels uint8[n h w] of both files, prediction first, and all that is wrong with them."""
+    """The labels uint8[n h w] of both files, prediction first, and all faults of the files."""
     labels: list[np.ndarray] = []
     faults: list[str] = []
     for path in (prediction, reference):
@@ -97,9 +98,10 @@ def read_pair(
 def score_folder(
     predictions: pathlib.Path, references: pathlib.Path, scoring: Scoring
 ) -> dict[str, Any]:
-    """The summary of all cases, each scored in 3-D on the voxels of its files.
+    """Score each case in 3-D on the voxels of its files and return the summary.
 
-    Whose the volumes are is not known. Raises DataError with all faults of all files.
+    Patients are not known, so the intervals are over cases. Raises DataError with all faults of all
+    files.
     """
     predicted, truths = find_volumes(predictions), find_volumes(references)
     faults = find_unpaired(predicted, truths)
@@ -109,7 +111,7 @@ def score_folder(
     def score(name: str) -> CaseResult | list[str]:
         files = predicted[name], truths[name]
         labels, wrong = read_pair(*files, len(scoring.classes))
-        if wrong or faults:  # after a fault the others are only read, to tell theirs as well
+        if wrong or faults:  # after the first fault, read the other files only to list theirs
             return wrong
         spacing = read_geometry(files[1]).spacing_mm
         scores = score_case(labels[1], labels[0], spacing, scoring)
@@ -128,3 +130,30 @@ def score_folder(
             f"{list_some(faults, MAX_LISTED)}"
         )
     return summarise(results, scoring, in_mm=True)
+
+
+def make_scoring(classes: tuple[str, ...], tolerance_mm: float, policy: str) -> Scoring:
+    """One tolerance for all classes. Raises UsageError for class names that cannot be used."""
+    if len(classes) < 2 or len(set(classes)) < len(classes):
+        raise UsageError(
+            f"--classes: got {classes}, expected the background and then at least one class, all "
+            "of different names"
+        )
+    return Scoring(classes, (tolerance_mm,) * (len(classes) - 1), policy)
+
+
+def score(
+    predictions: pathlib.Path,
+    references: pathlib.Path,
+    classes: Sequence[str] | None = None,
+    tolerance_mm: float = 2.0,
+    policy: str = "worst",
+) -> dict[str, Any]:
+    """Score a folder of predictions (NIfTI) and return its summary.
+
+    Without `classes` they are read by `find_classes`. `tolerance_mm` is that of NSD; `policy` is
+    one of `case_metrics.POLICIES`. Raises UsageError for classes that are unknown or cannot be
+    used, and DataError with all faults of all files.
+    """
+    names = tuple(classes or find_classes(predictions, references))
+    return score_folder(predictions, references, make_scoring(names, tolerance_mm, policy))

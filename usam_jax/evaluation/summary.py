@@ -1,11 +1,12 @@
-"""Scores of cases to the figures of a publication: `summary.json` and `per_case.csv`.
+"""Summarise the scores of cases in `summary.json` and `per_case.csv`.
 
-`summary.json` holds what nnU-Net's does (`metric_per_case`, `mean`, `foreground_mean`, classes by
-their number) and more; a figure that is not defined is null.
+`summary.json` has the fields of nnU-Net's (`metric_per_case`, `mean`, `foreground_mean`, classes by
+their number) and more; a value that is not defined is null.
 """
 
 import csv
 import functools
+import json
 import pathlib
 from typing import Any
 
@@ -13,12 +14,14 @@ import numpy as np
 
 from usam_jax.evaluation.case_metrics import ABSENT, FALSE_ALARM, MISSED, OK, POLICIES, Scoring
 from usam_jax.evaluation.case_scorer import CaseResult
+from usam_jax.utils.errors import UsageError
 from usam_jax.utils.files import atomic_write, write_json
+from usam_jax.utils.formatting import VOLUMES
 from usam_jax.utils.workdir import EvaluationFolder
 
 SCHEMA_VERSION = 2
 METRICS = ("Dice", "IoU", "HD95", "NSD")
-VOLUMES = ("volume", "reference_volume")
+LOWER_IS_BETTER = ("HD95",)
 LESIONS = ("lesions", "lesions_found", "lesions_false")
 COUNTS = ("TP", "FP", "FN", "TN", "n_pred", "n_ref")
 RESAMPLES = 2000
@@ -26,7 +29,7 @@ SEED = 0
 
 
 def summarise(results: list[CaseResult], scoring: Scoring, in_mm: bool) -> dict[str, Any]:
-    """All figures over the cases, ready for JSON; `in_mm` says if their spacing was known."""
+    """All statistics over the cases, ready for JSON; `in_mm` says whether their spacing is known."""
     names, patients = scoring.classes[1:], patient_numbers(results)
     by_class = {name: [x.scores[i] for x in results] for i, name in enumerate(names)}
     statistics: dict[str, Any] = {}
@@ -78,19 +81,19 @@ def summarise(results: list[CaseResult], scoring: Scoring, in_mm: bool) -> dict[
 
 
 def patient_numbers(results: list[CaseResult]) -> np.ndarray:
-    """Which patient each case is of, int[n]; without a known patient a case is its own."""
+    """A number per case, int[n], equal for cases of one patient; unknown patients all differ."""
     names = [x.patient if x.patient is not None else f"case {i}" for i, x in enumerate(results)]
     return np.unique(names, return_inverse=True)[1]
 
 
 def mean(values: list[float | None]) -> float | None:
-    """Of those that are defined."""
+    """The mean of the values that are defined, None if none is."""
     defined = [x for x in values if x is not None]
     return float(np.mean(defined)) if defined else None
 
 
 def describe(values: list[float | None], patients: np.ndarray) -> dict[str, Any]:
-    """Number, mean, standard deviation, median and the mean's interval, over what is defined."""
+    """Number, mean, standard deviation, median and 95 % interval of the values that are defined."""
     found = np.array([np.nan if x is None else x for x in values], float)
     defined = found[np.isfinite(found)]
     if not defined.size:
@@ -105,9 +108,10 @@ def describe(values: list[float | None], patients: np.ndarray) -> dict[str, Any]
 
 
 def bootstrap(values: np.ndarray, groups: np.ndarray) -> list[float] | None:
-    """95 % interval of the mean of values that may be NaN, from resampled groups int[n].
+    """95 % percentile bootstrap interval of the mean, resampling groups of values.
 
-    None where fewer than two groups have a value.
+    `values` float[n] may be NaN; `groups` int[n] numbers the group of each value. None if fewer
+    than two groups have a value.
     """
     defined = np.isfinite(values)
     if np.unique(groups[defined]).size < 2:
@@ -115,34 +119,48 @@ def bootstrap(values: np.ndarray, groups: np.ndarray) -> list[float] | None:
     count = int(groups.max()) + 1
     sums = np.bincount(groups[defined], values[defined], count)
     sizes = np.bincount(groups[defined], minlength=count)
-    draws = resample(count)
-    with np.errstate(invalid="ignore"):  # draws that have no value
+    draws = bootstrap_counts(count)
+    with np.errstate(invalid="ignore"):  # resamples without a value are 0 / 0
         means = (draws @ sums) / (draws @ sizes.astype(float))
     return np.nanpercentile(means, [2.5, 97.5]).tolist()
 
 
 @functools.cache
-def resample(count: int) -> np.ndarray:
-    """How often each of `count` groups is drawn in each resample: float64[RESAMPLES count]."""
+def bootstrap_counts(count: int) -> np.ndarray:
+    """How often each of `count` groups is drawn in each resample, float64[RESAMPLES count]."""
     drawn = np.random.default_rng(SEED).multinomial(count, np.full(count, 1 / count), RESAMPLES)
     return drawn.astype(float)
 
 
 def count_statuses(scores: list[dict[str, Any]]) -> dict[str, int]:
-    """How many cases have a class in truth and prediction, in one of them, or in none."""
+    """Number of cases by the status of a class."""
     found = [x["status"] for x in scores]
     return {status: found.count(status) for status in (OK, MISSED, FALSE_ALARM, ABSENT)}
 
 
 def sum_lesions(scores: list[dict[str, Any]]) -> dict[str, Any]:
-    """Lesions over all cases, those found, and their share."""
+    """Number of lesions over all cases, of those found and of false ones, and the sensitivity."""
     total, found, false = (sum(x[name] for x in scores) for name in LESIONS)
     sensitivity = found / total if total else None
     return {"total": total, "found": found, "false": false, "sensitivity": sensitivity}
 
 
+def require_own_summary(folder: pathlib.Path) -> None:
+    """Raise UsageError if the folder holds a `summary.json` that another program wrote."""
+    path = EvaluationFolder(folder).summary
+    try:
+        own = not path.exists() or "schema_version" in json.loads(path.read_text())
+    except (OSError, ValueError):
+        own = False
+    if not own:
+        raise UsageError(
+            f"{path}: exists and another program (such as nnU-Net) wrote it, so it is kept; "
+            "give another folder with --out"
+        )
+
+
 def write_results(folder: pathlib.Path, summary: dict[str, Any]) -> None:
-    """Writes `summary.json` and `per_case.csv` (case, class, metric, value, status)."""
+    """Write `summary.json` and `per_case.csv` (case, class, metric, value, status)."""
     folder.mkdir(parents=True, exist_ok=True)
     with (
         atomic_write(EvaluationFolder(folder).per_case) as temporary,

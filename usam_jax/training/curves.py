@@ -3,12 +3,9 @@
 import pathlib
 from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
 
-from usam_jax.utils.files import atomic_write
-
-matplotlib.use("Agg")
+from usam_jax.utils.plotting import save_figure
 
 
 def save_progress(path: pathlib.Path, steps: list[dict[str, Any]], select_on: str) -> None:
@@ -32,8 +29,7 @@ def save_progress(path: pathlib.Path, steps: list[dict[str, Any]], select_on: st
         axes.set_ylabel(label)
         draw_legend(axes, 1.0)
     bottom.set_xlabel("step")
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=110)
+    save_figure(figure, path)
 
 
 def draw_legend(axes: Any, height: float) -> None:

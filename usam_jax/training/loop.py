@@ -17,7 +17,6 @@ from usam_jax.data import loader, splits
 from usam_jax.data.packed.format import Packed
 from usam_jax.data.packed.prepare import prepare
 from usam_jax.data.splits import Subset
-from usam_jax.evaluation.report.tables import percent
 from usam_jax.models import init_variables, make_model, variable_shapes
 from usam_jax.training import checks, curves, optimizer, run_record, throughput
 from usam_jax.training.metric_writer import MetricWriter
@@ -31,6 +30,7 @@ from usam_jax.training.step import (
 from usam_jax.utils import console, runtime
 from usam_jax.utils.errors import Stopped, UserError
 from usam_jax.utils.files import write_json
+from usam_jax.utils.formatting import percent
 from usam_jax.utils.mesh import make_mesh, shard_batch
 from usam_jax.utils.workdir import Workdir
 from usam_jax.weights import load, run_checkpoint, saved_config

@@ -1,22 +1,35 @@
-"""Colours and outlines of classes, shared by the contact sheet and the report."""
+"""Shared parts of all plots: saving, colours of classes and series, outlines of labels."""
 
+import pathlib
 from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.figure import Figure
 
-TWO_CLASSES = ("#00b4ff", "#ff5a36")  # distinguishable with any colour vision
+from usam_jax.utils.files import atomic_write
+
+DPI = 110
+# Both pairs are distinguishable with any common colour-vision deficiency.
+TWO_CLASSES = ("#00b4ff", "#ff5a36")  # on grey images
+TWO_SERIES = ("#0072b2", "#e69f00")  # on white
 
 
 def class_colours(num_classes: int) -> list[Any]:
-    """A colour for each class but the background."""
+    """A colour for each foreground class; `num_classes` counts the background."""
     if num_classes <= 3:
         return list(TWO_CLASSES[: num_classes - 1])
     return [colormaps["tab20"](i % 20) for i in range(num_classes - 1)]
 
 
 def outline(axes: Any, label: np.ndarray, colours: list[Any]) -> None:
-    """Draws the outline of each class of a label map uint8[h w]."""
+    """Draw the contour of each class 1, 2, ... in `label`, uint8[h w], in its colour."""
     for value, colour in enumerate(colours, start=1):
         if (label == value).any():
             axes.contour(label == value, levels=[0.5], colors=[colour], linewidths=1.2)
+
+
+def save_figure(figure: Figure, path: pathlib.Path, dpi: int = DPI) -> None:
+    """Save a figure atomically; the format follows the ending of `path`."""
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=dpi)

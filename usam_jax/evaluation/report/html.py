@@ -1,18 +1,27 @@
-"""The report of an evaluation: one HTML file that needs no other file, no network and no script."""
+"""The report of an evaluation: one HTML file without other files, network access or scripts."""
 
 import base64
 import html
 import pathlib
+import string
+from importlib import resources
 from typing import Any
 
-from usam_jax.evaluation.report.tables import percent
-from usam_jax.evaluation.summary import METRICS, VOLUMES, mean
+from usam_jax.evaluation.summary import METRICS, mean
 from usam_jax.utils.files import atomic_write
+from usam_jax.utils.formatting import (
+    MISSING,
+    VOLUMES,
+    format_interval,
+    format_number,
+    format_value,
+    percent,
+    unit_of,
+)
 from usam_jax.utils.workdir import PER_CASE
 
 MAX_CASES = 200
-WIDE = 6  # classes; the pooled figures of more of them stand in rows
-NONE = "\N{EN DASH}"
+WIDE = 6  # columns; a wider table of pooled metrics is transposed
 PROVENANCE = (
     "workdir",
     "checkpoint_step",
@@ -24,73 +33,39 @@ PROVENANCE = (
 )
 RESOLUTIONS = {
     "source": "Each case is scored on the voxels of its own label volume.",
-    "packed": "Each case is scored on the packed slices, not on the voxels of its source.",
+    "packed": "Each case is scored on the packed slices, not on the voxels of its label volume.",
 }
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
-  max-width: 64rem; margin: 0 auto; padding: 1rem; }
-h1 { font-size: 1.6rem; line-height: 1.25; }
-h2 { font-size: 1.25rem; margin: 2rem 0 .5rem; border-bottom: 1px solid #bbb; }
-h1, p, .words td, th[scope="row"] { overflow-wrap: anywhere; }
-.box { border: 0 solid #0072b2; border-left-width: .4rem; background: #eaf3fa; padding: .6rem 1rem; }
-.warning { border-color: #d55e00; background: #fdf0e6; }
-.box p { margin: .2rem 0; }
-.scroll { overflow-x: auto; margin: .8rem 0; }
-table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
-caption { text-align: left; font-weight: 600; padding: .3rem 0; }
-th, td { padding: .2rem .6rem; border-bottom: 1px solid #ddd; text-align: right;
-  vertical-align: top; min-width: 3.2rem; }
-thead th { border-bottom: 2px solid #777; vertical-align: bottom; }
-tr > :first-child, .words td, .cases :nth-child(-n+3) { text-align: left; }
-tr > :first-child { min-width: 10rem; }
-td { white-space: nowrap; }
-.words td { white-space: normal; }
-tr.group > th { background: #f0f0f0; }
-img { max-width: 100%; height: auto; display: block; margin: .8rem 0; }
-@media print {
-  body { max-width: none; padding: 0; font-size: 10pt; }
-  table { font-size: 8pt; }
-  th, td { padding: .1rem .35rem; min-width: 0; }
-  .scroll { overflow: visible; }
-  .box { border-style: solid; border-width: 1px 1px 1px .4rem; }
-  h2, caption, tr.group { break-after: avoid; }
-  tr, img { break-inside: avoid; }
-}
-"""
 
-Section = tuple[str, str, list[pathlib.Path]]  # heading, text, pictures
-Figures = dict[str, Any]
+Section = tuple[str, str, list[pathlib.Path]]  # heading, text, PNG files
+Summary = dict[str, Any]
 
 
-def write_report(path: pathlib.Path, summary: Figures, sections: list[Section]) -> None:
-    """Writes what an evaluation found, its pictures within, as HTML.
+def write_report(path: pathlib.Path, summary: Summary, sections: list[Section]) -> None:
+    """Write the report of an evaluation as HTML with embedded images.
 
-    `summary` is that of `summary.json`; `sections` are pictures (PNG) under a heading and a text.
+    `summary` is that of `summary.json`; each of `sections` is a heading, a text and PNG files.
     """
     title = f"Evaluation on {summary['split']}, checkpoint step {summary['checkpoint_step']}"
     counts = f"{summary['num_cases']} cases, {summary['num_slices']} slices"
-    parts = [
-        f"<h1>{escape(title)}</h1>",
+    body = [
         paragraph(counts),
         prompts_box(summary["prompts"], summary["automatic"]),
-        pooled_part(summary),
-        cases_part(summary),
-        *(pictures_part(*section) for section in sections),
-        case_list(summary),
+        pooled_section(summary),
+        cases_section(summary),
+        *(pictures_section(*section) for section in sections),
+        cases_list(summary),
         heading("Provenance"),
         table((), [[x.replace("_", " "), known(summary[x])] for x in PROVENANCE], kind="words"),
     ]
-    page = "\n".join(
-        [
-            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>",
-            *parts,
-            "</body>\n</html>\n",
-        ]
+    page = string.Template(read_template("report.html")).substitute(
+        title=escape(title), style=read_template("report.css"), body="\n".join(body)
     )
     with atomic_write(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
+
+
+def read_template(name: str) -> str:
+    return resources.files(__package__).joinpath("templates", name).read_text(encoding="utf-8")
 
 
 def escape(value: Any) -> str:
@@ -105,8 +80,8 @@ def paragraph(text: str) -> str:
     return f"<p>{escape(text)}</p>"
 
 
-def table(head: Any, rows: list[Any], caption: str = "", kind: str = "figures") -> str:
-    """Rows of cells, the first of each being its name; a row of one cell heads those below it."""
+def table(head: Any, rows: list[Any], caption: str = "", kind: str = "metrics") -> str:
+    """A table whose rows start with their name; a row of one cell is a heading for those below."""
     lines = [f'<div class="scroll"><table class="{kind}">']
     if caption:
         lines.append(f"<caption>{escape(caption)}</caption>")
@@ -125,31 +100,25 @@ def table(head: Any, rows: list[Any], caption: str = "", kind: str = "figures") 
 
 
 def known(value: Any) -> str:
-    return NONE if value is None else str(value)
-
-
-def decimal(value: float | None, scale: float = 1.0, digits: int = 1) -> str:
-    return NONE if value is None else f"{scale * value:.{digits}f}"
+    return MISSING if value is None else str(value)
 
 
 def prompts_box(prompts: str, automatic: bool) -> str:
-    """Where the prompts came from, with a warning unless there were none."""
+    """The source of the prompts, with a warning unless there were none."""
     if automatic:
-        words = "The model got no prompts: these are automatic results."
+        words = "The model had no prompts: these are automatic results."
         return f'<div class="box">{paragraph(words)}</div>'
-    warning = (
-        "These figures used prompts taken from the ground truth; they are not automatic results."
-    )
+    warning = "Prompts from the ground truth were used: these are not automatic results."
     inner = f"<p><strong>{escape(warning)}</strong></p>{paragraph(f'Prompts: {prompts}.')}"
     return f'<div class="box warning" role="note">{inner}</div>'
 
 
-def pooled_part(summary: Figures) -> str:
-    """Dice and IoU over all pixels, by prompts, beside what the paper states."""
-    words = "Pooled over the pixels of all slices. Every row says where its prompts came from."
+def pooled_section(summary: Summary) -> str:
+    """Pooled Dice and IoU of each prompt mode, next to the results that the paper reports."""
+    words = "Pooled over the pixels of all slices, for each source of prompts."
     if summary["paper"]:
-        words += " Rows marked as the paper's are figures that it states, not results of this run."
-    parts = [heading("Pooled figures"), paragraph(words)]
+        words += " Rows that start with 'paper' are results that the paper reports, not results of this run."
+    parts = [heading("Pooled metrics"), paragraph(words)]
     names = [*summary["classes"][1:], "mean"]
     for kind, title in (("dice", "Dice (%)"), ("iou", "IoU (%)")):
         rows = [
@@ -159,8 +128,7 @@ def pooled_part(summary: Figures) -> str:
             rows.append(["this run, prompts: " + other["prompts"], *pooled(other, kind, names)])
         for row in (x for x in summary["paper"] if x[kind]):
             stated = (row[kind].get(name) for name in names)
-            cells = [NONE if x is None else f"{x:.2f}" for x in stated]
-            rows.append([f"paper: {row['name']}", *cells])
+            rows.append([f"paper: {row['name']}", *(format_number(x) for x in stated)])
         head = ["", *names]
         if len(names) > WIDE:
             head, *rows = [list(column) for column in zip(head, *rows, strict=True)]
@@ -168,29 +136,31 @@ def pooled_part(summary: Figures) -> str:
     return "\n".join(parts)
 
 
-def pooled(figures: Figures, kind: str, names: list[str]) -> list[str]:
-    return [percent(figures[kind][name]) for name in names]
+def pooled(metrics: Summary, kind: str, names: list[str]) -> list[str]:
+    return [percent(metrics[kind][name]) for name in names]
 
 
-def cases_part(summary: Figures) -> str:
-    """How many cases have each class, and the statistics of each metric over the cases."""
+def cases_section(summary: Summary) -> str:
+    """Number of cases by class and status, and the statistics of each metric over the cases."""
     interval, policy = summary["interval"], summary["empty_policy"]
     level = f"{100 * interval['level']:g} % interval"
     method = f"{interval['method']}, {interval['resamples']} resamples, seed {interval['seed']}"
     return "\n".join(
         [
-            heading("Figures over the cases"),
+            heading("Metrics over the cases"),
             paragraph(RESOLUTIONS[summary["resolution"]]),
             paragraph(f"Policy for empty classes ({policy['name']}): {policy['meaning']}."),
-            paragraph(f"{level}: {method}. n is the number of cases where the metric is defined."),
+            paragraph(
+                f"{level}: {method}. n is the number of cases in which the metric is defined."
+            ),
             status_table(summary),
             metric_table(summary, level),
         ]
     )
 
 
-def status_table(summary: Figures) -> str:
-    """Cases of each class by status, NSD's tolerance and, where some are counted, lesions."""
+def status_table(summary: Summary) -> str:
+    """Number of cases by class and status, tolerance of NSD and, if there are any, lesions."""
     cases, tolerances = summary["cases"], summary["nsd_tolerance"]
     with_lesions = any("lesions" in x for x in cases.values())
     unit = summary["distance_unit"]
@@ -199,44 +169,46 @@ def status_table(summary: Figures) -> str:
         head += ["lesions", "found", "sensitivity (%)", "false lesions"]
     rows = []
     for name, tolerance in tolerances.items():
-        found = cases[name]
-        row = [name, *(found[x] for x in ("ok", "missed", "false_alarm", "absent"))]
+        statistics = cases[name]
+        row = [name, *(statistics[x] for x in ("ok", "missed", "false_alarm", "absent"))]
         row.append(f"{tolerance:g}")
         if with_lesions:
-            lesions = found.get("lesions", {})
+            lesions = statistics.get("lesions", {})
             row += [known(lesions.get("total")), known(lesions.get("found"))]
-            row += [decimal(lesions.get("sensitivity"), 100), known(lesions.get("false"))]
+            row += [
+                format_value(lesions.get("sensitivity"), "sensitivity"),
+                known(lesions.get("false")),
+            ]
         rows.append(row)
     return table(head, rows, "Cases by class")
 
 
-def metric_table(summary: Figures, level: str) -> str:
-    """For each metric the statistics of each class and of the cases' means."""
+def metric_table(summary: Summary, level: str) -> str:
+    """For each metric the statistics of each class and of the mean over the classes."""
     rows: list[list[Any]] = []
     for metric in (*METRICS, *VOLUMES):
-        title, scale, digits = titled(metric, summary)
-        rows.append([title])
-        for name, found in summary["cases"].items():
-            if metric in found:
-                x = found[metric]
-                ends = x["ci95"] and " to ".join(decimal(end, scale, digits) for end in x["ci95"])
-                figures = [decimal(x[key], scale, digits) for key in ("mean", "sd", "median")]
-                rows.append([name, x["n"], *figures, known(ends)])
+        digits = digits_of(metric, summary)
+        rows.append([title_of(metric, summary)])
+        for name, statistics in summary["cases"].items():
+            if metric in statistics:
+                x = statistics[metric]
+                cells = [format_value(x[key], metric, digits) for key in ("mean", "sd", "median")]
+                rows.append([name, x["n"], *cells, format_interval(x["ci95"], metric, digits)])
     head = ["", "n", "mean", "standard deviation", "median", level]
     return table(head, rows, "Statistics over the cases")
 
 
-def titled(metric: str, summary: Figures) -> tuple[str, float, int]:
-    """A metric's name with its unit, what its values are multiplied with, and their decimals."""
-    if metric in VOLUMES:
-        unit = summary["volume_unit"]
-        return f"{metric.replace('_', ' ')} ({unit})", 1, 2 if unit == "ml" else 0
-    if metric == "HD95":
-        return f"HD95 ({summary['distance_unit']})", 1, 1
-    return f"{metric} (%)", 100, 1
+def title_of(metric: str, summary: Summary) -> str:
+    name = "predicted volume" if metric == "volume" else metric.replace("_", " ")
+    return f"{name} ({unit_of(metric, summary)})"
 
 
-def pictures_part(title: str, text: str, pictures: list[pathlib.Path]) -> str:
+def digits_of(metric: str, summary: Summary) -> int:
+    """Number of decimals: none for volumes in pixels."""
+    return 0 if metric in VOLUMES and summary["volume_unit"] == "pixels" else 2
+
+
+def pictures_section(title: str, text: str, pictures: list[pathlib.Path]) -> str:
     parts = [heading(title), paragraph(text)]
     for path in pictures:
         data = base64.b64encode(path.read_bytes()).decode()
@@ -245,26 +217,26 @@ def pictures_part(title: str, text: str, pictures: list[pathlib.Path]) -> str:
     return "\n".join(parts)
 
 
-def case_list(summary: Figures) -> str:
-    """The classes of each case, the cases with the worst mean Dice first."""
+def cases_list(summary: Summary) -> str:
+    """A row for each case and class, starting with the case of the worst mean Dice."""
 
-    def rank(case: Figures) -> tuple[bool, float]:
+    def rank(case: Summary) -> tuple[bool, float]:
         dice = mean([x["Dice"] for x in case["metrics"].values()])
         return dice is None, dice or 0.0
 
     shown = ("Dice", "HD95", "NSD", *VOLUMES)
-    titles = {metric: titled(metric, summary) for metric in shown}
+    digits = {metric: digits_of(metric, summary) for metric in shown}
     rows = []
     for case in sorted(summary["metric_per_case"], key=rank)[:MAX_CASES]:
         for number, score in case["metrics"].items():
-            figures = [decimal(score[x], *titles[x][1:]) for x in shown]
+            cells = [format_value(score[x], x, digits[x]) for x in shown]
             status = score["status"].replace("_", " ")
-            rows.append([case["case"], summary["classes"][int(number)], status, *figures])
-    words = f"The worst mean Dice comes first. All figures of all cases are in {PER_CASE}."
+            rows.append([case["case"], summary["classes"][int(number)], status, *cells])
+    words = f"The case with the worst mean Dice comes first. All metrics of all cases are in {PER_CASE}."
     if summary["num_cases"] > MAX_CASES:
         words = (
-            f"The {MAX_CASES} cases of the worst mean Dice, of {summary['num_cases']}. "
-            f"The other cases, and all figures, are in {PER_CASE}."
+            f"The {MAX_CASES} cases with the worst mean Dice of {summary['num_cases']}. "
+            f"The other cases and all metrics are in {PER_CASE}."
         )
-    head = ["case", "class", "status", *(title for title, *_ in titles.values())]
+    head = ["case", "class", "status", *(title_of(x, summary) for x in shown)]
     return "\n".join([heading("Cases"), paragraph(words), table(head, rows, kind="cases")])

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: slices beside their truth, cases by class, size and moved prompts."""
+"""Plots of an evaluation: predicted slices, metrics by class, size and prompt jitter, pairs."""
 
 import dataclasses
 import pathlib
@@ -14,29 +14,37 @@ from matplotlib.ticker import NullLocator, ScalarFormatter
 
 from usam_jax.data.prompts import BACKGROUND, FOREGROUND
 from usam_jax.evaluation.case_metrics import MISSED, OK
-from usam_jax.utils.files import atomic_write
-from usam_jax.utils.plotting import class_colours, outline
+from usam_jax.evaluation.summary import LOWER_IS_BETTER
+from usam_jax.utils.formatting import percent, scale_of, unit_of
+from usam_jax.utils.plotting import (
+    TWO_CLASSES,
+    TWO_SERIES,
+    class_colours,
+    outline,
+    save_figure,
+)
 
-# Each set is told apart by colour-blind eyes.
-TWO_KINDS = ("#0072b2", "#e69f00")
-METRICS = {"Dice": TWO_KINDS[0], "NSD": TWO_KINDS[1], "HD95": "#999999"}
+# Each set is distinguishable with any common colour-vision deficiency.
+METRIC_COLOURS = {"Dice": TWO_SERIES[0], "NSD": TWO_SERIES[1], "HD95": "#999999"}
 FALSE_POSITIVE, FALSE_NEGATIVE, WRONG_CLASS = 1, 2, 3
 ERRORS = {"false positive": "#e83fb8", "false negative": "#00b487", "wrong class": "#f0e442"}
+CHANGES = {"B better": TWO_CLASSES[0], "A better": TWO_CLASSES[1], "equal": "#888888"}
 POINTS = {FOREGROUND: ("foreground point", "yellow"), BACKGROUND: ("background point", "red")}
 
-DPI = 110
-MAX_DOTS = 200  # cases; more of them hide the boxes
-UPRIGHT_NAMES = 5  # classes; more of them need slanting labels
+LABEL_WIDTH = 34  # characters that fit along a row of slices
+MAX_DOTS = 200  # cases; more dots would hide the boxes
+UPRIGHT_NAMES = 5  # classes; more labels have to be slanted
 DISTANCE_TICKS = (0, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
 @dataclasses.dataclass(frozen=True)
-class Shown:
-    """A predicted slice that people look at.
+class ReportSlice:
+    """A predicted slice that the report shows.
 
-    image, truth and predicted are uint8[h w]; prompts are points_xy float32[p 2], point_labels
-    int32[p], boxes_xyxy float32[4] and prompts_given bool[p+1], the last of them the box's.
-    dice is the mean over the case's classes, 0 to 1.
+    `image`, `truth` and `predicted` are uint8[h w]. `prompts` holds `points_xy` float32[p 2],
+    `point_labels` int32[p], `boxes_xyxy` float32[4] and `prompts_given` bool[p+1], whose last entry
+    is that of the box. `dice` is the mean over the classes of the case, 0 to 1. `why` says why the
+    slice was chosen.
     """
 
     case: str
@@ -50,13 +58,13 @@ class Shown:
 
 
 def find_errors(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Where and how classes [h w] differ: 0, FALSE_POSITIVE, FALSE_NEGATIVE, WRONG_CLASS uint8[h w]."""
+    """Kind of error of each pixel, uint8[h w]: 0, FALSE_POSITIVE, FALSE_NEGATIVE or WRONG_CLASS."""
     cases = [truth == predicted, truth == 0, predicted == 0]
     return np.select(cases, [0, FALSE_POSITIVE, FALSE_NEGATIVE], WRONG_CLASS).astype(np.uint8)
 
 
 def region_of_interest(*labels: np.ndarray) -> tuple[float, float, float]:
-    """Centre (x, y) and half width, in pixels, of a square that shows all foreground closely."""
+    """Centre (x, y) and half width, in pixels, of a square closely around all foreground."""
     size = labels[0].shape[0]
     rows, columns = np.nonzero(np.any([label > 0 for label in labels], axis=0))
     if not rows.size:
@@ -68,7 +76,7 @@ def region_of_interest(*labels: np.ndarray) -> tuple[float, float, float]:
 
 
 def draw_prompts(axes: Any, prompts: dict[str, np.ndarray]) -> None:
-    """The prompts that are given."""
+    """Draw the points and the box that are given."""
     points_given, box_given = prompts["prompts_given"][:-1], prompts["prompts_given"][-1]
     for kind, (_, colour) in POINTS.items():
         points = prompts["points_xy"][points_given & (prompts["point_labels"] == kind)]
@@ -79,7 +87,7 @@ def draw_prompts(axes: Any, prompts: dict[str, np.ndarray]) -> None:
 
 
 def draw_errors(axes: Any, image: np.ndarray, errors: np.ndarray) -> None:
-    """The kinds of error that `find_errors` tells, over the dimmed image."""
+    """Draw the errors of `find_errors` over the dimmed image."""
     axes.imshow(image, cmap="gray", vmin=0, vmax=2 * 255)
     wrong = np.ma.masked_equal(errors, 0)
     colours = ListedColormap(list(ERRORS.values()))
@@ -87,14 +95,14 @@ def draw_errors(axes: Any, image: np.ndarray, errors: np.ndarray) -> None:
 
 
 def save_slices(
-    path: pathlib.Path, shown: list[Shown], classes: tuple[str, ...], title: str = ""
+    path: pathlib.Path, slices: list[ReportSlice], classes: tuple[str, ...], title: str = ""
 ) -> None:
-    """A row for each slice: the image and, closer, truth with prompts, prediction and errors."""
+    """Plot a row per slice: the image and, zoomed in, truth with prompts, prediction and errors."""
     colours = class_colours(len(classes))
-    figure = Figure(figsize=(12, 3 * len(shown) + 0.9 + 0.05 * len(classes)), layout="constrained")
+    figure = Figure(figsize=(12, 3 * len(slices) + 0.9 + 0.05 * len(classes)), layout="constrained")
     figure.suptitle(title, parse_math=False)
-    grid = figure.subplots(len(shown), 4, squeeze=False)
-    for axes, one in zip(grid, shown, strict=True):
+    grid = figure.subplots(len(slices), 4, squeeze=False)
+    for axes, one in zip(grid, slices, strict=True):
         x, y, half = region_of_interest(one.truth, one.predicted)
         for ax in axes:
             ax.imshow(one.image, cmap="gray", vmin=0, vmax=255)
@@ -110,58 +118,59 @@ def save_slices(
         for ax in axes[1:]:
             ax.set_xlim(x - half, x + half)
             ax.set_ylim(y + half, y - half)
-        dice = "absent" if one.dice is None else f"{100 * one.dice:.1f} %"
-        words = f"{textwrap.fill(one.name, 34)}\n{one.why}\nDice of the case {dice}"
-        axes[0].set_ylabel(words, fontsize=9, parse_math=False)
+        dice = "not defined" if one.dice is None else f"{percent(one.dice, 1)} %"
+        lines = (one.name, one.why, f"Dice of the case: {dice}")
+        label = "\n".join(textwrap.fill(line, LABEL_WIDTH) for line in lines)
+        axes[0].set_ylabel(label, fontsize=9, parse_math=False)
     titles = ("image", "truth and prompts", "prediction", "errors")
     for ax, text in zip(grid[0], titles, strict=True):
         ax.set_title(text)
     groups = [[Patch(color=c, label=x) for c, x in zip(colours, classes[1:], strict=True)]]
     groups.append([Patch(color=colour, label=name) for name, colour in ERRORS.items()])
-    groups.append(prompt_marks(shown))
+    groups.append(prompt_marks(slices))
     draw_legend(figure, [x for x in groups if x])
-    save(figure, path)
+    save_figure(figure, path)
 
 
-def prompt_marks(shown: list[Shown]) -> list[Any]:
-    """What the legend shows of the prompts that are given in some slice."""
-    given = [x.prompts["point_labels"][x.prompts["prompts_given"][:-1]] for x in shown]
+def prompt_marks(slices: list[ReportSlice]) -> list[Any]:
+    """Legend entries for the kinds of prompt that are given in some slice."""
+    given = [x.prompts["point_labels"][x.prompts["prompts_given"][:-1]] for x in slices]
     marks: list[Any] = [
         Line2D([], [], ls="", marker="o", ms=5, mfc=colour, mec="black", mew=0.5, label=name)
         for kind, (name, colour) in POINTS.items()
         if any((labels == kind).any() for labels in given)
     ]
-    if any(x.prompts["prompts_given"][-1] for x in shown):
+    if any(x.prompts["prompts_given"][-1] for x in slices):
         marks.append(Patch(fc="white", ec="goldenrod", label="box"))
     return marks
 
 
 def draw_legend(figure: Figure, groups: list[list[Any]]) -> None:
-    """A legend below the pictures where each group begins a row."""
+    """Draw a legend below the slices in which each group starts a new row."""
     columns = min(6, max(len(group) for group in groups))
     cells: list[Any] = []
     for group in groups:
         blanks = -len(group) % columns
         cells += group + [Patch(alpha=0, label=" ")] * blanks
-    # A legend is filled column by column.
+    # Matplotlib fills a legend column by column.
     by_column = [x for i in range(columns) for x in cells[i::columns]]
     figure.legend(handles=by_column, loc="outside lower center", ncols=columns, fontsize=9)
 
 
 def save_boxes(path: pathlib.Path, summary: dict[str, Any]) -> None:
-    """The spread of the cases' Dice and NSD and, below, of HD95, by class."""
+    """Box plots over the cases, by class: Dice and NSD above, HD95 below."""
     names, unit = summary["classes"][1:], summary["distance_unit"]
     dots = summary["num_cases"] <= MAX_DOTS
     figure = Figure(figsize=(max(6.5, 1.5 + 0.7 * len(names)), 8.5), layout="constrained")
     top, bottom = figure.subplots(2, 1)
-    shares = {x: case_values(summary, x, 100) for x in ("Dice", "NSD")}
+    shares = {x: case_values(summary, x) for x in ("Dice", "NSD")}
     draw_boxes(top, shares, names, dots)
-    top.set_ylabel("per cent")
+    top.set_ylabel("Dice and NSD (%)")
     top.set_ylim(-3, 103)
-    patches = [Patch(color=METRICS[x], label=x) for x in shares]
+    patches = [Patch(color=METRIC_COLOURS[x], label=x) for x in shares]
     top.legend(handles=patches, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
     draw_boxes(bottom, {"HD95": case_values(summary, "HD95")}, names, dots)
-    # A missed class counts as far as the volume is long, and would flatten all other boxes.
+    # Logarithmic: a missed class counts the diagonal of the volume, which would flatten all boxes.
     bottom.set_yscale("symlog", linthresh=10)
     highest = max(10.0, 1.2 * bottom.get_ylim()[1])
     bottom.set_yticks([x for x in DISTANCE_TICKS if x <= highest])
@@ -169,26 +178,26 @@ def save_boxes(path: pathlib.Path, summary: dict[str, Any]) -> None:
     bottom.yaxis.set_minor_locator(NullLocator())
     bottom.set_ylim(-0.5, highest)
     bottom.set_ylabel(f"HD95 ({unit}), logarithmic above 10")
-    save(figure, path)
+    save_figure(figure, path)
 
 
-def case_values(summary: dict[str, Any], metric: str, scale: float = 1.0) -> list[np.ndarray]:
-    """For each foreground class the cases' values of a metric float64[n], where it is defined."""
+def case_values(summary: dict[str, Any], metric: str) -> list[np.ndarray]:
+    """Values float64[n] of a metric in shown units, per foreground class, where it is defined."""
     cases = [x["metrics"] for x in summary["metric_per_case"]]
     numbers = [str(i) for i in range(1, len(summary["classes"]))]
-    found = [[x[i][metric] for x in cases if x[i][metric] is not None] for i in numbers]
-    return [scale * np.array(values, float) for values in found]
+    by_class = [[x[i][metric] for x in cases if x[i][metric] is not None] for i in numbers]
+    return [scale_of(metric) * np.array(values, float) for values in by_class]
 
 
 def draw_boxes(
     axes: Any, by_metric: dict[str, list[np.ndarray]], names: list[str], dots: bool
 ) -> None:
-    """For each class a box of each metric, side by side, and the cases as dots if `dots`."""
+    """Draw one box per class and metric, side by side, with a dot per case if `dots`."""
     rng = np.random.default_rng(0)
     width = 0.7 / len(by_metric)
     middle = (len(by_metric) - 1) / 2
     for i, (metric, values) in enumerate(by_metric.items()):
-        colour = METRICS[metric]
+        colour = METRIC_COLOURS[metric]
         places = np.arange(len(names)) + (i - middle) * width
         axes.boxplot(
             values,
@@ -201,9 +210,9 @@ def draw_boxes(
             medianprops={"color": "black"},
             flierprops={"marker": ".", "ms": 3},
         )
-        for place, found in zip(places, values, strict=True) if dots else ():
-            x = place + width * rng.uniform(-0.25, 0.25, found.size)
-            axes.plot(x, found, "o", ms=2.5, mfc=colour, mec="black", mew=0.3, zorder=3)
+        for place, of_class in zip(places, values, strict=True) if dots else ():
+            x = place + width * rng.uniform(-0.25, 0.25, of_class.size)
+            axes.plot(x, of_class, "o", ms=2.5, mfc=colour, mec="black", mew=0.3, zorder=3)
     counts = [x.size for x in next(iter(by_metric.values()))]
     labels = [f"{name}\nn = {n}" for name, n in zip(names, counts, strict=True)]
     slant: dict[str, Any] = {}
@@ -215,13 +224,13 @@ def draw_boxes(
 
 
 def save_sizes(path: pathlib.Path, summary: dict[str, Any], name: str) -> None:
-    """Each case's Dice of the class `name` against the class's volume in the truth."""
+    """Plot the Dice of the class `name` in each case against its volume in the truth."""
     number = str(summary["classes"].index(name))
     scores = [x["metrics"][number] for x in summary["metric_per_case"]]
     figure = Figure(figsize=(6.5, 4.5), layout="constrained")
     axes = figure.subplots()
-    for status, marker, colour in ((OK, "o", TWO_KINDS[0]), (MISSED, "X", TWO_KINDS[1])):
-        # A policy may leave the Dice of a missed class undefined; it overlaps nowhere.
+    for status, marker, colour in ((OK, "o", TWO_SERIES[0]), (MISSED, "X", TWO_SERIES[1])):
+        # Dice of a missed class is None under the policy `skip`; it has no overlap, so draw it at 0.
         points = [
             (x["reference_volume"], 100 * (x["Dice"] or 0)) for x in scores if x["status"] == status
         ]
@@ -238,21 +247,21 @@ def save_sizes(path: pathlib.Path, summary: dict[str, Any], name: str) -> None:
         words = f"No case has {name} in the ground truth."
         axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center")
         axes.set_xticks([])
-    axes.set_xlabel(f"{name} in the ground truth ({summary['volume_unit']})")
+    axes.set_xlabel(f"volume of the {name} in the ground truth ({summary['volume_unit']})")
     axes.set_ylabel("Dice of the case (%)")
     axes.set_ylim(-5, 105)
-    save(figure, path)
+    save_figure(figure, path)
 
 
-def save_noise(
+def save_prompt_jitter(
     path: pathlib.Path,
     noise: list[dict[str, Any]],
     classes: tuple[str, ...],
     automatic: float | None = None,
 ) -> None:
-    """Pooled Dice of each class and their mean against how far the prompts were moved, in pixels.
+    """Plot pooled Dice of each class and their mean against the prompt jitter.
 
-    `noise` is a list of {"pixels": x, "dice": {class: 0 to 1 or None}}, `classes` begins with the
+    `noise` is a list of {"pixels": x, "dice": {class: 0 to 1 or None}}, `classes` starts with the
     background, and `automatic` is the mean Dice without prompts.
     """
     names = classes[1:]
@@ -264,18 +273,65 @@ def save_noise(
         dice = [np.nan if x["dice"][name] is None else 100 * x["dice"][name] for x in noise]
         axes.plot(pixels, dice, "o-", c=colour, lw=thickness, ms=4, label=name)
     if automatic is not None:
-        axes.axhline(
-            100 * automatic, c="black", ls="--", lw=1.2, label="mean of this model without prompts"
-        )
+        axes.axhline(100 * automatic, c="black", ls="--", lw=1.2, label="mean without prompts")
     axes.set_title("Prompts come from the ground truth", fontsize=11)
-    axes.set_xlabel("prompts moved by (pixels)")
+    axes.set_xlabel("prompt jitter (pixels)")
     axes.set_ylabel("pooled Dice (%)")
     axes.set_ylim(0, 100)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=9)
-    save(figure, path)
+    save_figure(figure, path)
 
 
-def save(figure: Figure, path: pathlib.Path) -> None:
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=DPI)
+def save_pairs(path: pathlib.Path, result: dict[str, Any]) -> None:
+    """Plot a comparison: B against A, a panel per class and a dot per case."""
+    metric = result["metric"]
+    names = [name for name, x in result["classes"].items() if name != "mean" and x["n"]]
+    columns = max(1, int(np.ceil(np.sqrt(len(names)))))
+    rows = max(1, -(-len(names) // columns))
+    side = max(2.7, 5.4 / columns)  # inches of a panel
+    figure = Figure(figsize=(side * columns + 0.6, side * rows + 1.4), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, name in zip(grid, names, strict=False):
+        pairs = [x for x in result["cases"] if x["class"] == name and x["difference"] is not None]
+        draw_pairs(axes, pairs, metric)
+        difference = scale_of(metric) * result["classes"][name]["difference"]
+        axes.set_title(
+            f"{name} (n = {len(pairs)}): {difference:+.2f}", fontsize=9, parse_math=False
+        )
+    for axes in grid[len(names) :]:
+        axes.set_axis_off()
+    title = (
+        f"{metric} ({unit_of(metric, result)}) of each case, and the mean of B - A over the cases"
+    )
+    figure.suptitle(
+        f"{title}\nA: {result['a']}\nB: {result['b']}",
+        fontsize=9,
+        x=0.02,
+        ha="left",
+        parse_math=False,
+    )
+    handles = [
+        Line2D([], [], marker="o", ls="", color=colour, label=label)
+        for label, colour in CHANGES.items()
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8)
+    save_figure(figure, path)
+
+
+def draw_pairs(axes: Any, pairs: list[dict[str, Any]], metric: str) -> None:
+    """Draw B over A and the diagonal on which both are equal."""
+    a, b = (scale_of(metric) * np.array([x[side] for x in pairs]) for side in ("a", "b"))
+    gain = (a - b) if metric in LOWER_IS_BETTER else (b - a)
+    change = np.select([gain > 0, gain < 0], ["B better", "A better"], "equal")
+    both = np.concatenate([a, b])
+    margin = 0.08 * np.ptp(both) or 0.5
+    limits = (both.min() - margin, both.max() + margin)
+    axes.plot(limits, limits, color="#bbbbbb", lw=1, zorder=0)
+    axes.scatter(a, b, c=[CHANGES[x] for x in change.tolist()], s=18, alpha=0.8, linewidths=0)
+    axes.set_xlim(limits)
+    axes.set_ylim(limits)
+    axes.set_aspect("equal")
+    axes.set_xlabel("A", fontsize=8)
+    axes.set_ylabel("B", fontsize=8)
+    axes.tick_params(labelsize=7)

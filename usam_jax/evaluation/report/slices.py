@@ -1,4 +1,4 @@
-"""Which slices of an evaluation are shown, and the report that shows them."""
+"""Choose the slices that the report of an evaluation shows, and write the report."""
 
 import dataclasses
 import pathlib
@@ -13,27 +13,27 @@ from usam_jax.evaluation.case_metrics import Scoring
 from usam_jax.evaluation.case_scorer import CaseResult
 from usam_jax.evaluation.report import plots
 from usam_jax.evaluation.report.html import write_report
-from usam_jax.evaluation.report.plots import Shown
+from usam_jax.evaluation.report.plots import ReportSlice
 from usam_jax.evaluation.summary import mean
 from usam_jax.utils.workdir import EvaluationFolder
 
-MAX_CASES = 40  # that have a picture of their own
+MAX_CASES = 40  # cases with a plot of their own
 LARGEST_ERROR = "largest error"
-STRIP = 2  # worst, median and best cases each
+STRIP = 2  # number of worst, of median and of best cases
 
-# Row of a slice to its case's number and why it is shown.
+# From the row of a slice to the number of its case and the reason to show it.
 Chosen = dict[int, tuple[int, str]]
 
 
 def case_dice(result: CaseResult) -> float | None:
-    """The mean over the classes that have a figure."""
+    """Mean Dice over the classes with a value, None if there is none."""
     return mean([score["Dice"] for score in result.scores])
 
 
 def rank_cases(results: list[CaseResult]) -> list[int]:
-    """Numbers of the cases from the worst to the best, without those that have no figure.
+    """Numbers of the cases from the worst to the best mean Dice.
 
-    All, where none has one.
+    Cases without a Dice are left out, unless no case has one.
     """
     dice = {i: case_dice(x) for i, x in enumerate(results)}
     ranked = sorted((i for i, x in dice.items() if x is not None), key=lambda i: dice[i] or 0.0)
@@ -41,13 +41,13 @@ def rank_cases(results: list[CaseResult]) -> list[int]:
 
 
 def spread_evenly(ranked: list[int], count: int) -> list[int]:
-    """At most `count`, the first and the last among them."""
+    """At most `count` evenly spaced entries, including the first and the last."""
     places = np.linspace(0, len(ranked) - 1, min(count, len(ranked)))
     return [ranked[round(i)] for i in places]
 
 
 def pick_strip(ranked: list[int]) -> dict[int, str]:
-    """The worst, median and best cases and what they are; each case once."""
+    """The worst, median and best cases, each once, with the word that describes it."""
     middle = max(0, (len(ranked) - STRIP) // 2)
     groups = {
         "worst": ranked[:STRIP],
@@ -67,9 +67,10 @@ def choose_rows(
     counts: dict[int, np.ndarray],
     scoring: Scoring,
 ) -> Chosen:
-    """Of each pictured case the slice with the largest error and that with most of the lesion.
+    """Choose the slice with the largest error and that with the largest lesion of each case.
 
-    `counts` int[k 3] by row; without a class that is a lesion, most of any class.
+    `counts` are int[k 3] by row. Without a lesion class, the largest foreground area counts. At most
+    `MAX_CASES` cases, evenly spaced from the worst to the best, plus those of `pick_strip`.
     """
     ranked = rank_cases(results)
     lesions = [i for i, name in enumerate(scoring.classes) if name in scoring.lesions]
@@ -89,7 +90,7 @@ def choose_rows(
     return chosen
 
 
-def make_shown(
+def make_report_slice(
     row: int,
     predicted: np.ndarray,
     chosen: Chosen,
@@ -97,10 +98,10 @@ def make_shown(
     packed: Packed,
     split: str,
     mode: PromptMode,
-) -> Shown:
+) -> ReportSlice:
     number, why = chosen[row]
     truth = np.array(packed.labels(split)[row])
-    return Shown(
+    return ReportSlice(
         case=results[number].name,
         name=packed.slices(split)[row]["name"],
         why=why,
@@ -116,15 +117,15 @@ def draw_report(
     folder: pathlib.Path,
     summary: dict[str, Any],
     results: list[CaseResult],
-    shown: list[Shown],
+    slices: list[ReportSlice],
     scoring: Scoring,
 ) -> None:
-    """Writes `report.html`, `predictions.png`, `boxes.png`, `sizes.png`, `noise.png` and `cases/`."""
+    """Write `report.html`, `predictions.png`, `boxes.png`, `sizes.png`, `noise.png`, `cases/`."""
     files = EvaluationFolder(folder)
-    shutil.rmtree(files.cases, ignore_errors=True)  # another evaluation's
+    shutil.rmtree(files.cases, ignore_errors=True)  # of an earlier evaluation
     files.cases.mkdir(parents=True)
-    by_case: dict[str, list[Shown]] = {}
-    for picture in shown:
+    by_case: dict[str, list[ReportSlice]] = {}
+    for picture in slices:
         by_case.setdefault(picture.case, []).append(picture)
     strip = files.predictions
     picked = {results[i].name: word for i, word in pick_strip(rank_cases(results)).items()}
@@ -147,22 +148,23 @@ def draw_report(
     boxes, sizes, noise = files.boxes, files.sizes, files.noise
     plots.save_boxes(boxes, summary)
     sections = [
-        ("Worst, median and best cases", "By the mean of Dice over the classes.", [strip]),
-        ("All cases", "Dice, surface Dice and distance of each case, by class.", [boxes]),
+        ("Worst, median and best cases", "Ranked by the mean Dice over the classes.", [strip]),
+        ("All cases", "Dice, NSD and HD95 of each case, by class.", [boxes]),
     ]
     for name in scoring.lesions[:1]:
         plots.save_sizes(sizes, summary, name)
-        sections.append((f"Size of the {name}", "Are small ones missed?", [sizes]))
+        text = f"Dice of each case against the volume of its {name}."
+        sections.append((f"Size of the {name}", text, [sizes]))
     if len(summary["noise"]) > 1:
         automatic = summary["other_prompts"].get("none", {}).get("dice", {}).get("mean")
-        plots.save_noise(noise, summary["noise"], scoring.classes, automatic)
+        plots.save_prompt_jitter(noise, summary["noise"], scoring.classes, automatic)
         text = (
-            "The same prompts, moved. They still tell which slices have nothing to find, and that "
-            "alone may be what the model uses."
+            "The same prompts, displaced at random. They still reveal which slices have no "
+            "foreground, and the model may rely on that alone."
         )
         sections.append(("Imprecise prompts", text, [noise]))
-    text = "The slice with the largest error and that with most of the lesion."
+    text = "For each case the slice with the largest error and the slice with the largest lesion."
     if len(paths) < len(results):
-        text += f" {len(paths)} of {len(results)} cases, evenly from the worst to the best."
+        text += f" {len(paths)} of {len(results)} cases, evenly spaced from the worst to the best."
     sections.append(("Case by case", text, paths))
     write_report(files.report, summary, sections)
