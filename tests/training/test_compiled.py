@@ -17,7 +17,6 @@ from benchmarks.hlo import (
     products,
 )
 from usam_jax.evaluation.inference import make_forward
-from usam_jax.models.sam import attention
 from usam_jax.training import loop
 from usam_jax.training.optimizer import FROZEN
 from usam_jax.utils.mesh import batch_sharding, make_mesh
@@ -83,18 +82,12 @@ def most_besides_gradients(step) -> int:
     for up, kernel in joined_kernels(step):
         d, e, f = *up.shape[2:], kernel.shape[-1]
         joined += max(0, 16 * (d + 1) * f - (4 * d * e + e + 9 * e * f))
-    # Of tables of relative positions that are filled up, the whole.
-    filled = sum(
-        -x.shape[0] % attention.VECTOR * x.shape[1]
-        for path, x in jax.tree.leaves_with_path(step.state.params)
-        if "rel_pos" in jax.tree_util.keystr(path)
-    )
     # Mean and variance. What the backward pass sums are the gradients of scale and bias.
     batch_norm = 2 * channels
     # The frozen part's gradient is computed, for the test that all gradients are finite.
     frozen = count(step.state.params[FROZEN])
     losses = 1 + 3 * step.config.model.num_classes  # cross entropy; Dice's overlap and its totals
-    return joined + filled + batch_norm + frozen + losses
+    return joined + batch_norm + frozen + losses
 
 
 def test_data_parallel_training_only_sums_gradients_and_statistics(replicated_step):

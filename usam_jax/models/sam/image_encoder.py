@@ -4,7 +4,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from usam_jax.models.common.layers import Dtype, GreyConv, LayerNorm, Mlp, conv, gelu
+from usam_jax.models import ops
+from usam_jax.models.common.layers import Dtype, GreyConv, LayerNorm, Mlp, conv
 from usam_jax.models.sam.attention import Attention
 
 
@@ -44,7 +45,7 @@ class Block(nn.Module):
         else:
             y = attention(y)
         x = x + y
-        mlp = Mlp(4 * x.shape[-1], gelu, self.dtype, name="mlp")
+        mlp = Mlp(4 * x.shape[-1], ops.gelu, self.dtype, name="mlp")
         return x + mlp(LayerNorm(1e-6, name="norm2")(x))
 
 
