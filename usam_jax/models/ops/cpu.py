@@ -1,7 +1,7 @@
 """The forms of `ops` that XLA:CPU compiles to faster code, with the same values and gradients.
 
 Each form states what XLA does to the reference, then the gain that was measured: ViT-B in float32
-at 224x224 with 4 slices on two cores, if nothing else is said. Custom gradients are for reverse
+at 224x224 with 4 slices on two cores unless stated otherwise. Custom gradients are for reverse
 differentiation only.
 """
 
@@ -143,7 +143,7 @@ def up_concat_conv(
     kernel: Float[Array, "3 3 c f"],
     bias: Float[Array, " f"],
 ) -> Float[Array, "b i j f"]:
-    """`conv.up_concat_conv` that joins both convolutions of `x` where the map is large enough.
+    """`conv.up_concat_conv` with both convolutions of `x` joined if the map is large enough.
 
     No map is made between them (the four of a decoder: 104 ms forward and 390 ms with gradients ->
     69 ms and 276 ms).

@@ -21,7 +21,7 @@ def window_partition(x: Float[Array, "b h w d"], window: int) -> Float[Array, "n
 def window_unpartition(
     x: Float[Array, "n s s d"], shape: tuple[int, ...]
 ) -> Float[Array, "b h w d"]:
-    """The map of `shape` (b, h, w, d) that `window_partition` took apart, without its padding."""
+    """Inverse of `window_partition` for a map of `shape` (b, h, w, d)."""
     b, h, w, d = shape
     window = x.shape[1]
     rows, columns = -(-h // window), -(-w // window)
@@ -30,7 +30,7 @@ def window_unpartition(
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block; `window` 0 attends globally."""
+    """Pre-norm transformer block with windowed attention, or global attention if `window` is 0."""
 
     num_heads: int
     window: int

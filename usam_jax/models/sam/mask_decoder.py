@@ -1,4 +1,4 @@
-"""Image embedding, skips and prompt tokens to logits: the U's upsampling half, or SAM's own."""
+"""Image embedding, skips and prompt tokens to logits, by U-SAM's decoder or SAM's own."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,11 @@ from usam_jax.models.sam.transformer import TwoWayTransformer
 
 
 class TokenLinear(nn.Module):
-    """One linear layer for each token, as one batched product, tokens first."""
+    """A separate linear layer for each token, with tokens first.
+
+    So all layers are one batched matmul. XLA:CPU makes a plain loop of a batch axis in the middle
+    (3.0 ms a layer -> 0.4 ms).
+    """
 
     features: int
     dtype: Dtype
@@ -27,7 +31,7 @@ class TokenLinear(nn.Module):
 
 
 class TokenMlps(nn.Module):
-    """Each mask token's own three-layer MLP, to the channels of the upsampled map (formula 3)."""
+    """A three-layer MLP for each mask token, to the channels of the upsampled map (formula 3)."""
 
     features: int
     dtype: Dtype
@@ -90,7 +94,7 @@ class MaskDecoder(nn.Module):
     def upsample_sam(
         self, x: Float[Array, "b g g d"], weights: Float[Array, "b k e"]
     ) -> Float[Array, "b h w k"]:
-        """SAM's `output_upscaling` to 1/4 size, one map a class, then 4x bilinear."""
+        """SAM's `output_upscaling` to 1/4 size, one map per class, then 4x bilinear resizing."""
         d = x.shape[-1]
         x = ops.up_conv(x, *up_kernel(d, d // 4, self.dtype, "output_upscaling_0")())
         x = ops.gelu(LayerNorm(1e-6, name="output_upscaling_1")(x))
@@ -107,9 +111,9 @@ class MaskDecoder(nn.Module):
         skips: tuple[Float[Array, "b _ _ _"], ...],
         train: bool,
     ) -> Float[Array, "b h w k"]:
-        """Three up blocks to half size, the tokens' maps there, and a fourth to full size."""
+        """Three up blocks to half size, one map per token there, a fourth block to full size."""
         d = x.shape[-1]
-        dropped = 4 - (self.num_skips or 0)  # the shallow ones go first
+        dropped = 4 - (self.num_skips or 0)  # shallow skips are dropped first
         f0, f1, f2, f3 = (None if i < dropped else skip for i, skip in enumerate(skips))
         x = UpBlock(d // 2, self.dtype, name="up4")(x, f3, train)
         x = UpBlock(d // 4, self.dtype, name="up3")(x, f2, train)

@@ -1,4 +1,4 @@
-"""Points and boxes to tokens. Frozen in training: it comes with SAM's weights."""
+"""Points and boxes to tokens. Training keeps SAM's weights here."""
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,7 @@ class PromptEncoder(nn.Module):
     def embed_points(
         self, points_xy: Float[Array, "b p 2"], labels: Int[Array, "b p"]
     ) -> Float[Array, "b p d"]:
-        """Position and label of each point; padding is replaced by its own embedding."""
+        """Position plus label of each point, or the embedding of padding."""
         features = self.pe_layer((points_xy + 0.5) / self.image_size)
         label = labels[..., None]
         positive, negative = self.point_embeddings[1], self.point_embeddings[0]
@@ -53,7 +53,7 @@ class PromptEncoder(nn.Module):
         return jnp.where(label == PADDING, self.not_a_point_embed, features)
 
     def embed_boxes(self, boxes_xyxy: Float[Array, "b 4"]) -> Float[Array, "b 2 d"]:
-        """Two tokens of each box: its corners."""
+        """Tokens of the two corners of each box."""
         corners = self.pe_layer((boxes_xyxy.reshape(-1, 2, 2) + 0.5) / self.image_size)
         return corners + jnp.concatenate(self.point_embeddings[2:])
 
@@ -71,8 +71,10 @@ class PromptEncoder(nn.Module):
         if prompts.points_xy is not None:
             points, labels = prompts.points_xy, prompts.point_labels
             if labels is None:
-                raise ValueError("prompts.points_xy was given without prompts.point_labels")
-            # SAM marks the end of points that no box follows.
+                raise ValueError(
+                    "prompts.point_labels: got None with points_xy, expected int32[b p]"
+                )
+            # SAM appends one padding token to points that no box follows.
             if prompts.boxes_xyxy is None or prompts.given is not None:
                 points = jnp.pad(points, ((0, 0), (0, 1), (0, 0)))
                 labels = jnp.pad(labels, ((0, 0), (0, 1)), constant_values=PADDING)
