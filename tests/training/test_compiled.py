@@ -74,7 +74,7 @@ def joined_kernels(step) -> list:
     return [(x["up"]["kernel"], x["nConvs_0"]["conv"]["kernel"]) for x in blocks]
 
 
-def most_besides_gradients(step) -> int:
+def most_extra_sums(step) -> int:
     """Most floats that a step may sum over devices in addition to the trained gradients."""
     channels = count(step.state.batch_stats) // 2  # one mean and one variance each
     # Devices sum the gradient of the joined kernel, with its channel of ones, not of both kernels.
@@ -97,8 +97,8 @@ def test_data_parallel_step_sums_only_gradients_and_statistics(replicated_step):
     # The kernel of three equal channels has the gradient of one channel.
     first = step.state.params["backbone"]["inc"]["conv"]["kernel"].shape
     gradients = count(trained(step.state.params)) - 2 * np.prod(first) // 3
-    besides = found["all-reduce"] // 4 - gradients
-    assert 0 <= besides <= most_besides_gradients(step)
+    extra = found["all-reduce"] // 4 - gradients
+    assert 0 <= extra <= most_extra_sums(step)
 
 
 def test_fsdp_step_gathers_parameters_and_no_activations():
@@ -122,7 +122,7 @@ def test_fsdp_step_gathers_parameters_and_no_activations():
     norms = 2 * len(jax.tree.leaves(step.state.params))
     gradients = count(trained(step.state.params))
     # Gradients of joined kernels are summed before and after they are taken apart.
-    assert summed <= 4 * (gradients + 2 * joined + most_besides_gradients(step) + norms)
+    assert summed <= 4 * (gradients + 2 * joined + most_extra_sums(step) + norms)
 
 
 @pytest.fixture(scope="module")

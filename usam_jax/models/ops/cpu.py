@@ -330,7 +330,7 @@ def softmax_attend(
 ) -> Float[Array, "b n t e"]:
     """`softmax(logits) @ v` with a float32 softmax.
 
-    Divides last, where there are fewest numbers to divide (part of the gain of `qk_logits_biased`).
+    Divides the result, which is smaller than the weights (part of the gain of `qk_logits_biased`).
     """
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
     return (attend(weights, v) / weights.sum(-1, keepdims=True)).astype(v.dtype)

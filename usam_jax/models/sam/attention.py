@@ -23,7 +23,7 @@ class Attention(nn.Module):
         b, s, _, d = x.shape
         head_dim = d // self.num_heads
         qkv = linear(3 * d, d, self.dtype, "qkv")(x).reshape(b, s * s, 3 * d)
-        # A split, not an index: its gradient concatenates, where an index's gradient pads and adds.
+        # A split, not an index: its gradient is a concatenation instead of padding and sums.
         q, k, v = (
             y.reshape(b, s * s, self.num_heads, head_dim) for y in jnp.split(qkv, 3, axis=-1)
         )
