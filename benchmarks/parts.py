@@ -17,8 +17,8 @@ from benchmarks.limits import PART_FLOP, product_limit, seconds
 from benchmarks.results import Row
 from configs import care
 from usam_jax import models
-from usam_jax.evaluation.inference import batch_prompts
 from usam_jax.models import init_variables, make_model
+from usam_jax.models.common.prompts import batch_prompts
 from usam_jax.models.common.spec import split_params
 from usam_jax.training.optimizer import make_optimizer, polynomial_decay
 from usam_jax.utils import console

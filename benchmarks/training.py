@@ -17,8 +17,8 @@ from benchmarks.limits import FORWARD_FLOP, STEP_FLOP, measure_bandwidth, produc
 from benchmarks.results import Row
 from configs import care
 from usam_jax.data.loader import stack
-from usam_jax.evaluation.inference import batch_images
 from usam_jax.models import init_variables, make_model
+from usam_jax.models.common.prompts import batch_images
 from usam_jax.training import loop
 from usam_jax.utils import console
 from usam_jax.utils.mesh import make_mesh, shard_batch

@@ -106,7 +106,7 @@ def main(arguments: argparse.Namespace) -> int:
     with logged(run.out / "log.txt"):
         if arguments.wheels:
             install_wheels(arguments.wheels, run.keep / "site")
-            path = [str(run.keep / "site"), os.environ.get("PYTHONPATH", "")]
-            os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+            folders = [str(run.keep / "site"), os.environ.get("PYTHONPATH", "")]
+            os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, folders))
         os.environ["PYTHONUNBUFFERED"] = "1"
         return int(run_all(run, steps, checks) > 0)

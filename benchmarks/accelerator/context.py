@@ -67,14 +67,6 @@ class Settings:
         return self.keep / f"steps_{self.started:.3f}.csv"
 
     @property
-    def split_convolutions(self) -> pathlib.Path:
-        """Exists once the decoder's fused convolutions failed to compile or took too long.
-
-        Later steps then run both convolutions separately and say so in the names of their results.
-        """
-        return self.keep / "split_convolutions"
-
-    @property
     def background(self) -> pathlib.Path:
         """Holds the process group of the checks that run in the background, if any do."""
         return self.keep / "background"

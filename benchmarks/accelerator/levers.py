@@ -4,6 +4,7 @@ Each form is timed with gradients, and its results are compared with those of th
 `try_step` measures the whole step with the forms that were faster and compute the same function.
 """
 
+import functools
 import json
 from typing import Any
 
@@ -81,7 +82,9 @@ def measure_part(part: str, batch: str) -> None:
                 run = jax.jit(lambda *x: gradients(*x)).lower(*arguments).compile()
             found = jax.block_until_ready(run(*arguments))
             with quiet():
-                took = seconds_in_a_row(lambda r=run: r(*arguments), jax.block_until_ready, 0.3)
+                took = seconds_in_a_row(
+                    functools.partial(run, *arguments), jax.block_until_ready, 0.3
+                )
         except Exception as error:
             if settings().dry:
                 raise

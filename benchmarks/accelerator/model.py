@@ -1,6 +1,7 @@
 """Measurements of the model: what the other benchmarks measure, and calls in a row in addition."""
 
 import contextlib
+import functools
 import gzip
 import importlib.metadata
 import json
@@ -20,7 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks import data, epochs, limits, prediction, training
-from benchmarks.accelerator import profile_table, variants
+from benchmarks.accelerator import profile_table
 from benchmarks.accelerator.context import (
     PEAK,
     STEPS_PER_EPOCH,
@@ -40,6 +41,7 @@ from usam_jax.data.prompt_modes import main_mode, noisy_modes, other_modes
 from usam_jax.data.splits import Subset
 from usam_jax.evaluation import inference
 from usam_jax.models import init_variables, make_model
+from usam_jax.models.common.prompts import batch_images
 from usam_jax.predict import Predictor
 from usam_jax.predict.model import NO_CLICKS, Network
 from usam_jax.training import loop
@@ -59,8 +61,6 @@ profiled: dict[str, Any] = {}  # the step that `profile` looks at, kept by `trai
 def make_config(dtype: str, batch: str | int, *options: str, network: str = "usam") -> ConfigDict:
     """configs/care.py without weights; `options` may contain "remat"."""
     run = settings()
-    if run.split_convolutions.is_file():
-        variants.split_convolutions()
     config = care.get_config(network)
     config.init_from, config.model.dtype, config.model.remat = "", dtype, "remat" in options
     config.train.batch_size = config.eval.batch_size = min(int(batch), 2) if run.dry else int(batch)
@@ -68,8 +68,7 @@ def make_config(dtype: str, batch: str | int, *options: str, network: str = "usa
 
 
 def name_of(dtype: str, batch: str | int, *options: str) -> str:
-    split = ["with the decoder's convolutions split"] * settings().split_convolutions.is_file()
-    return ", ".join(["ViT-B", dtype, f"batch {batch}", *options, *split])
+    return ", ".join(["ViT-B", dtype, f"batch {batch}", *options])
 
 
 def add_speed(name: str, took: float, config: ConfigDict, work: float) -> None:
@@ -223,7 +222,7 @@ def evaluate(dtype: str, batch: str) -> None:
     model = make_model(config.model)
     variables = init_variables(config.model, jax.random.key(0))
     images = jnp.asarray(training.make_batch(config)["image"])
-    forward = jax.jit(lambda v, x: model.apply(v, inference.batch_images(x), None))
+    forward = jax.jit(lambda v, x: model.apply(v, batch_images(x), None))
     compiled = compile_timed(lambda: forward.lower(variables, images), name)
 
     def run() -> Any:
@@ -246,7 +245,8 @@ def encoder(dtype: str, batch: str) -> None:
     images = jax.random.uniform(jax.random.key(1), (config.train.batch_size, size, size))
 
     def forward(params: Any, x: Any) -> Any:
-        return model.apply({**variables, "params": params}, x, method="encode").embedding
+        features: Any = model.apply({**variables, "params": params}, x, method="encode")
+        return features.embedding
 
     shape = jax.eval_shape(forward, variables["params"], images).shape
     above = jax.random.normal(jax.random.key(2), shape)
@@ -261,10 +261,12 @@ def encoder(dtype: str, batch: str) -> None:
     for kind, (function, work) in kinds.items():
         name = f"SAM's ViT-B encoder at 224x224, {dtype}, batch {batch}{kind}"
         program = jax.jit(function)
-        compiled = compile_timed(lambda p=program: p.lower(variables["params"], images), name)
+        compiled = compile_timed(
+            functools.partial(program.lower, variables["params"], images), name
+        )
         with quiet():
             took = seconds_in_a_row(
-                lambda c=compiled: c(variables["params"], images), jax.block_until_ready
+                functools.partial(compiled, variables["params"], images), jax.block_until_ready
             )
         add_speed(name, took, config, work)
 
@@ -291,14 +293,13 @@ def click(dtype: str) -> None:
     name = f"ViT-B, {size}x{size}, {dtype}"
 
     def set_slice() -> Any:
-        predictor.set_slice(hu[0])
-        return predictor.local.image[0]
+        return predictor.encode_slice(hu[0]).features
 
     jax.block_until_ready(set_slice())
     with quiet():
         clicks = prediction.measure_clicks(predictor, hu[0])
         encoding = [limits.seconds(set_slice) for _ in range(5)]
-        features = predictor.local.image[0]
+        features = predictor.encode_slice(hu[0]).features
         decoding = seconds_in_a_row(
             lambda: network.decode(features, [NO_CLICKS]), jax.block_until_ready, 0.3
         )

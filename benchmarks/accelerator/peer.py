@@ -16,7 +16,7 @@ from benchmarks.accelerator.context import (
 )
 
 ENCODER_FLOP = 35.1e9  # of a forward pass, as benchmarks/limits.py counts them; that one needs JAX
-DRY_SAM = {
+DRY_SAM: dict[str, Any] = {
     "hidden_size": 48,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,

@@ -32,9 +32,9 @@ def shrink() -> None:
     epochs.TRAINING_SLICES = 2 * STEPS_PER_EPOCH
 
 
-def dry_config(network: str = "usam") -> ConfigDict:
+def dry_config(model: str = "usam") -> ConfigDict:
     """configs/care.py with a tiny model."""
-    config = full_config(network)
+    config = full_config(model)
     config.model.variant, config.model.image_size = DRY_VARIANT, DRY_SIZE
     return config
 

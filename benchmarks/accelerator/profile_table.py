@@ -179,8 +179,8 @@ def write_operations(
     print("The operations that take longest, ms per step:")
     for (key, kernel), (took, calls) in ranked[:25]:
         what, place = program.get(key, ("", ""))
-        row = f"{took:8.3f} {took / total:6.1%} {calls:6.1f}x {key} | {kernel[:60]}"
-        print(f"{row} | {what} | {place[-90:]}")
+        line = f"{took:8.3f} {took / total:6.1%} {calls:6.1f}x {key} | {kernel[:60]}"
+        print(f"{line} | {what} | {place[-90:]}")
 
 
 def draw(path: pathlib.Path, parts: dict[str, list[float]], step_s: float, name: str) -> None:

@@ -22,7 +22,7 @@ from benchmarks.accelerator.context import (
     suspend_checks,
     write_summary,
 )
-from benchmarks.accelerator.steps import NEEDED, XLA_OPTIONS, Step
+from benchmarks.accelerator.steps import XLA_OPTIONS, Step
 from benchmarks.results import ROOT
 
 STOPPED = 3  # exit code of a worker after StopAll
@@ -30,14 +30,6 @@ POLL_S = 0.3
 MEMORY_OF_STEPS = {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".75"}
 MEMORY_OF_CHECKS = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 DRY_LIMITS = 10  # a CPU is slower than a GPU even with small models
-
-
-def retry(run: Settings, call: str) -> bool:
-    """Whether to repeat a failed step with the decoder's convolutions split."""
-    if call not in NEEDED or run.split_convolutions.is_file():
-        return False
-    run.split_convolutions.touch()
-    return call == NEEDED[-1]
 
 
 class Lane:
@@ -73,7 +65,7 @@ class Lane:
             if began:
                 call = self.running[ended].call
                 note(self.settings, call, f"failed: the process ended with {code}")
-                ended += not retry(self.settings, call)
+                ended += 1
             self.leave(ended)
         elif began:
             if self.checks and self.settings.timing.is_file():
@@ -82,7 +74,7 @@ class Lane:
             if took > step.limit * (DRY_LIMITS if self.settings.dry and step.jax else 1):
                 note(self.settings, step.call, f"failed: given up after {took:.0f} s")
                 self.end()
-                self.leave(ended + 1 - retry(self.settings, step.call))
+                self.leave(ended + 1)
         else:
             self.suspended = 0.0
         return True

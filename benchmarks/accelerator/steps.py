@@ -75,8 +75,6 @@ XLA_OPTIONS = {  # words of a step's call, and the XLA flags that they stand for
     "no-graphs": "--xla_gpu_enable_command_buffer=",
 }
 ALONE = {*XLA_OPTIONS, "first", "second"}  # words of steps that need a process of their own
-# If one of these fails, all later steps run with the decoder's convolutions split.
-NEEDED = ("levers:try_up_convolution 32", "model:train bfloat16 32")
 
 
 def select(steps: list[Step], only: list[str], skip: list[str]) -> list[Step]:

@@ -6,6 +6,7 @@ checks that each of them still changes the traced program.
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,8 +15,11 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from usam_jax.models import ops
 from usam_jax.models.common import conv_encoder, layers, up_block
-from usam_jax.models.sam import attention, image_encoder, mask_decoder
+from usam_jax.models.ops import cpu
+from usam_jax.models.ops.conv import pixel_shuffle
+from usam_jax.models.sam import image_encoder
 from usam_jax.training import optimizer
 
 DTYPE = jnp.bfloat16
@@ -49,31 +53,33 @@ def attention_block(batch: int, dry: bool) -> Case:
     return image_encoder.Block(heads, side, DTYPE), [random(1, batch, side, side, width)]
 
 
-def fused_attention(implementation: str, form: str) -> list[Change]:
-    """Attention by jax.nn.dot_product_attention, which gets q (scaled), k, v and the biases."""
+def attention_form(implementation: str, form: str) -> list[Change]:
+    """`ops.relative_attention` by `jax.nn.dot_product_attention`, with its bias in another form."""
 
-    def keep_operands(q: Any, bias: Any, k: Any) -> Any:
-        return q, bias, k
-
-    def attend(saved: Any, v: Any) -> Any:
-        q, bias, k = saved
-        full, width = None, v.shape[-1]
-        if form == "bias in the product":  # the channels of the model's own form, padded to 32
-            own = attention.own_places(k)
-            k = jnp.concatenate([k, jnp.broadcast_to(own, (*k.shape[:2], *own.shape))], -1)
-            q = jnp.concatenate([q, bias], -1)
-            fill = -q.shape[-1] % 32
-            q, k = (jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, fill))) for x in (q, k))
-            v = jnp.pad(v, ((0, 0), (0, 0), (0, 0), (0, q.shape[-1] - width)))
+    def relative_attention(q: Any, k: Any, v: Any, rel_pos_h: Any, rel_pos_w: Any) -> Any:
+        b, t, n, c = q.shape
+        s = math.isqrt(t)
+        offsets = jnp.arange(s)[:, None] - jnp.arange(s)[None] + s - 1
+        table_h, table_w = (table[offsets].astype(q.dtype) for table in (rel_pos_h, rel_pos_w))
+        grid = q.reshape(b, s, s, n, c)
+        bias_h = jnp.einsum("byxnc,ykc->byxnk", grid, table_h).reshape(b, t, n, s)
+        bias_w = jnp.einsum("byxnc,xkc->byxnk", grid, table_w).reshape(b, t, n, s)
+        q, bias = q * c**-0.5, None
+        if form == "bias in the product":  # a key's row and column as channels, 32 at a time
+            one_hot = jnp.eye(s, dtype=k.dtype)
+            places = jnp.concatenate([jnp.repeat(one_hot, s, 0), jnp.tile(one_hot, (s, 1))], -1)
+            places = jnp.broadcast_to(places[None, :, None], (b, t, n, 2 * s))
+            fill = [(0, 0)] * 3 + [(0, -(c + 2 * s) % 32)]
+            q = jnp.pad(jnp.concatenate([q, bias_h, bias_w], -1), fill)
+            k = jnp.pad(jnp.concatenate([k, places], -1), fill)
+            v = jnp.pad(v, [(0, 0)] * 3 + [(0, q.shape[-1] - c)])
         elif form == "bias as an array":
-            rows, columns = jnp.split(bias, 2, axis=-1)
-            full = rows[..., None] + columns[..., None, :]
-            full = full.reshape(*rows.shape[:3], -1).astype(q.dtype)
-        q, k, v = (x.astype(v.dtype).swapaxes(1, 2) for x in (q, k, v))
-        out = jax.nn.dot_product_attention(q, k, v, full, scale=1.0, implementation=implementation)
-        return out.swapaxes(1, 2)[..., :width]
+            rows, columns = (x.swapaxes(1, 2) for x in (bias_h, bias_w))
+            bias = (rows[..., None] + columns[..., None, :]).reshape(b, n, t, t)
+        attend: Any = jax.nn.dot_product_attention
+        return attend(q, k, v, bias, scale=1.0, implementation=implementation)[..., :c]
 
-    return [(attention, "compare_biased", keep_operands), (attention, "weigh", attend)]
+    return [(ops, "relative_attention", relative_attention)]
 
 
 def tanh_gelu(x: Any) -> Any:
@@ -82,12 +88,13 @@ def tanh_gelu(x: Any) -> Any:
 
 ATTENTION: dict[str, list[Change]] = {
     UNCHANGED: [],
-    "cuDNN, bias in the product": fused_attention("cudnn", "bias in the product"),
-    "cuDNN, bias as an array": fused_attention("cudnn", "bias as an array"),
-    "XLA's, bias in the product": fused_attention("xla", "bias in the product"),
-    "XLA's, bias as an array": fused_attention("xla", "bias as an array"),
-    "cuDNN, no bias (a bound)": fused_attention("cudnn", "no bias"),
-    "tanh GELU (another function)": [(image_encoder, "gelu", tanh_gelu)],
+    "cuDNN, bias in the product": attention_form("cudnn", "bias in the product"),
+    "cuDNN, bias as an array": attention_form("cudnn", "bias as an array"),
+    "XLA's, bias in the product": attention_form("xla", "bias in the product"),
+    "XLA's, bias as an array": attention_form("xla", "bias as an array"),
+    "cuDNN, no bias (a bound)": attention_form("cudnn", "no bias"),
+    "the form for CPUs": [(ops, "relative_attention", cpu.relative_attention)],
+    "tanh GELU (another function)": [(ops, "gelu", tanh_gelu)],
 }
 
 
@@ -98,42 +105,37 @@ def up_block_case(batch: int, dry: bool) -> Case:
     side, channels = (8, 8) if dry else (112, 32)
     x = random(1, batch, side, side, channels)
     skip = random(2, batch, 2 * side, 2 * side, channels)
-    return mask_decoder.UpBlock(channels, DTYPE), [x, skip]
+    return up_block.UpBlock(channels, DTYPE), [x, skip]
 
 
-def split_up_conv_conv(x: Any, kernel: Any, bias: Any, second: Any) -> Any:
-    """`up_conv_conv` as `up_conv` and a 3x3 convolution after it."""
-    return up_block.convolve(up_block.up_conv(x, kernel, bias), second, 1)
-
-
-class SplitUpConvUnit(nn.Module):
-    """UpConvUnit as published: upsampled, concatenated, convolved."""
-
-    features: int
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: Any, skip: Any, up: Any, train: bool) -> Any:
-        x = up_block.up_conv(x, *up)
-        x = x if skip is None else jnp.concatenate([x, skip], axis=-1)
-        x = layers.conv(self.features, x.shape[-1], 3, self.dtype, "conv")(x)
-        return layers.relu(layers.BatchNorm(name="norm")(x, train))
-
-
-fused_up_conv_conv = up_block.up_conv_conv
-
-
-def fused_without_ones(
-    x: Any, kernel: Any, bias: Any, second: Any, padded_first: bool = False
+def summed_convolutions(
+    x: Any, skip: Any, up_kernel: Any, up_bias: Any, kernel: Any, bias: Any
 ) -> Any:
-    """`up_conv_conv` with the bias as a map of its own, so that channels stay a multiple of 8.
+    """`ops.up_concat_conv` with a convolution of each map instead of their concatenation."""
+    upper, lower = kernel[:, :, : up_bias.size], kernel[:, :, up_bias.size :]
+    x = ops.convolve(ops.up_conv(x, up_kernel, up_bias), upper, padding=1)
+    return x + (bias if skip is None else ops.convolve(skip, lower, padding=1) + bias)
+
+
+def joined_without_ones(
+    x: Any,
+    skip: Any,
+    up_kernel: Any,
+    up_bias: Any,
+    kernel: Any,
+    bias: Any,
+    *,
+    padded_first: bool = False,
+) -> Any:
+    """The joined form for CPUs with the bias as a map of its own: channels stay a multiple of 8.
 
     `padded_first` keeps the padding out of the convolution: if it is folded in, XLA turns the
     kernel's gradient into a convolution whose window is the whole map.
     """
-    b, h, w, d = x.shape
-    f = second.shape[-1]
-    taps = jnp.einsum("stde,uvef->stuvdf", kernel[::-1, ::-1], second)
+    _, h, w, d = x.shape
+    upper, lower = kernel[:, :, : up_bias.size], kernel[:, :, up_bias.size :]
+    f = upper.shape[-1]
+    taps = jnp.einsum("stde,uvef->stuvdf", up_kernel[::-1, ::-1], upper)
     both = jnp.zeros((4, 4, d, f), x.dtype)
     for s in range(2):
         for t in range(2):
@@ -141,29 +143,20 @@ def fused_without_ones(
     both = both.reshape(2, 2, 2, 2, d, f)[:, ::-1, :, ::-1].transpose(0, 2, 4, 1, 3, 5)
     if padded_first:
         x = jax.lax.optimization_barrier(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))))
-    patches = up_block.convolve(x, both.reshape(2, 2, d, 4 * f), 0 if padded_first else 1)
-    patches = patches.reshape(b, h + 1, w + 1, 2, 2, f)
+    x = ops.convolve(x, both.reshape(2, 2, d, 4 * f), padding=0 if padded_first else 1)
     empty = jnp.zeros((1, h, w, 0), x.dtype)
-    of_bias = fused_up_conv_conv(empty, kernel[:, :, :0], bias, second)
-    return up_block.pixel_shuffle(patches)[:, 1:-1, 1:-1] + of_bias
-
-
-SPLIT_CONVOLUTIONS: list[Change] = [(up_block, "up_conv_conv", split_up_conv_conv)]
-
-
-def split_convolutions() -> None:
-    """Split the decoder's convolutions for the rest of this process, unless a lever is in place."""
-    if up_block.up_conv_conv is fused_up_conv_conv:
-        up_block.up_conv_conv = split_up_conv_conv
+    of_bias = cpu.up_conv_conv(empty, up_kernel[:, :, :0], up_bias, upper)
+    x = pixel_shuffle(x)[:, 1:-1, 1:-1] + of_bias
+    return x + (bias if skip is None else ops.convolve(skip, lower, padding=1) + bias)
 
 
 UP_CONVOLUTION: dict[str, list[Change]] = {
     UNCHANGED: [],
-    "split, two convolutions summed": SPLIT_CONVOLUTIONS,
-    "split, concatenated": [(mask_decoder, "UpConvUnit", SplitUpConvUnit)],
-    "fused, without the channel of ones": [(up_block, "up_conv_conv", fused_without_ones)],
-    "fused, without the channel of ones, padded first": [
-        (up_block, "up_conv_conv", functools.partial(fused_without_ones, padded_first=True))
+    "two convolutions summed": [(ops, "up_concat_conv", summed_convolutions)],
+    "joined, the form for CPUs": [(ops, "up_concat_conv", cpu.up_concat_conv)],
+    "joined, without the channel of ones": [(ops, "up_concat_conv", joined_without_ones)],
+    "joined, without the channel of ones, padded first": [
+        (ops, "up_concat_conv", functools.partial(joined_without_ones, padded_first=True))
     ],
 }
 
@@ -177,7 +170,7 @@ def conv_unit(batch: int, dry: bool) -> Case:
 
 
 def one_pass_forward(x: Any, scale: Any, bias: Any, axes: tuple[int, ...], epsilon: float) -> Any:
-    """`layers._normalise_forward` with mean and mean of squares from one pass over `x`."""
+    """The forward rule of `cpu.normalise` with both moments from one pass over `x`."""
     wide = x.astype(jnp.float32)
     mean = wide.mean(axes, keepdims=True)
     variance = jnp.maximum(jnp.square(wide).mean(axes, keepdims=True) - jnp.square(mean), 0)
@@ -188,8 +181,12 @@ def one_pass_forward(x: Any, scale: Any, bias: Any, axes: tuple[int, ...], epsil
 
 def one_pass_normalise() -> Callable[..., Any]:
     normalise = jax.custom_vjp(lambda *x: one_pass_forward(*x)[0], nondiff_argnums=(3, 4))
-    normalise.defvjp(one_pass_forward, layers._normalise_backward)
-    return normalise
+    normalise.defvjp(one_pass_forward, cpu._normalise_backward)
+
+    def op(x: Any, scale: Any, bias: Any, *, axes: tuple[int, ...], epsilon: float) -> Any:
+        return normalise(x, scale, bias, axes, epsilon)
+
+    return op
 
 
 class NoNorm(nn.Module):
@@ -204,7 +201,8 @@ class NoNorm(nn.Module):
 
 BATCH_NORM: dict[str, list[Change]] = {
     UNCHANGED: [],
-    "mean and variance in one pass": [(layers, "normalise", one_pass_normalise())],
+    "gradient written out, the form for CPUs": [(ops, "normalise", cpu.normalise)],
+    "mean and variance in one pass": [(ops, "normalise", one_pass_normalise())],
     "no norm (a bound)": [(layers, "BatchNorm", NoNorm)],
 }
 
@@ -233,14 +231,14 @@ PARTS: dict[str, tuple[Callable[[int, bool], Case], dict[str, list[Change]], set
     "a block of the image encoder": (
         attention_block,
         ATTENTION,
-        {x for x in ATTENTION if "bias " in x},
+        {x for x in ATTENTION if "bias " in x and "bound" not in x} | {"the form for CPUs"},
     ),
     "up1": (up_block_case, UP_CONVOLUTION, set(UP_CONVOLUTION)),
-    "a conv unit at full size": (conv_unit, BATCH_NORM, {"mean and variance in one pass"}),
+    "a conv unit at full size": (conv_unit, BATCH_NORM, set(BATCH_NORM) - {"no norm (a bound)"}),
 }
 # What a dry run takes into the whole step, since times of tiny models choose nothing.
 DRY_CHOICE = {
     "a block of the image encoder": "XLA's, bias as an array",
-    "up1": "fused, without the channel of ones, padded first",
+    "up1": "joined, without the channel of ones, padded first",
     "a conv unit at full size": "mean and variance in one pass",
 }

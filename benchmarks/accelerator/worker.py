@@ -11,7 +11,7 @@ import time
 import traceback
 
 from benchmarks.accelerator.context import NotRun, StopAll, note, settings
-from benchmarks.accelerator.runner import STOPPED, retry
+from benchmarks.accelerator.runner import STOPPED
 from benchmarks.accelerator.steps import Step
 
 
@@ -49,9 +49,6 @@ def work(progress: pathlib.Path, steps: list[Step]) -> int:
         note(run, step.call, outcome, time.monotonic() - start)
         if stop:
             return STOPPED
-        if outcome.startswith("failed") and retry(run, step.call):
-            queue.insert(0, step)
-            continue
         record("end")
     return 0
 

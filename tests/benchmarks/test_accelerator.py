@@ -163,14 +163,6 @@ def test_quiet_suspends_the_checks(tmp_path):
     assert outcomes(run) == {"observe": "done", "count": "done"}
 
 
-def test_needed_step_is_repeated_with_split_convolutions(tmp_path):
-    run = make_settings(tmp_path)
-    assert not runner.retry(run, "model:evaluate bfloat16 32")
-    assert runner.retry(run, steps.NEEDED[-1])
-    assert run.split_convolutions.is_file()
-    assert not runner.retry(run, steps.NEEDED[-1])
-
-
 def test_dry_run_measures_and_writes_results(tmp_path):
     words = [sys.executable, "-m", "benchmarks", "accelerator", "--dry", "--budget=400"]
     words += [f"--out={tmp_path / 'out'}", f"--keep={tmp_path / 'keep'}"]

@@ -21,10 +21,10 @@ from usam_jax.data.preprocessing import Preparation, make_preparation, source_ki
 from usam_jax.evaluation import evaluate
 from usam_jax.evaluation.case_metrics import score_case
 from usam_jax.evaluation.case_scorer import CaseResult
-from usam_jax.evaluation.inference import batch_images
 from usam_jax.evaluation.summary import summarise
 from usam_jax.export import artifact, model_card
 from usam_jax.models import Prompts, init_variables, make_model
+from usam_jax.models.common.prompts import batch_images
 from usam_jax.models.common.spec import InputSpec
 from usam_jax.utils.errors import UsageError, WeightsError
 from usam_jax.utils.files import write_json

@@ -1,4 +1,4 @@
-"""The model's shapes, counts, variants and precision; the figures themselves are test_golden's."""
+"""Shapes, parameter counts, variants and precision. test_golden checks the values."""
 
 import functools
 
@@ -14,7 +14,7 @@ from flax import traverse_util
 from usam_jax.models import Prompts, init_variables, make_model, variable_shapes
 from usam_jax.models.common import layers
 from usam_jax.models.common.up_block import UpConvUnit
-from usam_jax.models.sam.attention import Attention, pick_offsets
+from usam_jax.models.sam.attention import Attention
 from usam_jax.models.sam.image_encoder import window_partition, window_unpartition
 from usam_jax.utils.errors import UsageError
 from usam_jax.weights import name_map
@@ -30,7 +30,7 @@ def tiny(**changes):
 
 
 def make_variables(model):
-    """Arbitrary variables of the right shapes: compiling the initialisers would take far longer."""
+    """Arbitrary variables of the right shapes, faster than compiling the initialisers."""
     size = model.image_size
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, size, size)), None)
     flat = {}
@@ -66,7 +66,7 @@ def test_parameter_counts_are_exact_for_each_part(variant):
 
 
 @pytest.mark.parametrize(("name", "num_classes"), [("usam_care", 3), ("usam_word", 17)])
-def test_arrays_are_those_of_the_published_checkpoint_less_its_unused_ones(name, num_classes):
+def test_variables_match_the_published_checkpoint(name, num_classes):
     published = recipe.manifest(name)
     used = {n: s for n, s in published.items() if not name_map.first_match(n, PUBLISHED.ignored)}
     leaves = name_map.model_leaves(model_config(num_classes=num_classes), PUBLISHED)
@@ -78,7 +78,7 @@ def test_arrays_are_those_of_the_published_checkpoint_less_its_unused_ones(name,
 
 
 @pytest.mark.parametrize("name", ["usam", "sam_s"])
-def test_encode_and_decode_compose_to_the_whole(name):
+def test_call_equals_decode_of_encode(name):
     model = make_model(tiny(name=name))
     images, points, labels, boxes = make_inputs()
     variables = make_variables(model)
@@ -94,12 +94,12 @@ def test_encode_and_decode_compose_to_the_whole(name):
         whole = apply(variables, images, prompts)
         assert whole.shape == (2, 112, 112, 3)
         assert whole.dtype == jnp.float32
-        # Compiled as one or as two, the same sums may be rounded in another order.
+        # One program may round the same sums in another order than two programs.
         np.testing.assert_allclose(whole, decode(variables, features, prompts), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("num_skips", range(5))
-def test_only_the_deepest_skips_are_used(num_skips):
+def test_num_skips_uses_only_the_deepest_skips(num_skips):
     model = make_model(tiny(num_skips=num_skips))
     images, points, labels, _ = make_inputs(batch=1)
     variables = make_variables(model)
@@ -124,7 +124,7 @@ def test_mask_tokens_can_be_one_per_class():
 
 
 @pytest.mark.parametrize("image_size", [96, 160])
-def test_sizes_whose_windows_need_padding_work(image_size):
+def test_model_accepts_sizes_whose_windows_need_padding(image_size):
     model = make_model(tiny(image_size=image_size))
     images, points, labels, _ = make_inputs(image_size)
     logits = jax.jit(model.apply)(make_variables(model), images, Prompts(points, labels))
@@ -132,7 +132,7 @@ def test_sizes_whose_windows_need_padding_work(image_size):
     assert bool(jnp.isfinite(logits).all())
 
 
-def test_windows_pad_at_the_bottom_and_right_and_join_again():
+def test_window_partition_pads_and_window_unpartition_inverts():
     x = jnp.arange(2 * 10 * 10 * 3, dtype=jnp.float32).reshape(2, 10, 10, 3)
     windows = window_partition(x, 7)
     assert windows.shape == (8, 7, 7, 3)
@@ -141,7 +141,7 @@ def test_windows_pad_at_the_bottom_and_right_and_join_again():
     np.testing.assert_array_equal(window_unpartition(windows, x.shape), x)
 
 
-def test_attention_equals_its_definition_written_as_loops():
+def test_attention_equals_its_definition_in_loops():
     side, heads, width = 3, 2, 8
     x = jnp.asarray(recipe.normal("attention", (1, side, side, width)))
     layer = Attention(heads, jnp.float32)
@@ -168,7 +168,7 @@ def test_attention_equals_its_definition_written_as_loops():
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)  # float32 rounding
 
 
-def test_bfloat16_computes_in_bfloat16_and_gives_float32_logits():
+def test_bfloat16_model_returns_float32_logits():
     images, points, labels, _ = make_inputs()
     prompts = Prompts(points, labels)
     exact, rounded = make_model(tiny()), make_model(tiny(dtype="bfloat16"))
@@ -178,32 +178,13 @@ def test_bfloat16_computes_in_bfloat16_and_gives_float32_logits():
     assert features.embedding.dtype == jnp.bfloat16
     a, b = (jax.jit(m.apply)(variables, images, prompts) for m in (exact, rounded))
     assert b.dtype == jnp.float32
-    # bfloat16 keeps 8 bits; some twenty layers deep a few per cent remain of the logits' norm.
+    # bfloat16 keeps 8 bits: after some twenty layers the error is a few per cent of the norm.
     assert float(jnp.linalg.norm(a - b) / jnp.linalg.norm(a)) < 0.1
-
-
-@pytest.mark.parametrize("axes", [(0, 1, 2), (3,)])
-def test_normalisation_has_the_gradients_that_jax_derives(axes):
-    x, above = (jnp.asarray(recipe.normal(name, (2, 3, 4, 5))) for name in ("x", "above"))
-    scale, bias = (jnp.asarray(recipe.normal(name, (5,))) for name in ("scale", "bias"))
-
-    def plain(x, scale, bias):
-        mean, var = x.mean(axes, keepdims=True), x.var(axes, keepdims=True)
-        return (x - mean) / jnp.sqrt(var + 1e-5) * scale + bias
-
-    def ours(x, scale, bias):
-        return layers.normalise(x, scale, bias, axes, 1e-5)[0]
-
-    expected, expected_backward = jax.vjp(plain, 3 * x + 1, scale, bias)
-    found, backward = jax.vjp(ours, 3 * x + 1, scale, bias)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    for a, b in zip(backward(above), expected_backward(above), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 @pytest.mark.parametrize("skip_channels", [0, 2])
 @pytest.mark.parametrize("channels", [4, 16])
-def test_an_upsampling_unit_is_its_layers_one_after_the_other(channels, skip_channels):
+def test_up_conv_unit_equals_its_layers_in_sequence(channels, skip_channels):
     def draw(*shape):
         return jnp.asarray(recipe.normal(str(shape), shape))
 
@@ -231,7 +212,7 @@ def test_an_upsampling_unit_is_its_layers_one_after_the_other(channels, skip_cha
     (found, found_vjp), (expected, expected_vjp) = (
         jax.vjp(f, *given) for f in (at_once, one_by_one)
     )
-    # Sums of some hundred products of about 1, by another order.
+    # Sums of some hundred products of about 1, in another order.
     np.testing.assert_allclose(found, expected, atol=2e-5)
     above = draw(*found.shape)
     pairs = zip(*(jax.tree.leaves(f(above)) for f in (found_vjp, expected_vjp)), strict=True)
@@ -239,14 +220,7 @@ def test_an_upsampling_unit_is_its_layers_one_after_the_other(channels, skip_cha
         np.testing.assert_allclose(a, b, atol=2e-5 * max(1, float(abs(b).max())))
 
 
-@pytest.mark.parametrize("side", [1, 2, 5])
-def test_each_query_picks_the_offset_of_each_key(side):
-    offsets = jnp.broadcast_to(jnp.arange(side - 1.0, -side, -1), (2, side, 2 * side - 1))
-    i, k = np.ogrid[:side, :side]
-    np.testing.assert_array_equal(pick_offsets(offsets), np.broadcast_to(i - k, (2, side, side)))
-
-
-def test_no_dtype_is_promoted_in_silence():
+def test_model_promotes_no_dtype_implicitly():
     model = make_model(tiny())
     images, points, labels, boxes = make_inputs()
     apply = functools.partial(model.apply, train=True, mutable=["batch_stats"])
@@ -255,7 +229,7 @@ def test_no_dtype_is_promoted_in_silence():
         jax.eval_shape(apply, variables, images, Prompts(points, labels, boxes))
 
 
-def test_padding_points_are_replaced_by_their_own_embedding():
+def test_prompt_encoder_replaces_padding_points():
     model = make_model(tiny())
     variables = make_variables(model)
     _, points, labels, _ = make_inputs()
@@ -267,7 +241,7 @@ def test_padding_points_are_replaced_by_their_own_embedding():
     np.testing.assert_array_equal(tokens[:, 4], jnp.stack([padding, padding]))
 
 
-def test_a_mixed_batch_gives_each_image_what_a_batch_of_its_kind_gives():
+def test_mixed_batch_gives_each_image_the_logits_of_its_prompts():
     model = make_model(tiny())
     images, points, labels, boxes = make_inputs()
     variables = make_variables(model)
@@ -284,13 +258,13 @@ def test_a_mixed_batch_gives_each_image_what_a_batch_of_its_kind_gives():
         given = jnp.array([[some] * count + [box] for some, box in kinds])
         mixed = apply(variables, images, Prompts(points, labels, boxes, given))
         for i, kind in enumerate(kinds):
-            # The same sums over more terms, some of them 0, may be rounded in another order.
+            # Sums with more terms, some of them 0, may be rounded in another order.
             np.testing.assert_allclose(mixed[i], alone[kind][i], rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match="given"):
         apply(variables, images, Prompts(points, labels, None, given))
 
 
-def test_fresh_parameters_are_distributed_as_torch_draws_them():
+def test_init_variables_follows_torchs_distributions():
     params = init_variables(tiny(image_size=32), jax.random.key(1))["params"]
     flat = traverse_util.flatten_dict(params, sep="/")
     for path, fan_in in {
@@ -303,7 +277,7 @@ def test_fresh_parameters_are_distributed_as_torch_draws_them():
             array = flat[f"{path}/{leaf}"]
             assert float(jnp.abs(array).max()) <= fan_in**-0.5
         kernel = flat[f"{path}/kernel"]
-        # A uniform distribution's deviation is its bound over the square root of 3.
+        # The standard deviation of a uniform distribution is its bound over the square root of 3.
         np.testing.assert_allclose(kernel.std() * (3 * fan_in) ** 0.5, 1.0, atol=0.03)
     assert not flat["image_encoder/pos_embed"].any()
     np.testing.assert_allclose(flat["mask_decoder/mask_tokens"].std(), 1.0, atol=0.15)
@@ -320,12 +294,12 @@ def test_fresh_parameters_are_distributed_as_torch_draws_them():
         ("num_classes", 1),
     ],
 )
-def test_a_setting_that_does_not_exist_is_named(field, value):
+def test_make_model_names_a_setting_that_does_not_exist(field, value):
     with pytest.raises(UsageError, match=f"config.model.{field}: got {value!r}"):
         make_model(tiny(**{field: value}))
 
 
-def test_points_without_labels_are_refused():
+def test_model_rejects_points_without_labels():
     model = make_model(tiny())
     images, points, *_ = make_inputs()
     with pytest.raises(ValueError, match="point_labels"):
@@ -333,8 +307,8 @@ def test_points_without_labels_are_refused():
 
 
 @pytest.mark.parametrize("head_dim", [4, 8])
-def test_attention_and_its_gradients_are_alike_on_small_and_large_maps(head_dim):
-    """Against the definition, pair by pair: 2 s is above one head's width and below the other's."""
+def test_attention_equals_its_definition_with_gradients(head_dim):
+    """Compares every pair of tokens, with 2 s above one head's width and below the other's."""
     s, heads = 3, 2
     d, t = heads * head_dim, s * s
     x, above = (jax.random.normal(jax.random.key(i), (2, s, s, d)) for i in (0, 2))
@@ -359,10 +333,3 @@ def test_attention_and_its_gradients_are_alike_on_small_and_large_maps(head_dim)
     pairs = zip(*(jax.tree.leaves(f(above)) for f in (found_vjp, expected_vjp)), strict=True)
     for a, b in pairs:
         np.testing.assert_allclose(a, b, atol=1e-5 * float(abs(b).max()))
-
-
-def test_a_number_that_is_none_passes_the_activation():
-    x = jnp.array([-2.0, -0.0, 0.0, 3.0, jnp.nan, -jnp.inf, jnp.inf])
-    np.testing.assert_array_equal(layers.relu(x), nn.relu(x))
-    gradients = (jax.vjp(f, x)[1](jnp.ones(7))[0][:4] for f in (layers.relu, nn.relu))
-    np.testing.assert_array_equal(*gradients)

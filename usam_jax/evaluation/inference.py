@@ -15,22 +15,10 @@ from usam_jax.data.packed.format import Packed
 from usam_jax.data.prompt_modes import PromptMode
 from usam_jax.data.splits import Subset
 from usam_jax.evaluation import pixel_counts
-from usam_jax.models import Prompts
 from usam_jax.models.common import registry
+from usam_jax.models.common.prompts import batch_images, batch_prompts
 from usam_jax.utils import console
 from usam_jax.utils.mesh import batch_sharding, replicated, shard_batch
-
-
-def batch_images(images: jax.Array) -> jax.Array:
-    """uint8 slices to the model's grey values in [0, 1]."""
-    return images.astype(jnp.float32) / 255
-
-
-def batch_prompts(batch: dict[str, Any]) -> Prompts | None:
-    """The prompts of a batch; None where it has none."""
-    fields = ("points_xy", "point_labels", "boxes_xyxy", "prompts_given")
-    found = {name.removeprefix("prompts_"): batch[name] for name in fields if name in batch}
-    return Prompts(**found) if found else None
 
 
 class Forward(NamedTuple):

@@ -17,11 +17,11 @@ from usam_jax import models
 from usam_jax.data.packed.encode import CLAHE_TILES
 from usam_jax.data.preprocessing import Preparation, make_preparation, source_kind
 from usam_jax.data.prompt_modes import trained_with
-from usam_jax.evaluation.inference import batch_images
 from usam_jax.export.model_card import write_card
 from usam_jax.io.safetensors_file import write_safetensors
 from usam_jax.models import Prompts, make_model
 from usam_jax.models.common import registry
+from usam_jax.models.common.prompts import batch_images
 from usam_jax.models.common.spec import InputSpec
 from usam_jax.training import run_record
 from usam_jax.utils import console

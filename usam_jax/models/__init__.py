@@ -1,5 +1,6 @@
 """Networks as Flax modules: `make_model(config.model)`, and the prompts that some of them take."""
 
+from usam_jax.models.common.prompts import Prompts
 from usam_jax.models.common.registry import (
     get,
     init_variables,
@@ -7,6 +8,5 @@ from usam_jax.models.common.registry import (
     make_model,
     variable_shapes,
 )
-from usam_jax.models.sam.prompt_encoder import Prompts
 
 __all__ = ["Prompts", "get", "init_variables", "make_config", "make_model", "variable_shapes"]

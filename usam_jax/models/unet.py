@@ -5,7 +5,8 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from usam_jax.models.common.layers import ConvUnit, Dtype, conv, max_pool
+from usam_jax.models import ops
+from usam_jax.models.common.layers import ConvUnit, Dtype, conv
 from usam_jax.models.common.spec import InputSpec, ModelSpec, multiple_of
 from usam_jax.utils.errors import UsageError
 
@@ -43,7 +44,7 @@ class UNet(nn.Module):
         x = SPEC.input.normalize(images, self.dtype)
         skips = []
         for level, features in enumerate(widths, start=1):
-            x = x if level == 1 else max_pool(x)
+            x = x if level == 1 else ops.max_pool(x)
             x = ConvBlock(features, self.dtype, name=f"down{level}")(x, train)
             skips.append(x)
         for level in range(LEVELS, 1, -1):

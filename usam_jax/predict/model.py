@@ -12,9 +12,9 @@ from ml_collections import ConfigDict
 
 from usam_jax.data.preprocessing import Preparation, make_preparation, source_kind
 from usam_jax.data.prompts import PADDING
-from usam_jax.evaluation.inference import batch_images, batch_prompts
 from usam_jax.models import make_model
 from usam_jax.models.common import registry
+from usam_jax.models.common.prompts import batch_images, batch_prompts
 from usam_jax.utils.errors import UsageError
 from usam_jax.weights import run_checkpoint
 

@@ -12,7 +12,7 @@ from flax import struct, traverse_util
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from usam_jax.evaluation.inference import batch_images, batch_prompts
+from usam_jax.models.common.prompts import batch_images, batch_prompts
 from usam_jax.models.common.spec import ModelSpec, group_of, merge_params, split_params
 from usam_jax.training import losses
 from usam_jax.utils.mesh import batch_sharding, place_state, replicated

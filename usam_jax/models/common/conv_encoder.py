@@ -3,18 +3,19 @@
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from usam_jax.models.common.layers import ConvUnit, Dtype, max_pool
+from usam_jax.models import ops
+from usam_jax.models.common.layers import ConvUnit, Dtype
 
 
 class DownBlock(nn.Module):
-    """2x2 max-pool, then two conv units."""
+    """2x2 max-pooling, then two `ConvUnit`s."""
 
     features: int
     dtype: Dtype
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w d"], train: bool) -> Float[Array, "b i j e"]:
-        x = max_pool(x)
+        x = ops.max_pool(x)
         x = ConvUnit(self.features, self.dtype, name="nConvs_0")(x, train)
         return ConvUnit(self.features, self.dtype, name="nConvs_1")(x, train)
 

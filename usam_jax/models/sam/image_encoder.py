@@ -4,7 +4,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from usam_jax.models.common.layers import Dtype, GreyConv, LayerNorm, Mlp, conv, gelu
+from usam_jax.models import ops
+from usam_jax.models.common.layers import Dtype, GreyConv, LayerNorm, Mlp, conv
 from usam_jax.models.sam.attention import Attention
 
 
@@ -20,7 +21,7 @@ def window_partition(x: Float[Array, "b h w d"], window: int) -> Float[Array, "n
 def window_unpartition(
     x: Float[Array, "n s s d"], shape: tuple[int, ...]
 ) -> Float[Array, "b h w d"]:
-    """The map of `shape` (b, h, w, d) that `window_partition` took apart, without its padding."""
+    """Inverse of `window_partition` for a map of `shape` (b, h, w, d)."""
     b, h, w, d = shape
     window = x.shape[1]
     rows, columns = -(-h // window), -(-w // window)
@@ -29,7 +30,7 @@ def window_unpartition(
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block; `window` 0 attends globally."""
+    """Pre-norm transformer block with windowed attention, or global attention if `window` is 0."""
 
     num_heads: int
     window: int
@@ -44,7 +45,7 @@ class Block(nn.Module):
         else:
             y = attention(y)
         x = x + y
-        mlp = Mlp(4 * x.shape[-1], gelu, self.dtype, name="mlp")
+        mlp = Mlp(4 * x.shape[-1], ops.gelu, self.dtype, name="mlp")
         return x + mlp(LayerNorm(1e-6, name="norm2")(x))
 
 

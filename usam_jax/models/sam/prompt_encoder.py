@@ -1,38 +1,11 @@
-"""Points and boxes to tokens. Frozen in training: it comes with SAM's weights."""
+"""Points and boxes to tokens. Training keeps SAM's weights here."""
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-FOREGROUND, BACKGROUND, PADDING = 1, 0, -1
-
-
-@struct.dataclass
-class Prompts:
-    """What the user points at, in pixels (x, y) of the model's input; either part may be None.
-
-    A point's label is 1 (foreground), 0 (background) or -1 (padding, which is no point).
-    A box is (x0, y0, x1, y1). `given` tells for each image which of its points and, last, whether
-    its box are there (q = p + 1), so that arrays of one shape hold any prompts: an image gets the
-    logits that it gets from arrays that hold nothing else.
-    """
-
-    points_xy: Float[Array, "b p 2"] | None = None
-    point_labels: Int[Array, "b p"] | None = None
-    boxes_xyxy: Float[Array, "b 4"] | None = None
-    given: Bool[Array, "b q"] | None = None  # needs both parts; None: what is not None is there
-
-    def token_mask(self) -> Bool[Array, "b n"] | None:
-        """Which of the encoder's tokens are there; None where all are."""
-        if self.given is None:
-            return None
-        if self.points_xy is None or self.boxes_xyxy is None:
-            raise ValueError("prompts.given was set without both points_xy and boxes_xyxy")
-        points, box = self.given[:, :-1], self.given[:, -1:]
-        end = points.any(1, keepdims=True) & ~box
-        return jnp.concatenate([points, end, box, box], axis=1)
+from usam_jax.models.common.prompts import FOREGROUND, PADDING, Prompts
 
 
 class PositionEmbedding(nn.Module):
@@ -72,7 +45,7 @@ class PromptEncoder(nn.Module):
     def embed_points(
         self, points_xy: Float[Array, "b p 2"], labels: Int[Array, "b p"]
     ) -> Float[Array, "b p d"]:
-        """Position and label of each point; padding is replaced by its own embedding."""
+        """Position plus label of each point, or the embedding of padding."""
         features = self.pe_layer((points_xy + 0.5) / self.image_size)
         label = labels[..., None]
         positive, negative = self.point_embeddings[1], self.point_embeddings[0]
@@ -80,7 +53,7 @@ class PromptEncoder(nn.Module):
         return jnp.where(label == PADDING, self.not_a_point_embed, features)
 
     def embed_boxes(self, boxes_xyxy: Float[Array, "b 4"]) -> Float[Array, "b 2 d"]:
-        """Two tokens of each box: its corners."""
+        """Tokens of the two corners of each box."""
         corners = self.pe_layer((boxes_xyxy.reshape(-1, 2, 2) + 0.5) / self.image_size)
         return corners + jnp.concatenate(self.point_embeddings[2:])
 
@@ -98,8 +71,10 @@ class PromptEncoder(nn.Module):
         if prompts.points_xy is not None:
             points, labels = prompts.points_xy, prompts.point_labels
             if labels is None:
-                raise ValueError("prompts.points_xy was given without prompts.point_labels")
-            # SAM marks the end of points that no box follows.
+                raise ValueError(
+                    "prompts.point_labels: got None with points_xy, expected int32[b p]"
+                )
+            # SAM appends one padding token to points that no box follows.
             if prompts.boxes_xyxy is None or prompts.given is not None:
                 points = jnp.pad(points, ((0, 0), (0, 1), (0, 0)))
                 labels = jnp.pad(labels, ((0, 0), (0, 1)), constant_values=PADDING)

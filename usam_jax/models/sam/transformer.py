@@ -10,7 +10,7 @@ NUM_HEADS = 8
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention with an inner width of its own; `mask` says which keys are there."""
+    """Multi-head attention with its own inner width. `mask` is True for keys that count."""
 
     inner: int
     dtype: Dtype
@@ -36,7 +36,7 @@ class CrossAttention(nn.Module):
 
 
 class TwoWayBlock(nn.Module):
-    """One layer. The first has no positions in its self-attention, and no residual there."""
+    """One layer. The self-attention of the first layer has no positions and no residual."""
 
     first: bool
     dtype: Dtype
@@ -76,9 +76,9 @@ class TwoWayBlock(nn.Module):
 
 
 class TwoWayTransformer(nn.Module):
-    """Two layers, then a last attention of the tokens to the image.
+    """Two layers, then attention from tokens to image.
 
-    Tokens that `mask` leaves out are as if they were not there.
+    Tokens whose `mask` is False do not affect the image or other tokens.
     """
 
     dtype: Dtype

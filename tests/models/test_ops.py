@@ -1,0 +1,202 @@
+"""Each CPU form equals its reference, and a program contains the forms of its platform alone."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import recipe
+from flax import linen as nn
+
+from benchmarks.hlo import products
+from usam_jax.models import ops
+from usam_jax.models.common.layers import ConvUnit
+from usam_jax.models.common.up_block import UpBlock
+from usam_jax.models.ops import activation, attention, conv, cpu, linear, norm
+from usam_jax.models.sam.image_encoder import Block
+
+FORMS = {
+    "matmul": (linear.matmul, cpu.matmul),
+    "relu": (activation.relu, cpu.relu),
+    "gelu": (activation.gelu, cpu.gelu),
+    "normalise": (norm.normalise, cpu.normalise),
+    "max_pool": (conv.max_pool, cpu.max_pool),
+    "up_conv": (conv.up_conv, cpu.up_conv),
+    "up_concat_conv": (conv.up_concat_conv, cpu.up_concat_conv),
+    "relative_attention": (attention.relative_attention, cpu.relative_attention),
+}
+
+
+def normal(*shape: int, scale: float = 1.0) -> np.ndarray:
+    return scale * recipe.normal(f"ops {shape}", shape)
+
+
+def distinct(*shape: int) -> np.ndarray:
+    """Eighths that are all different and exact in bfloat16, so that no maximum is shared."""
+    numbers = np.argsort(recipe.normal("distinct", shape).ravel()) - 100
+    return (numbers / 8).astype(np.float32).reshape(shape)
+
+
+def up_inputs(channels: int, skip_channels: int) -> tuple:
+    skip = normal(2, 6, 10, skip_channels) if skip_channels else None
+    kernel = normal(3, 3, 6 + skip_channels, 7, scale=0.2)
+    x, up = normal(2, 3, 5, channels), normal(2, 2, channels, 6, scale=0.3)
+    return x, skip, up, normal(6), kernel, normal(7)
+
+
+def attention_inputs(side: int, channels: int) -> tuple:
+    q, k, v = (recipe.normal(f"ops {name}", (2, side * side, 3, channels)) for name in "qkv")
+    tables = (normal(2 * side - 1, channels, scale=0.3) for _ in range(2))
+    return (q, k, v, *tables)
+
+
+CASES = {
+    "matmul": ("matmul", (normal(2, 3, 4), normal(4, 5)), {}),
+    "relu": ("relu", (normal(3, 40),), {}),
+    "gelu": ("gelu", (3 * normal(3, 40),), {}),
+    "normalise channels": (
+        "normalise",
+        (3 * normal(2, 3, 4, 5) + 1, normal(5), normal(1, 5)[0]),
+        {"axes": (3,), "epsilon": 1e-6},
+    ),
+    "normalise batch": (
+        "normalise",
+        (3 * normal(2, 3, 4, 5) + 1, normal(5), normal(1, 5)[0]),
+        {"axes": (0, 1, 2), "epsilon": 1e-5},
+    ),
+    "max_pool": ("max_pool", (distinct(2, 4, 6, 3),), {}),
+    "up_conv": ("up_conv", (normal(2, 3, 5, 4), normal(2, 2, 4, 6), normal(6)), {}),
+    "up_concat_conv joined": ("up_concat_conv", up_inputs(4, 2), {}),
+    "up_concat_conv joined, no skip": ("up_concat_conv", up_inputs(4, 0), {}),
+    "up_concat_conv apart": ("up_concat_conv", up_inputs(16, 2), {}),
+    "up_concat_conv apart, no skip": ("up_concat_conv", up_inputs(16, 0), {}),
+    # A CPU adds the bias inside the product if 2 s <= c.
+    "relative_attention large map": ("relative_attention", attention_inputs(4, 4), {}),
+    "relative_attention small map": ("relative_attention", attention_inputs(4, 8), {}),
+    "relative_attention one token": ("relative_attention", attention_inputs(1, 8), {}),
+}
+# Of the largest number of each array. float32: sums of some hundred products in another order.
+# bfloat16 keeps 8 bits (0.004): several roundings of numbers that partly cancel (0.022 at most).
+TOLERANCE = {"float32": 1e-5, "bfloat16": 0.03}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("case", CASES)
+def test_cpu_form_equals_reference(case, dtype):
+    name, inputs, static = CASES[case]
+    stays_float32 = {"normalise": (1, 2), "relative_attention": (3, 4)}.get(name, ())
+    inputs = [
+        None if x is None else jnp.asarray(x, "float32" if i in stays_float32 else dtype)
+        for i, x in enumerate(inputs)
+    ]
+
+    def run(form):
+        found, vjp = jax.vjp(functools.partial(form, **static), *inputs)
+        above = jax.tree.map(lambda y: jnp.asarray(recipe.normal("above", y.shape), y.dtype), found)
+        return found, vjp(above)
+
+    expected, found = (jax.jit(functools.partial(run, form))() for form in FORMS[name])
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == b.dtype
+        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+        np.testing.assert_allclose(a, b, rtol=0, atol=TOLERANCE[dtype] * max(1, abs(b).max()))
+
+
+def test_every_op_with_a_cpu_form_is_compared():
+    chosen = {name for name in ops.__all__ if hasattr(cpu, name) and name != "convolve"}
+    assert chosen == FORMS.keys() == {name for name, *_ in CASES.values()}
+    for name, (reference, _) in FORMS.items():
+        assert getattr(ops, name).__wrapped__.__wrapped__ is reference
+
+
+def test_relu_propagates_nan():
+    x = jnp.array([-2.0, -0.0, 0.0, 3.0, jnp.nan, -jnp.inf, jnp.inf])
+    np.testing.assert_array_equal(cpu.relu(x), nn.relu(x))
+    gradients = (jax.vjp(f, x)[1](jnp.ones(7))[0][:4] for f in (cpu.relu, nn.relu))
+    np.testing.assert_array_equal(*gradients)
+
+
+@pytest.mark.parametrize("side", [1, 2, 5])
+def test_relative_to_absolute_picks_each_keys_offset(side):
+    offsets = jnp.broadcast_to(jnp.arange(side - 1.0, -side, -1), (2, side, 2 * side - 1))
+    i, k = np.ogrid[:side, :side]
+    expected = np.broadcast_to(i - k, (2, side, side))
+    np.testing.assert_array_equal(cpu.relative_to_absolute(offsets), expected)
+
+
+class EveryOp(nn.Module):
+    """A small U with an attention block at its bottom."""
+
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x):
+        skip = ConvUnit(4, self.dtype, grey=True)(x, True)
+        x = ops.max_pool(skip)
+        x = Block(num_heads=2, window=0, dtype=self.dtype)(ConvUnit(8, self.dtype)(x, True))
+        x = UpBlock(6, self.dtype)(x, skip, True)
+        bias = self.param("bias", nn.initializers.zeros, (2,)).astype(self.dtype)
+        kernel = self.param("kernel", nn.initializers.ones, (2, 2, 6, 2)).astype(self.dtype)
+        return ops.up_conv(x, kernel, bias)
+
+
+def gradient_function(dtype="float32", transform=lambda f: f):
+    """A loss of `EveryOp` with its gradients, and abstract arguments."""
+    model, x = EveryOp(jnp.dtype(dtype)), jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.dtype(dtype))
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
+
+    def loss(params, stats, x):
+        variables = {"params": params, "batch_stats": stats}
+        apply = transform(lambda v, x: model.apply(v, x, mutable="batch_stats")[0])
+        return jnp.square(apply(variables, x).astype(jnp.float32)).mean()
+
+    return jax.value_and_grad(loss), (variables["params"], variables["batch_stats"], x)
+
+
+def lower(platforms, dtype="float32", transform=lambda f: f) -> str:
+    function, arguments = gradient_function(dtype, transform)
+    return jax.export.export(jax.jit(function), platforms=platforms)(*arguments).mlir_module()
+
+
+def lower_with(monkeypatch, position: int, platform: str) -> str:
+    """`EveryOp` if each op is its reference (0) or its form for CPUs (1) without any choice."""
+    with monkeypatch.context() as patch:
+        for name, forms in FORMS.items():
+            patch.setattr(ops, name, forms[position])
+        return lower([platform])
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, jax.checkpoint], ids=["plain", "remat"])
+@pytest.mark.parametrize(("platform", "position"), [("cuda", 0), ("tpu", 0), ("cpu", 1)])
+def test_program_contains_its_platforms_forms_alone(platform, position, transform, monkeypatch):
+    own, other = (
+        set(products(lower_with(monkeypatch, i, platform))) for i in (position, 1 - position)
+    )
+    assert other - own  # or the test could not tell them apart
+    assert set(products(lower([platform], transform=transform))) == own
+
+
+def test_compiled_cpu_program_makes_no_choice():
+    function, arguments = gradient_function()
+    compiled = jax.jit(function).lower(*arguments).compile()
+    assert "conditional(" not in compiled.as_text()
+
+
+def test_program_for_two_platforms_makes_no_choice_on_a_cpu():
+    function, shapes = gradient_function()
+    arguments = jax.tree.map(lambda x: 1 + normal(*x.shape, scale=0.1), shapes)
+    exported = jax.export.export(jax.jit(function), platforms=("cpu", "cuda"))(*shapes)
+    compiled = jax.jit(exported.call).lower(*arguments).compile()
+    assert "conditional(" not in compiled.as_text()
+    for a, b in zip(
+        *(jax.tree.leaves(f(*arguments)) for f in (compiled, jax.jit(function))), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(1, float(abs(b).max())))
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+def test_bfloat16_products_are_bfloat16_on_each_platform(platform):
+    found = products(lower([platform], "bfloat16"))
+    assert {x.multiplied for x in found} == {("bf16", "bf16")}

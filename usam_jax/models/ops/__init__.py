@@ -1,0 +1,63 @@
+"""The operations that the networks are built from, each with a form for CPUs if XLA needs one.
+
+`activation`, `attention`, `conv`, `linear` and `norm` hold the references. `cpu` holds the forms
+that XLA:CPU compiles to faster code. Networks call the names below. A program that is compiled or
+exported for one platform contains the forms of that platform alone.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import jax
+
+from usam_jax.models.ops import activation, attention, conv, cpu, linear, norm
+from usam_jax.models.ops.conv import convolve
+
+__all__ = [
+    "convolve",
+    "gelu",
+    "matmul",
+    "max_pool",
+    "normalise",
+    "relative_attention",
+    "relu",
+    "up_concat_conv",
+    "up_conv",
+]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def per_platform(reference: Callable[P, R], *, cpu: Callable[P, R]) -> Callable[P, R]:
+    """`reference` with its form for CPUs: arrays are positional, static arguments keywords.
+
+    Lowering drops the other platforms' forms, also from gradients, so the choice costs tracing time
+    alone. `jit` makes that once per shape instead of once per layer.
+    """
+
+    parameters = inspect.signature(reference).parameters.values()
+    keywords = [x.name for x in parameters if x.kind is x.KEYWORD_ONLY]
+
+    @functools.partial(jax.jit, static_argnames=keywords)
+    @functools.wraps(reference)
+    def op(*arrays: P.args, **static: P.kwargs) -> R:
+        return jax.lax.platform_dependent(
+            *arrays,
+            cpu=functools.partial(cpu, **static),
+            default=functools.partial(reference, **static),
+        )
+
+    return op
+
+
+matmul = per_platform(linear.matmul, cpu=cpu.matmul)
+relu = per_platform(activation.relu, cpu=cpu.relu)
+gelu = per_platform(activation.gelu, cpu=cpu.gelu)
+normalise = per_platform(norm.normalise, cpu=cpu.normalise)
+max_pool = per_platform(conv.max_pool, cpu=cpu.max_pool)
+up_conv = per_platform(conv.up_conv, cpu=cpu.up_conv)
+up_concat_conv = per_platform(conv.up_concat_conv, cpu=cpu.up_concat_conv)
+relative_attention = per_platform(attention.relative_attention, cpu=cpu.relative_attention)
