@@ -24,11 +24,12 @@ from ml_collections import ConfigDict
 
 from usam_jax import models
 from usam_jax.data.datasets.registry import name_classes
-from usam_jax.evaluation import evaluate
+from usam_jax.evaluation import checks, evaluate
 from usam_jax.training import loop
 from usam_jax.utils import cli, console, runtime
 from usam_jax.utils.errors import UsageError, list_some
 from usam_jax.utils.files import atomic_write, read_json, require_folder, write_json
+from usam_jax.utils.mesh import make_mesh
 from usam_jax.weights import run_checkpoint
 
 matplotlib.use("Agg")
@@ -127,6 +128,7 @@ def run_all(config: ConfigDict, workdir: pathlib.Path, seeds: list[int]) -> Resu
 
 
 def run_one(config: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
+    checks.check_all(config, make_mesh())
     loop.train(config, folder, evaluate.make_evaluate_fn)
     return evaluate.evaluate_workdir(config, folder)
 

@@ -32,27 +32,28 @@ PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, fr
 
 
 def numbers(name: str, values: list[str] | None) -> list[int]:
-    """The numbers of a flag. Raises UsageError for anything else."""
+    """Parse the integers of a flag. Raises UsageError for anything else."""
     try:
         return [int(x) for x in values or ()]
     except ValueError as error:
-        raise UsageError(f"--{name}: found {values}, expected whole numbers") from error
+        raise UsageError(f"--{name}: got {values}, expected whole numbers") from error
 
 
 def main(config: ConfigDict, arguments: list[str]) -> None:
-    """What the flags ask for."""
+    """Train or evaluate as the flags say."""
     if arguments:
         raise UsageError(f"unknown arguments {arguments}; flags begin with --")
     seeds, profile = numbers("seeds", SEEDS.value), numbers("profile", PROFILE.value) or [0, 0]
     if len(profile) != 2 or profile[0] > profile[1] or min(profile) < 0:
-        raise UsageError(f"--profile: found {profile}, expected the first and the last step")
+        raise UsageError(f"--profile: got {profile}, expected the first and the last step")
     # After the flags: a wrong one should not wait for JAX.
     from usam_jax.data.datasets.registry import name_classes
-    from usam_jax.evaluation import evaluate
+    from usam_jax.evaluation import checks, evaluate
     from usam_jax.evaluation.report import tables
     from usam_jax.models.common import registry
     from usam_jax.training import loop
     from usam_jax.utils import runtime
+    from usam_jax.utils.mesh import make_mesh
 
     if config.train.deterministic:
         xla_flags.repeat_exactly()
@@ -60,6 +61,7 @@ def main(config: ConfigDict, arguments: list[str]) -> None:
     runtime.initialize_distributed(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     name_classes(config)
     runtime.keep_memory()
+    checks.check_all(config, make_mesh())
     name, _ = cli.config_name()
     network = registry.short_name(config.model.name)
     suffix = "" if network == "usam" else f"_{network}"

@@ -22,13 +22,12 @@ def work(progress: pathlib.Path, steps: list[Step]) -> int:
         with progress.open("a") as file:
             file.write(f"{event} {time.time()}\n")
 
-    run, queue = settings(), list(steps)
+    run = settings()
     if any(x.jax for x in steps):
         from benchmarks.accelerator.prepare import prepare_jax
 
         prepare_jax()
-    while queue:
-        step = queue.pop(0)
+    for step in steps:
         record("begin")
         if run.seconds_left() < step.likely * (0.1 if run.dry else 0.7):
             note(run, step.call, f"left out: {run.seconds_left():.0f} s are left")

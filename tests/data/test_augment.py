@@ -179,7 +179,7 @@ def test_augment_intensity_leaves_labels_unchanged():
 )
 def test_augment_and_prompts_name_invalid_field(field, value):
     config = phantom_config(**{field: value})
-    with pytest.raises(UsageError, match=f"config.{field}: found {value!r}"):
+    with pytest.raises(UsageError, match=f"config.{field}: got {value!r}"):
         make_augment(config.data), prompts.make_add_prompts(config)
 
 

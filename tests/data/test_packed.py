@@ -249,7 +249,7 @@ def test_care_labels_above_last_class_count_as_it(care):
 def test_prepare_names_invalid_setting(care):
     _, config = care
     config.data.intensity = "clipped"
-    with pytest.raises(UsageError, match=r"config.data.intensity: found 'clipped'"):
+    with pytest.raises(UsageError, match=r"config.data.intensity: got 'clipped'"):
         prepare.prepare(config.data)
 
 

@@ -41,7 +41,7 @@ def test_registry_needs_one_file_for_a_new_layout(tmp_path, monkeypatch):
 def test_registry_names_the_kinds_for_an_unknown_one(kind):
     config = care.get_config()
     config.data.kind = kind
-    message = f"config.data.kind: found {kind!r}, expected one of {', '.join(KINDS)}"
+    message = f"config.data.kind: got {kind!r}, expected one of {', '.join(KINDS)}"
     for function in (registry.list_cases, checks.check):
         with pytest.raises(UsageError) as caught:
             function(config.data)
@@ -106,7 +106,7 @@ def test_check_names_the_field_that_makes_no_sense(field, value, name):
     data[field] = value
     with pytest.raises(UsageError) as caught:
         checks.check(data)
-    assert str(caught.value).startswith(f"config.{name}: found {value!r}, expected ")
+    assert str(caught.value).startswith(f"config.{name}: got {value!r}, expected ")
 
 
 def test_check_names_the_config_that_phantoms_need():

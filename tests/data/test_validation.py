@@ -256,7 +256,7 @@ def test_packed_data_set_is_used_from_any_folder(nnunet, tmp_path):
     assert "--config.model.image_size=48" in done.stdout  # in the command for training
     config.data.clahe_limit = 1.0
     with pytest.raises(
-        UsageError, match=r"clahe_limit: found 1.0, expected 2.5 as it was packed with"
+        UsageError, match=r"clahe_limit: got 1.0, expected 2.5 as it was packed with"
     ):
         prepare.prepare(config.data)
     images = np.load(found.path("train", "images"), mmap_mode="r+")

@@ -111,12 +111,12 @@ def test_folds_hold_out_every_patient_once(nnunet):
         seen += held.tolist()
         assert len({packed.slices("train")[row]["patient"] for row in held}) == 1
     assert sorted(seen) == list(range(24))
-    with pytest.raises(UsageError, match=r"num_folds: found 4, but .* on the test set"):
+    with pytest.raises(UsageError, match=r"num_folds: got 4, but .* on the test set"):
         splits.split_parts(packed, config.data, "test")
     for field, value in (("fold", 4), ("num_folds", 1), ("val_fraction", 3.0)):
         other = config.data.copy_and_resolve_references()
         other[field] = value
-        with pytest.raises(UsageError, match=rf"config.data.{field}: found {value}, expected"):
+        with pytest.raises(UsageError, match=rf"config.data.{field}: got {value}, expected"):
             prepare.prepare(other)
 
 
@@ -189,7 +189,7 @@ def test_prepare_names_unsuitable_dataset_json(nnunet):
     path = root / "dataset.json"
     description = json.loads(path.read_text())
     config.data.classes = ("background", "liver", "tumour")
-    with pytest.raises(UsageError, match=r"config.data.classes: found .*configs/nnunet"):
+    with pytest.raises(UsageError, match=r"config.data.classes: got .*configs/nnunet"):
         prepare.prepare(config.data)
     path.write_text(json.dumps({**description, "channel_names": {"0": "CT", "1": "PET"}}))
     with pytest.raises(DataError, match=r"has the channels .* expected one, CT"):
@@ -199,7 +199,7 @@ def test_prepare_names_unsuitable_dataset_json(nnunet):
         with pytest.raises(DataError, match="one number for each and no ignore label"):
             prepare.prepare(config.data)
     path.write_text("{}")
-    with pytest.raises(DataError, match=r"dataset\.json: found no usable description"):
+    with pytest.raises(DataError, match=r"dataset\.json: got no usable description"):
         prepare.prepare(config.data)
     path.unlink()
     with pytest.raises(DataError, match=r"dataset\.json is not there"):

@@ -287,7 +287,7 @@ def test_init_variables_follows_torchs_distributions():
     ("field", "value"),
     [
         ("variant", "vit_x"),
-        ("name", "unet"),
+        ("name", "nounet"),
         ("num_skips", 5),
         ("image_size", 225),
         ("dtype", "int8"),

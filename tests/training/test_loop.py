@@ -19,8 +19,8 @@ from rich.console import Console
 
 from usam_jax.data import loader, splits
 from usam_jax.data.packed import prepare
-from usam_jax.evaluation import evaluate, pixel_counts
-from usam_jax.training import checks, loop, losses, optimizer, run_record
+from usam_jax.evaluation import checks, evaluate, pixel_counts
+from usam_jax.training import loop, losses, optimizer, run_record
 from usam_jax.training.metric_writer import MetricWriter
 from usam_jax.utils import console
 from usam_jax.utils.errors import DataError, UsageError, UserError, WeightsError
@@ -238,15 +238,15 @@ def test_pooled_scores_equal_a_count_over_all_slices_and_leave_padding_out():
 
 
 def test_a_batch_must_split_over_the_devices():
-    with pytest.raises(UsageError, match=r"config.train.batch_size: found 6, .* multiple of the 8"):
+    with pytest.raises(UsageError, match=r"config.train.batch_size: got 6, .* multiple of the 8"):
         check_batch_size(6, make_mesh(8), "config.train.batch_size")
 
 
 def test_contradicting_settings_are_named():
     config = phantom_config()
     config.model.num_classes = 4
-    with pytest.raises(UsageError, match=r"config.model.num_classes: found 4"):
-        checks.check_config(config, make_mesh(1))
+    with pytest.raises(UsageError, match=r"config.model.num_classes: got 4"):
+        checks.check_all(config, make_mesh(1))
     for field, value in (
         ("eval.select_on", "train"),
         ("eval.split", "validation"),
@@ -254,8 +254,8 @@ def test_contradicting_settings_are_named():
         ("data.val_fraction", 1.5),
         ("prompts.kind", "clicks"),
     ):
-        with pytest.raises(UsageError, match=rf"config.{field}: found {value!r}"):
-            checks.check_config(phantom_config(**{field: value}), make_mesh(1))
+        with pytest.raises(UsageError, match=rf"config.{field}: got {value!r}"):
+            checks.check_all(phantom_config(**{field: value}), make_mesh(1))
 
 
 def test_metrics_of_a_broken_run_are_dropped_past_its_checkpoint(tmp_path):

@@ -16,17 +16,17 @@ from usam_jax.utils.errors import UsageError
 
 
 def our_steps() -> dict[str, np.ndarray]:
-    params = {part: jnp.asarray(problem.start(part)) for part in problem.RATES}
+    params = {part: {"w": jnp.asarray(problem.start(part))} for part in problem.RATES}
     factor_fn = optimizer.polynomial_decay(problem.TOTAL, problem.WARMUP)
     tx = optimizer.make_optimizer(problem.config(), factor_fn, SPEC)
     state, found = tx.init(params), []
     update = jax.jit(tx.update)
     for step in range(problem.NUM_STEPS):
-        grads = {part: jnp.asarray(problem.gradient(part, step)) for part in params}
+        grads = {part: {"w": jnp.asarray(problem.gradient(part, step))} for part in params}
         updates, state = update(grads, state, params)
         params = optax.apply_updates(params, updates)
         found.append(params)
-    return {part: np.stack([x[part] for x in found]) for part in params}
+    return {part: np.stack([x[part]["w"] for x in found]) for part in params}
 
 
 def assert_close(found, expected):

@@ -105,4 +105,4 @@ def test_a_file_of_another_size_is_refused_with_its_name(tmp_path):
     save_file(arrays, tmp_path / "tiny.safetensors")
     with pytest.raises(WeightsError, match=r"(?s)tiny.safetensors: .*misshapen") as e:
         load.read_weights(tmp_path / "tiny.safetensors", model_config())
-    assert "params/image_encoder/pos_embed: found (1, 7, 7, 96)" in str(e.value)
+    assert "params/image_encoder/pos_embed: got (1, 7, 7, 96)" in str(e.value)

@@ -72,7 +72,7 @@ def make_augment(data: ConfigDict) -> Augment:
     for field, limit in limits.items():
         if not 0 <= data[field] <= limit:
             raise UsageError(
-                f"config.data.{field}: found {data[field]}, expected a number from 0 to {limit:g}"
+                f"config.data.{field}: got {data[field]}, expected a number from 0 to {limit:g}"
             )
     amounts = (data.augment_scale, data.augment_elastic, data.augment_intensity)
     return Augment(data.augment, data.random_clahe, *amounts)

@@ -14,9 +14,9 @@ def check(data: ConfigDict) -> None:
     check_splitting(data)
     make_augment(data)
     if data.num_workers < 0:
-        raise UsageError(f"config.data.num_workers: found {data.num_workers}, expected 0 or more")
+        raise UsageError(f"config.data.num_workers: got {data.num_workers}, expected 0 or more")
     if "mean" in data.classes:
         raise UsageError(
-            f"config.data.classes: found {tuple(data.classes)}, expected no class named mean, "
+            f"config.data.classes: got {tuple(data.classes)}, expected no class named mean, "
             "which is the name of the mean over the classes"
         )

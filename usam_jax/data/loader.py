@@ -132,7 +132,7 @@ def row_batches(
     usable = num_rows // config.train.batch_size * config.train.batch_size
     if not usable:
         raise UsageError(
-            f"config.train.batch_size: found {config.train.batch_size}, but there are only "
+            f"config.train.batch_size: got {config.train.batch_size}, but there are only "
             f"{num_rows} slices to train on; expected at most that"
         )
     dataset = grain.MapDataset.range(num_rows).seed(config.seed).shuffle()

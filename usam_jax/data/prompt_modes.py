@@ -106,7 +106,7 @@ def other_modes(config: ConfigDict) -> list[PromptMode]:
     for name in config.eval.prompts:
         found = NAMES.fullmatch(str(name))
         if not found:
-            raise UsageError(f"config.eval.prompts: found {name!r}, expected {EXPECTED}")
+            raise UsageError(f"config.eval.prompts: got {name!r}, expected {EXPECTED}")
         kind, count = name, 1
         if found["count"]:
             kind, count = f"points{found['box'] or ''}", int(found["count"])
@@ -128,7 +128,7 @@ def noisy_modes(config: ConfigDict) -> list[PromptMode]:
     main = main_mode(config)
     if not all(isinstance(x, int | float) and x > 0 for x in config.eval.prompt_jitter_px):
         raise UsageError(
-            f"config.eval.prompt_jitter_px: found {config.eval.prompt_jitter_px}, expected pixels "
+            f"config.eval.prompt_jitter_px: got {config.eval.prompt_jitter_px}, expected pixels "
             "above 0"
         )
     if main.name == "none":

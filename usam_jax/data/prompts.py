@@ -59,9 +59,7 @@ def make_add_prompts(config: ConfigDict) -> AddPrompts:
 
     def check(ok: bool, field: str, expected: str) -> None:
         if not ok:
-            raise UsageError(
-                f"config.prompts.{field}: found {prompts[field]!r}, expected {expected}"
-            )
+            raise UsageError(f"config.prompts.{field}: got {prompts[field]!r}, expected {expected}")
 
     check(prompts.kind in KINDS, "kind", f"one of {KINDS}")
     check(prompts.order in ORDERS, "order", f"one of {ORDERS}")

@@ -39,7 +39,7 @@ def split_parts(packed: Packed, data: ConfigDict, select_on: str) -> dict[str, S
     check_splitting(data)
     if data.num_folds and (select_on != "val" or packed.cases("val")):
         raise UsageError(
-            f"config.data.num_folds: found {data.num_folds}, but the best epoch is chosen on "
+            f"config.data.num_folds: got {data.num_folds}, but the best epoch is chosen on "
             f"{'its own validation split' if select_on == 'val' else 'the test set'}; folds are "
             "for data sets without validation split and config.eval.select_on=val"
         )
@@ -75,7 +75,7 @@ def choose(subsets: dict[str, Subset], config: ConfigDict) -> Subset:
     name = config.eval.split
     if name not in subsets or not len(subsets[name]):
         raise UsageError(
-            f"config.eval.split: found {name!r}, expected a split that has slices: "
+            f"config.eval.split: got {name!r}, expected a split that has slices: "
             f"{', '.join(x for x in subsets if len(subsets[x]))}"
         )
     return subsets[name]
@@ -144,12 +144,12 @@ def check_splitting(data: ConfigDict) -> None:
     """Raises UsageError for an invalid fraction, number of folds or fold."""
     if not 0 < data.val_fraction < 1:
         raise UsageError(
-            f"config.data.val_fraction: found {data.val_fraction}, expected between 0 and 1"
+            f"config.data.val_fraction: got {data.val_fraction}, expected between 0 and 1"
         )
     if data.num_folds < 0 or data.num_folds == 1:
-        raise UsageError(f"config.data.num_folds: found {data.num_folds}, expected 0, or 2 or more")
+        raise UsageError(f"config.data.num_folds: got {data.num_folds}, expected 0, or 2 or more")
     if data.num_folds and not 0 <= data.fold < data.num_folds:
-        raise UsageError(f"config.data.fold: found {data.fold}, expected 0 to {data.num_folds - 1}")
+        raise UsageError(f"config.data.fold: got {data.fold}, expected 0 to {data.num_folds - 1}")
 
 
 def split_setting(data: ConfigDict) -> str:

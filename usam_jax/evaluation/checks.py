@@ -10,6 +10,7 @@ from usam_jax import models
 from usam_jax.data.prompt_modes import noisy_modes, other_modes
 from usam_jax.evaluation.case_metrics import POLICIES
 from usam_jax.models.common import registry
+from usam_jax.training import checks as training_checks
 from usam_jax.utils.errors import UsageError
 from usam_jax.utils.mesh import check_batch_size
 
@@ -19,6 +20,12 @@ SPLITS = ("train", *SELECTION_SPLITS)
 
 def is_positive(x: Any) -> bool:
     return isinstance(x, int | float) and 0 < x < math.inf
+
+
+def check_all(config: ConfigDict, mesh: Mesh) -> None:
+    """Raise UsageError for a wrong field in any section, each checked by its owner."""
+    training_checks.check(config, mesh)
+    check(config, mesh)
 
 
 def check(config: ConfigDict, mesh: Mesh) -> None:

@@ -22,7 +22,6 @@ from usam_jax.evaluation.report.slices import choose_rows, draw_report, make_rep
 from usam_jax.evaluation.report.tables import print_results
 from usam_jax.evaluation.summary import summarise, write_results
 from usam_jax.models import make_model
-from usam_jax.training import checks as training_checks
 from usam_jax.training.loop import Evaluated, EvaluateFn
 from usam_jax.utils import runtime
 from usam_jax.utils.errors import WeightsError
@@ -124,8 +123,7 @@ def evaluate_workdir(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any
     another model, and DataError where the run was trained on slices of a part that is not `train`.
     """
     mesh = make_mesh()
-    training_checks.check(config, mesh)
-    checks.check(config, mesh)
+    checks.check_all(config, mesh)
     step = run_checkpoint.best_step(workdir, config.model)
     saved = run_checkpoint.read_config(workdir)
     check_classes(workdir, saved, config)

@@ -90,7 +90,7 @@ def require_keys(where: Any, content: Any, needed: set[str], allowed: set[str]) 
         found = sorted(keys) if keys is not None else type(content).__name__
         names = sorted(needed) + [f"{x} (may be left out)" for x in sorted(allowed)]
         raise UsageError(
-            f"{where}: found {found}, expected the keys {', '.join(names)}; like {EXAMPLE}"
+            f"{where}: got {found}, expected the keys {', '.join(names)}; like {EXAMPLE}"
         )
 
 
@@ -104,7 +104,7 @@ def to_slice(where: str, at: Any, geometry: Geometry, world: bool) -> np.ndarray
     except (TypeError, ValueError):
         place = np.zeros(0)
     if place.shape != (3,) or not np.isfinite(place).all():
-        raise UsageError(f"{where}: found {at!r}, expected three numbers")
+        raise UsageError(f"{where}: got {at!r}, expected three numbers")
     affine, shape = np.array(geometry.affine), np.array(geometry.file_shape)
     if world:
         place = np.linalg.solve(affine[:3, :3], place - affine[:3, 3])

@@ -131,18 +131,18 @@ def make_clicks(points_xy: Any, point_labels: Any, box: Any, shape: tuple[int, .
         points = np.asarray([] if points_xy is None else points_xy, np.float32)
         points = points.reshape(0, 2) if not points.size else points
     except (TypeError, ValueError) as error:
-        raise UsageError(f"points_xy: found {points_xy!r}, expected numbers [n 2]") from error
+        raise UsageError(f"points_xy: got {points_xy!r}, expected numbers [n 2]") from error
     if points.ndim != 2 or points.shape[1] != 2:
-        raise UsageError(f"points_xy: found the shape {points.shape}, expected [n 2]")
+        raise UsageError(f"points_xy: got the shape {points.shape}, expected [n 2]")
     labels = np.ones(len(points)) if point_labels is None else np.asarray(point_labels)
     if labels.shape != (len(points),) or not np.isin(labels, (0, 1)).all():
         raise UsageError(
-            f"point_labels: found {np.asarray(point_labels).tolist()}, expected 1 or 0 for each of "
+            f"point_labels: got {np.asarray(point_labels).tolist()}, expected 1 or 0 for each of "
             f"{len(points)} points"
         )
     corners = None if box is None else np.asarray(box, np.float32).reshape(-1)
     if corners is not None and (corners.shape != (4,) or (corners[:2] > corners[2:]).any()):
-        raise UsageError(f"box: found {corners.tolist()}, expected x0, y0, x1, y1 in this order")
+        raise UsageError(f"box: got {corners.tolist()}, expected x0, y0, x1, y1 in this order")
     everything = points if corners is None else np.concatenate([points, corners.reshape(2, 2)])
     outside = ~((everything >= -0.5) & (everything <= np.array(shape[::-1]) - 0.5)).all(-1)
     if outside.any():

@@ -45,7 +45,7 @@ def check_batch_size(batch_size: int, mesh: Mesh, field: str) -> None:
     """Raises UsageError for a batch that cannot be split evenly over the devices."""
     if batch_size < 1 or batch_size % mesh.size:
         raise UsageError(
-            f"{field}: found {batch_size}, expected a positive multiple of the {mesh.size} devices"
+            f"{field}: got {batch_size}, expected a positive multiple of the {mesh.size} devices"
         )
 
 

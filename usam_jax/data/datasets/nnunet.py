@@ -23,7 +23,7 @@ def list_cases(data: ConfigDict) -> Cases:
     classes, ending = dataset_json.class_names(description), description["file_ending"]
     if classes != tuple(data.classes):
         raise UsageError(
-            f"config.data.classes: found {tuple(data.classes)}, but {path} says {classes}; use "
+            f"config.data.classes: got {tuple(data.classes)}, but {path} says {classes}; use "
             "--config=configs/nnunet.py, which reads them from there"
         )
     if listed := dataset_json.listed_files(description, path):

@@ -25,7 +25,7 @@ def kinds() -> list[str]:
 def get_spec(kind: str) -> DatasetSpec:
     """The layout of that kind. Raises UsageError if there is none."""
     if kind not in kinds():
-        raise UsageError(f"config.data.kind: found {kind!r}, expected one of {', '.join(kinds())}")
+        raise UsageError(f"config.data.kind: got {kind!r}, expected one of {', '.join(kinds())}")
     return importlib.import_module(f"{datasets.__name__}.{kind}").SPEC
 
 
@@ -78,7 +78,7 @@ def require_present(root: pathlib.Path, spec: DatasetSpec) -> None:
     """Raises DataError, with where to get the data, if the folder has no such data set."""
     if spec.required and not (root / spec.required).exists():
         raise DataError(
-            f"{root / spec.required} is not there; config.data.root: found {str(root)!r}, expected "
+            f"{root / spec.required} is not there; config.data.root: got {str(root)!r}, expected "
             f"a folder that holds {spec.layout}",
             spec.hint,
         )

@@ -40,7 +40,7 @@ def packing_settings(config: ConfigDict) -> dict[str, Any]:
     def expect(ok: bool, field: str, expected: str) -> None:
         if not ok:
             found = config[field.split(".")[1]]
-            raise UsageError(f"config.{field}: found {found!r}, expected {expected}")
+            raise UsageError(f"config.{field}: got {found!r}, expected {expected}")
 
     spec = get_spec(config.kind)
     expect(config.intensity in ("clip", "wrap"), "data.intensity", "clip or wrap")
@@ -114,7 +114,7 @@ def require_settings(packed: Packed, settings: dict[str, Any]) -> None:
         "window_hu": "window_level and window_width",
     }
     differing = [
-        f"config.data.{names[x]}: found {settings[x]}, expected {found[x]} as it was packed with"
+        f"config.data.{names[x]}: got {settings[x]}, expected {found[x]} as it was packed with"
         for x in names
         if settings[x] != found[x]
     ]
