@@ -123,6 +123,7 @@ def make_parser() -> argparse.ArgumentParser:
             "accelerator", help=accelerator.SUMMARY, description=accelerator.__doc__
         )
     )
+    commands.add_parser("demo", help="the demo with three seeds, for docs/demo and README.md")
     commands.add_parser("page", help="fill the tables of docs/performance.md from results.csv")
     return parser
 
@@ -132,7 +133,11 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.name == "accelerator":
         return accelerator.main(arguments)
-    if arguments.name == "page":
+    if arguments.name == "demo":
+        from benchmarks.demo import measure_demo
+
+        measure_demo()
+    elif arguments.name == "page":
         fill_page()
     else:
         measure(arguments.name, parser.error)

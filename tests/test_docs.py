@@ -1,0 +1,129 @@
+"""README and docs: links exist, commands name what exists, snippets run, the demo's Dice is stated."""
+
+import importlib.util
+import json
+import pathlib
+import re
+import runpy
+import shlex
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from configs import care
+from usam_jax import models, torch_file
+from usam_jax.models import usam
+from usam_jax.utils import config_file
+from usam_jax.weights import load, run_checkpoint
+
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+COMMAND = re.compile(r"(?:python -m [a-z_.]+|usam-[a-z-]+) [^`\n#|]*")
+SHARED_FLAGS = {"config", "debug", "help"}
+# Tools take the flags of the module that they share; a run with its own config has its own fields.
+SOURCES = {"usam-train": "usam_jax.main", "usam-predict": "usam_jax.predict"}
+
+
+def snippets(page, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+def commands() -> list[tuple[str, str]]:
+    found = []
+    for page in PAGES:
+        if "notes" not in page.parts:
+            found += [(page.name, x.strip()) for x in COMMAND.findall(page.read_text())]
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda x: str(x.relative_to(ROOT)))
+def test_page_has_no_dangling_links(page):
+    links = [x for x in LINK.findall(page.read_text()) if "://" not in x]
+    assert [x for x in links if not (page.parent / x).exists()] == []
+
+
+def module_of(words: list[str]) -> str:
+    if words[0] == "python":
+        return words[2]
+    name = words[0].removeprefix("usam-").replace("-", "_")
+    return SOURCES.get(words[0], f"tools.{name}")
+
+
+def defined_flags(module: str) -> set[str]:
+    """The flags that a program's source defines, and those of the module that the tools share."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None and spec.origin is not None, module
+    origin = spec.origin
+    if spec.submodule_search_locations:
+        origin = origin.replace("__init__.py", "__main__.py")
+    texts = [
+        pathlib.Path(origin).read_text(),
+        (ROOT / "usam_jax/evaluation/scoring_flags.py").read_text(),
+    ]
+    texts += [(ROOT / "benchmarks/accelerator/command.py").read_text()]
+    pattern = r"""(?:DEFINE_\w+|add_argument|add)\(\s*["'](?:--)?([\w-]+)["']"""
+    return {x for text in texts for x in re.findall(pattern, text)} | SHARED_FLAGS
+
+
+def check_command(command: str) -> str:
+    """What a command names that does not exist; empty if all does."""
+    words = shlex.split(command.replace("[", "").replace("]", "").replace("...", ""))
+    flags, config = defined_flags(module_of(words)), care.get_config()
+    for word in (x for x in words if x.startswith("--")):
+        name, _, value = word.removeprefix("--").partition("=")
+        if name == "config":
+            path, _, network = value.partition(":")
+            get_config = runpy.run_path(str(config_file.find_config(path)))["get_config"]
+            config = get_config(*filter(None, [network]))
+        elif name.startswith("config."):
+            field = name.removeprefix("config.")
+            if field not in run_checkpoint.flat_config(config):
+                return f"{command}: {field}"
+        elif name not in flags:
+            return f"{command}: --{name}"
+    return ""
+
+
+def test_commands_name_what_exists():
+    placeholders = ("path/to/net.py", "NAME", "NETWORK", "FIELD")
+    found = [x for _, x in commands() if not any(y in x for y in placeholders)]
+    assert len(found) > 30
+    assert [wrong for x in found if (wrong := check_command(x))] == []
+
+
+def test_readme_snippet_runs(monkeypatch):
+    usam.VARIANTS["smallest"] = usam.Variant(48, 2, 2, (1,), window=7, dim=32)
+    small = models.make_config("usam")
+    small.variant = "smallest"
+    published = load.to_published(
+        jax.device_get(models.init_variables(small, jax.random.key(0))), small
+    )
+    monkeypatch.setattr(torch_file, "load", lambda path: published)
+    monkeypatch.setattr(models, "make_config", lambda name: small)
+    (code,) = snippets(ROOT / "README.md", "python")
+    names: dict = {}
+    exec(code, names)  # noqa: S102 - a page of this repository
+    assert names["logits"].shape == (1, 224, 224, 3)
+
+
+def test_adding_a_model_snippet_runs(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (code,) = snippets(ROOT / "docs/adding-a-model.md", "python")
+    exec(code, {})  # noqa: S102 - a page of this repository
+    assert capsys.readouterr().out == "set()\n"
+
+
+def test_readme_states_the_demos_dice_of_the_record():
+    record = json.loads((ROOT / "docs/demo/record.json").read_text())
+    values = [100 * x for run in record["runs"] for x in run["dice"].values()]
+    text = (ROOT / "README.md").read_text()
+    table = text.split("<!-- demo -->")[1].split("<!-- end of demo -->")[0]
+    low, high = map(int, re.search(r"(\d+) to (\d+) %", table).groups())
+    assert (low, high) == (int(np.floor(min(values))), int(np.ceil(max(values))))
+    assert f"{record['runs'][0]['steps']} of 8 slices" in table
+    # Nowhere else, so that it cannot disagree.
+    for page in [*PAGES, *(ROOT / "configs").glob("*.py")]:
+        rest = page.read_text().replace(table, "")
+        assert not re.search(r"demo[^.|]*\d\d to \d\d %", rest), page
