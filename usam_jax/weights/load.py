@@ -7,7 +7,8 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from usam_jax.io import torch_checkpoint
-from usam_jax.models import variable_shapes
+from usam_jax.models import make_config, variable_shapes
+from usam_jax.models.common import registry
 from usam_jax.utils import console
 from usam_jax.utils.errors import UsageError, WeightsError
 from usam_jax.utils.files import checksum
@@ -100,8 +101,22 @@ def read_weights(path: pathlib.Path, config: ConfigDict) -> tuple[Variables, str
         name_map = best_map(tensors, maps_of(config.name), config)
         tree, report = from_torch(tensors, name_map, config)
     except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from error
+        raise WeightsError(f"{path}: {name_source(tensors, config) or error}") from error
     return tree, f"{name_map.source}, {report if report.fresh else 'complete'}"
+
+
+def name_source(tensors: StateDict, config: ConfigDict) -> str:
+    """A sentence that names the network whose checkpoint `tensors` is, if it is another one's."""
+    for network in registry.names():
+        for name_map in maps_of(network):
+            leaves = model_leaves(make_config(network), name_map)
+            names = {x for leaf in leaves if not is_fresh(leaf, name_map) for x in leaf.names}
+            file = {rename(x, name_map.file_names) for x in tensors}
+            if network != config.name and names <= file:
+                return (
+                    f" These are weights of {name_map.source}: --config=configs/NAME.py:{network}"
+                )
+    return ""
 
 
 def from_flat(arrays: StateDict, config: ConfigDict) -> Variables:
