@@ -106,16 +106,15 @@ def read_weights(path: pathlib.Path, config: ConfigDict) -> tuple[Variables, str
 
 
 def name_source(tensors: StateDict, config: ConfigDict) -> str:
-    """A sentence that names the network whose checkpoint `tensors` is, if it is another one's."""
+    """An error that names the network whose published checkpoint `tensors` is, if it is another one."""
     for network in registry.names():
-        for name_map in maps_of(network):
-            leaves = model_leaves(make_config(network), name_map)
-            names = {x for leaf in leaves if not is_fresh(leaf, name_map) for x in leaf.names}
-            file = {rename(x, name_map.file_names) for x in tensors}
-            if network != config.name and names <= file:
-                return (
-                    f" These are weights of {name_map.source}: --config=configs/NAME.py:{network}"
-                )
+        published = maps_of(network)[0]
+        names = wanted_names(model_leaves(make_config(network), published), published)
+        if network != config.name and names <= set(tensors):
+            return (
+                f"got weights of {published.source}, expected ones of the network {config.name}. "
+                f"Give --config=configs/NAME.py:{network}"
+            )
     return ""
 
 
