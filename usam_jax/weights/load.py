@@ -24,6 +24,7 @@ from usam_jax.weights.name_map import (
     is_fresh,
     model_leaves,
     to_torch,
+    wanted_names,
 )
 
 
