@@ -141,7 +141,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(unbroken, care_root, tm
     assert done.returncode == 0, done.stderr
     expected = read_metrics(unbroken[0])
     assert killed_at < len(expected)
-    assert "going on from step" in done.stderr
+    assert "resuming from step" in done.stderr
     assert read_metrics(workdir) == expected  # to the last bit of every loss and figure
 
 
@@ -296,7 +296,7 @@ def test_a_damaged_last_checkpoint_is_skipped_for_the_one_before(unbroken, care_
     fields = small(care_root, tmp_path, **{"data.packed_dir": str(unbroken[0].parent)})
     done = run(command(f"--workdir={workdir}", **fields))
     assert done.returncode == 0, done.stderr
-    assert f"{last}: skipped" in done.stderr and "going on from step" in done.stderr
+    assert f"{last}: skipped" in done.stderr and "resuming from step" in done.stderr
     assert read_metrics(workdir) == read_metrics(unbroken[0])
     assert (workdir / "damaged" / last.name).is_dir()
 

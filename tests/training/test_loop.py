@@ -367,13 +367,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint(
 
 def test_a_run_is_not_evaluated_on_what_it_was_trained_on(packed_phantoms, tmp_path):
     config, packed = packed_phantoms
-    parts = splits.split_parts(packed, config.data, "val")
+    parts = splits.split_subsets(packed, config.data, "val")
     splits.write_record(tmp_path, packed, parts)
     for name, part in parts.items():
         splits.check_unseen(tmp_path, packed, part, name)
     data = config.data.copy_and_resolve_references()
     data.val_fraction = 0.5
-    other = splits.split_parts(packed, data, "val")["val"]
+    other = splits.split_subsets(packed, data, "val")["val"]
     with pytest.raises(DataError, match=r"was trained on 8 of the 16 slices of the split val"):
         splits.check_unseen(tmp_path, packed, other, "val")
     splits.check_record(tmp_path, packed)

@@ -11,12 +11,18 @@ from ml_collections import ConfigDict
 from usam_jax.data import splits
 from usam_jax.data.packed.format import Packed
 from usam_jax.data.packed.prepare import prepare
-from usam_jax.data.prompt_modes import PromptMode, main_mode, noisy_modes, other_modes, trained_with
+from usam_jax.data.prompt_modes import (
+    PromptMode,
+    jittered_modes,
+    main_mode,
+    other_modes,
+    trained_with,
+)
 from usam_jax.data.splits import Subset
 from usam_jax.evaluation import checks, pixel_counts, published_results
 from usam_jax.evaluation.case_metrics import Scoring
 from usam_jax.evaluation.case_scorer import CaseResult, CaseScorer
-from usam_jax.evaluation.inference import Forward, count_part, make_forward, stream
+from usam_jax.evaluation.inference import Forward, count_subset, make_forward, stream
 from usam_jax.evaluation.report.plots import ReportSlice
 from usam_jax.evaluation.report.slices import choose_rows, draw_report, make_report_slice
 from usam_jax.evaluation.report.tables import print_results
@@ -58,11 +64,11 @@ def make_scoring(config: ConfigDict) -> Scoring:
     return Scoring(tuple(config.data.classes), tolerances, config.eval.empty_policy)
 
 
-def predict_part(
+def predict_subset(
     model: Model, packed: Packed, part: Subset, config: ConfigDict, scored: list[PromptMode]
 ) -> Predicted:
     """Runs a part of whole cases through the model once, for the modes to score and noisy ones."""
-    modes = scored + noisy_modes(config)
+    modes = scored + jittered_modes(config)
     counts: dict[str, list[np.ndarray]] = {mode.name: [] for mode in modes}
     outcomes = stream(
         *model[:2], packed, part, modes, config, model.mesh, f"evaluating {config.eval.split}"
@@ -80,7 +86,7 @@ def predict_part(
     )
 
 
-def pooled_figures(counts: np.ndarray, classes: tuple[str, ...]) -> dict[str, Any]:
+def pooled_metrics(counts: np.ndarray, classes: tuple[str, ...]) -> dict[str, Any]:
     """Dice and IoU of each class and their mean, from sums over all slices, as published."""
     scores = pixel_counts.pooled_scores(counts, classes)
     return {
@@ -97,7 +103,7 @@ def make_evaluate_fn(
     forward, mode, name = make_forward(model, mesh), main_mode(config), config.eval.select_on
 
     def evaluate_fn(variables: dict[str, Any]) -> Evaluated:
-        counts = count_part(forward, variables, packed, subset, mode, config, mesh, name)
+        counts = count_subset(forward, variables, packed, subset, mode, config, mesh, name)
         scores = pixel_counts.pooled_scores(counts, config.data.classes)
         return Evaluated(scores.named(name), scores.mean_dice)
 
@@ -130,14 +136,14 @@ def evaluate_workdir(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any
     if runtime.is_main_process():
         require_folder(Workdir(workdir).evaluations)
     packed = prepare(config.data)
-    part = splits.choose(splits.split_parts(packed, config.data, config.eval.select_on), config)
+    part = splits.choose(splits.split_subsets(packed, config.data, config.eval.select_on), config)
     splits.check_unseen(workdir, packed, part, config.eval.split)
     part = splits.whole_cases(packed, part)
     network = make_model(config.model)
     variables = run_checkpoint.load_variables(workdir, config.model, step, replicated(mesh))
     model = Model(make_forward(network, mesh), variables, mesh)
     main, others = main_mode(config), other_modes(config)
-    done = predict_part(model, packed, part, config, [main, *others])
+    done = predict_subset(model, packed, part, config, [main, *others])
     common = {
         "workdir": str(workdir),
         "checkpoint_step": step,
@@ -150,8 +156,8 @@ def evaluate_workdir(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any
         "resolution": "source" if done.on_source else "packed",
     }
     classes = tuple(config.data.classes)
-    pooled = {name: pooled_figures(counts, classes) for name, counts in done.counts.items()}
-    moved = [main, *noisy_modes(config)] if main.name != "none" else []
+    pooled = {name: pooled_metrics(counts, classes) for name, counts in done.counts.items()}
+    moved = [main, *jittered_modes(config)] if main.name != "none" else []
     summary = {
         "prompts": main.describe(),
         "automatic": main.name == "none",
@@ -159,7 +165,7 @@ def evaluate_workdir(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any
         "other_prompts": {
             x.name: {"prompts": x.describe(), **without_pixels(pooled[x.name])} for x in others
         },
-        "noise": [{"pixels": x.noise, **without_pixels(pooled[x.name])} for x in moved],
+        "noise": [{"pixels": x.jitter_px, **without_pixels(pooled[x.name])} for x in moved],
         "paper": published_results.rows_for(
             packed.manifest["settings"]["kind"], classes, config.eval.split
         ),

@@ -107,7 +107,7 @@ def stream(
             bar.advance(per_step=size)
 
 
-def count_part(
+def count_subset(
     forward: Forward,
     variables: Any,
     packed: Packed,

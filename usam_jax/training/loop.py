@@ -158,7 +158,7 @@ def train(
     checks.check(config, mesh)
     run_checkpoint.check_config(workdir, config)
     packed = prepare(config.data)
-    parts = splits.split_parts(packed, config.data, config.eval.select_on)
+    parts = splits.split_subsets(packed, config.data, config.eval.select_on)
     splits.choose(parts, config)  # fails now rather than after the training
     trained, chosen = parts["train"], parts[config.eval.select_on]
     _, steps_per_epoch = loader.row_batches(len(trained), config)
