@@ -314,7 +314,7 @@ def test_a_signal_saves_and_ends_with_130(unbroken, care_root, tmp_path, name):
     process.send_signal(signal.Signals[name])
     _, text = process.communicate()
     assert process.returncode == 130, text
-    assert f"{name}: stopped after step" in text and "the same command goes on" in text
+    assert f"{name}: stopped after step" in text and "rerun the same command to resume" in text
     done = run(arguments)
     assert done.returncode == 0, done.stderr
     assert read_metrics(workdir) == read_metrics(unbroken[0])
