@@ -282,7 +282,7 @@ def test_a_first_command_that_fails_does_not_claim_the_workdir(unbroken, care_ro
     assert done.returncode == 0, done.stderr
     done = run(command(f"--workdir={workdir}", **small(care_root, tmp_path)))
     assert done.returncode == 2
-    assert "config.train.num_epochs: given 4, found 1" in done.stderr
+    assert "config.train.num_epochs: got 4, expected 1" in done.stderr
 
 
 @pytest.mark.faults

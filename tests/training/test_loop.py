@@ -285,8 +285,8 @@ def test_a_workdir_keeps_to_its_config_once_it_has_a_checkpoint(tmp_path):
     run_checkpoint.check_config(tmp_path, phantom_config())
     with pytest.raises(UsageError) as caught:
         run_checkpoint.check_config(tmp_path, other)
-    assert "config.train.batch_size: given 4, found 8" in str(caught.value)
-    assert "config.prompts.kind: given 'none', found 'points'" in str(caught.value)
+    assert "config.train.batch_size: got 4, expected 8" in str(caught.value)
+    assert "config.prompts.kind: got 'none', expected 'points'" in str(caught.value)
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
@@ -295,7 +295,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
         run_checkpoint.best_step(tmp_path, config.model)
     finish_run(tmp_path, config)
     with pytest.raises(
-        WeightsError, match=r"config.model.variant: given 'vit_b', found 'smallest'"
+        WeightsError, match=r"config.model.variant: got 'vit_b', expected 'smallest'"
     ):
         run_checkpoint.best_step(tmp_path, phantom_config(**{"model.variant": "vit_b"}).model)
 

@@ -112,9 +112,9 @@ def check_finite(
     raise UserError(
         f"the loss or a gradient was not finite at step {step}, on the slices {', '.join(names)}. "
         f"That step changed nothing. The last checkpoint is that of step "
-        f"{checkpoints.latest_step} in {checkpoints.folder}. Check those slices. To resume and skip "
-        "such steps, set config.train.skip_nonfinite=True. To train in another --workdir, lower "
-        "config.optimizer.learning_rates or set config.model.dtype=float32."
+        f"{checkpoints.latest_step} in {checkpoints.folder}. Check those slices. To resume and "
+        "skip such steps, set config.train.skip_nonfinite=True. To train in another --workdir, "
+        "lower config.optimizer.learning_rates or set config.model.dtype=float32."
     )
 
 
@@ -245,6 +245,6 @@ def train(
                     checkpoints.wait()
                     publish(step, writer, record, config)
                     raise Stopped(
-                        f"{received}: stopped after step {step} of {num_steps}, which is saved; rerun "
-                        "the same command to resume"
+                        f"{received}: stopped after step {step} of {num_steps}, which is saved; "
+                        "rerun the same command to resume"
                     )

@@ -24,7 +24,7 @@ TrainStep = Callable[["TrainState", dict[str, Any]], tuple["TrainState", dict[st
 class TrainState:
     """Everything that a step changes, and the constants of the model.
 
-    `ema` holds averaged parameters and BatchNorm statistics, and is empty if `train.ema_decay` is 0.
+    `ema` holds averaged parameters and BatchNorm statistics; it is empty if `train.ema_decay` is 0.
     A step whose loss or gradient is not finite is skipped: it changes no parameter. `num_skipped`
     counts the skipped steps and `last_skipped` is the number of the last one.
     """
