@@ -99,8 +99,8 @@ class Report:
     """What was done with each tensor of a checkpoint, by torch name.
 
     `resized` gives the shapes before and after, `left` the reason why a tensor was not read.
-    `fresh` lists the model's tensors that keep their initial values. `constants` holds variables outside
-    `params`: the fixed matrix of SAM's Fourier features.
+    `fresh` lists the model's tensors that keep their initial values. `constants` holds variables
+    outside `params`: the fixed matrix of SAM's Fourier features.
     """
 
     source: str

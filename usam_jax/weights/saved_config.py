@@ -26,8 +26,8 @@ def upgrade(saved: dict[str, Any]) -> dict[str, Any]:
     version = config.pop("schema_version", 1)
     if version not in (1, SCHEMA_VERSION):
         raise UserError(
-            f"the run's config.json: got schema_version {version}, expected at most {SCHEMA_VERSION}"
-            ". Use the version of usam_jax that wrote it, or a newer one."
+            f"config.json of the run: got schema_version {version}, expected at most "
+            f"{SCHEMA_VERSION}. Use the version of usam_jax that wrote it, or a newer one."
         )
     if version == 1:
         for section, names in RENAMED.items():
