@@ -198,7 +198,7 @@ def test_a_checkpoint_that_would_run_code_is_refused_and_nothing_is_run(care_roo
         ([], {"train.batch": "3"}, 2, "--config.train.batch: no such field, expected"),
         ([], {"train.batch_size": "x"}, 2, "config.train.batch_size=x"),
         (["--mode=predict"], {}, 2, "--mode=predict"),
-        (["file"], {}, 2, "unknown arguments ['file']"),
+        (["file"], {}, 2, "arguments: got ['file']"),
         ([], {"prompts.kind": "clicks"}, 2, "config.prompts.kind: got 'clicks'"),
         ([], {"data.root": "nowhere"}, 3, "configs/phantom.py needs no data"),
         ([], {"init_from": "nowhere.pth"}, 5, "nowhere.pth"),
