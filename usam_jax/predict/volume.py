@@ -19,7 +19,7 @@ from usam_jax.utils.files import write_json
 
 
 class Request(NamedTuple):
-    """What to predict for each volume.
+    """Options and prompts for the prediction of a volume.
 
     `points` is the path of a points file, `box` the text `i0,j0,k0,i1,j1,k1`; `probabilities` are
     written if true.

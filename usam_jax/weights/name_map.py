@@ -51,7 +51,7 @@ def _flip(kernel: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class NameMap:
-    """How the tensors of one published checkpoint become a network's variables.
+    """The map from the tensors of one published checkpoint to a network's variables.
 
     Patterns are regular expressions for `re.search`. Those of `layout`, `stacked`, `fresh` and
     `resized` match paths of this package (`params/backbone/inc/conv/kernel`), the others match
@@ -96,7 +96,7 @@ class Leaf:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What was done with each tensor of a checkpoint, by torch name.
+    """Report of what was done with each tensor of a checkpoint, by torch name.
 
     `resized` gives the shapes before and after, `left` the reason why a tensor was not read.
     `fresh` lists the model's tensors that keep their initial values. `constants` holds variables
