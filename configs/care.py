@@ -1,4 +1,4 @@
-"""U-SAM-B on CARE, trained as in the paper; or any other network.
+"""U-SAM-B on CARE, trained as in the paper, or any other network.
 
     python -m usam_jax.main --config=configs/care.py
     python -m usam_jax.main --config=configs/care.py:unet

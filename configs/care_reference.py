@@ -13,7 +13,7 @@ from configs import care
 
 
 def get_config(model: str = "usam") -> ConfigDict:
-    """Return the config of a network; `model` is as in configs/care.py."""
+    """Return the config of a network, named as in configs/care.py."""
     config = care.get_config(model)
     config.data.intensity = "wrap"
     config.data.random_clahe = True

@@ -12,7 +12,7 @@ from configs import care
 
 
 def get_config(model: str = "usam") -> ConfigDict:
-    """Return the config of a network; `model` is as in configs/care.py."""
+    """Return the config of a network, named as in configs/care.py."""
     config = care.get_config(model)
     config.model.num_classes = 0  # set to the number of labels in dataset.json
     config.data.kind = "nnunet"

@@ -1,4 +1,4 @@
-"""A small U-SAM, or other network, on generated pelvic CT phantoms; needs no data or weights.
+"""A small U-SAM, or other network, on generated pelvic CT phantoms, without data or weights.
 
     python -m usam_jax.main --config=configs/phantom.py
 
@@ -12,7 +12,7 @@ from usam_jax import models
 
 
 def get_config(model: str = "usam") -> ConfigDict:
-    """Return the config of a network; `model` is as in configs/care.py."""
+    """Return the config of a network, named as in configs/care.py."""
     spec = models.get(model)
     config = care.get_config(model)
     config.init_from = ""

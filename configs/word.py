@@ -32,7 +32,7 @@ CLASSES = (
 
 
 def get_config(model: str = "usam") -> ConfigDict:
-    """Return the config of a network; `model` is as in configs/care.py."""
+    """Return the config of a network, named as in configs/care.py."""
     config = care.get_config(model)
     config.model.num_classes = len(CLASSES)
     config.data.kind = "word"  # or word_npy: npy_imgs and npy_gts, as in the published code

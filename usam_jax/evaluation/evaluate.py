@@ -46,7 +46,7 @@ class Model(NamedTuple):
 
 
 class Predicted(NamedTuple):
-    """Results by prompt mode: pixel counts int32[n k 3] of the n slices, and scores of the cases.
+    """Results by prompt mode: pixel counts int32[n k 3] of n slices, and scores of the cases.
 
     `on_source` is True if cases were scored on the voxels of their label volumes.
     """

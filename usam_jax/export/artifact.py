@@ -1,4 +1,4 @@
-"""Export of a run's best checkpoint: a program, its weights, their description and a model card.
+"""Export of a run's best checkpoint: program, weights, description and model card.
 
 The program needs only JAX to run. The weights are for this package and, on request, for torch.
 """
@@ -51,7 +51,7 @@ OUTPUTS = {
 
 
 def inputs_of(promptable: bool) -> dict[str, str]:
-    """Return the program's inputs with descriptions, in order; the prompts only if `promptable`."""
+    """Return the program's inputs in order, with descriptions: prompts only if `promptable`."""
     return INPUTS if promptable else {"images": INPUTS["images"]}
 
 

@@ -68,7 +68,7 @@ def make_options() -> Options:
 
 
 def check_flags(several: bool) -> None:
-    """Raise UsageError if flags do not go together; `several` is true for a folder of volumes."""
+    """Raise UsageError if flags contradict each other, or do not allow `several` volumes."""
     prompted = POINTS.value or BOX.value
     if several and prompted:
         raise UsageError("--points, --box: got a folder of several volumes, expected one volume")
@@ -102,7 +102,7 @@ def note_prompts(network: Network) -> None:
 
 
 def is_done(mask: pathlib.Path) -> bool:
-    """Return whether all outputs of a volume exist; the mask is written last."""
+    """Return whether all outputs of a volume exist, of which the mask is written last."""
     return mask.is_file() and (not PROBABILITIES.value or probabilities_path(mask).is_file())
 
 

@@ -76,7 +76,7 @@ def _decode(model: nn.Module, variables: Any, features: Any, prompts: dict[str, 
 
 
 class Network(NamedTuple):
-    """The model of a run's best checkpoint, with its preprocessing; `config` is the run's."""
+    """The model of a run's best checkpoint, its preprocessing and the run's config."""
 
     model: nn.Module
     variables: Any
@@ -91,7 +91,7 @@ class Network(NamedTuple):
         return registry.is_promptable(self.model)
 
     def require_promptable(self, what: str) -> None:
-        """Raise UsageError if the network takes no prompts; `what` names their source."""
+        """Raise UsageError, which names the source `what`, if the network takes no prompts."""
         if not self.promptable:
             name = registry.short_name(self.config["model"]["name"])
             raise UsageError(

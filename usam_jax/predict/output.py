@@ -16,7 +16,7 @@ AIR_HU = -200.0  # Every CT has voxels below this value (air is -1000).
 
 
 class Source(NamedTuple):
-    """A CT as slices [n h w] in HU; `series` is None if `path` is a NIfTI file."""
+    """A CT as slices [n h w] in HU, with `series` None if `path` is a NIfTI file."""
 
     path: pathlib.Path
     hu: np.ndarray

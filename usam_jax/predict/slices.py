@@ -86,9 +86,9 @@ def predict_batches(
     numbers: list[int],
     options: Options,
 ) -> Raw:
-    """Predict slices independently, in batches; the last batch is padded with its last slice.
+    """Predict slices independently, in batches.
 
-    A batch is computed on the device while the previous one is read.
+    The last batch is padded with its last slice. A batch is computed on the device while the previous one is read.
     """
     size = options.batch_size
     waiting: tuple[list[int], tuple] | None = None

@@ -32,7 +32,7 @@ class MetricWriter:
         self.board = SummaryWriter(str(self.workdir.tensorboard), purge_step=first_step + 1)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Append the values of a step; None stands for an undefined value."""
+        """Append the values of a step, None for an undefined value."""
         if not self.active:
             return
         self.file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")

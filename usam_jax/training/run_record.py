@@ -58,7 +58,7 @@ class RunRecord:
         self.write(first)
 
     def write(self, step: int) -> None:
-        """Write the record with `step` as the last step; only process 0 writes."""
+        """Write the record, in process 0 only, with `step` as the last step."""
         if jax.process_index():
             return
         seconds = round(time.monotonic() - self.began, 1)

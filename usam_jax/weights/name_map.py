@@ -250,7 +250,7 @@ class Problems:
         return [] if absent or wrong else [tensors[name] for name in leaf.names]
 
     def raise_any(self, source: str, config: ConfigDict) -> None:
-        """Raise WeightsError if there is any problem; `source` and `config` go into the message."""
+        """Raise WeightsError, which names `source` and `config`, if there is any problem."""
         kinds = {"missing": self.missing, "unknown": self.unknown, "misshapen": self.misshapen}
         lines = ["\n  ".join([f"{len(v)} {kind}:", *v]) for kind, v in kinds.items() if v]
         if lines:

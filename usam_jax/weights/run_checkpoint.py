@@ -1,4 +1,4 @@
-"""Checkpoints of a run, saved with Orbax: the best one and the last two, each a complete state.
+"""Checkpoints of a run through Orbax: the best and the last two, each a complete state.
 
 `WORKDIR/checkpoints/STEP` holds the training state; its step determines which data come next.
 `WORKDIR/config.json` is the config of the run.
@@ -46,9 +46,9 @@ absl.logging.set_verbosity(absl.logging.FATAL)
 
 
 class Checkpoints:
-    """Context manager of the checkpoints of one workdir; saving runs in the background.
+    """Context manager of the checkpoints of one workdir.
 
-    Opening it for writing deletes checkpoints that an earlier process left half-saved, so only the
+    Saving runs in the background. Opening it for writing deletes checkpoints that an earlier process left half-saved, so only the
     run itself may do so. Raises WeightsError if the checkpoints cannot be read.
     """
 
@@ -78,16 +78,18 @@ class Checkpoints:
 
     @property
     def latest_step(self) -> int | None:
+        """The step of the last checkpoint, or None."""
         return self.manager.latest_step()
 
     @property
     def best_step(self) -> int | None:
+        """The step of the checkpoint with the best score, or None."""
         return self.manager.best_step()
 
     def save(self, step: int, state: Any, score: float | None = None) -> None:
-        """Save a state in the background; only a state with a score can become the best.
+        """Save a state in the background.
 
-        Raises WeightsError if the disk is full or saving fails; earlier checkpoints are kept.
+        Only a state with a score can become the best. Raises WeightsError if the disk is full or saving fails; earlier checkpoints are kept.
         """
         needed = sum(x.nbytes for x in jax.tree.leaves(state))
         free = shutil.disk_usage(self.folder).free

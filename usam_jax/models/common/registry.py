@@ -1,4 +1,4 @@
-"""Networks by name: a file of `usam_jax/models` that defines `SPEC`, or a user's Python file."""
+"""Networks by name: a file of `usam_jax/models` with a `SPEC`, or a user's Python file."""
 
 import functools
 import importlib
