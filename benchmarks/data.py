@@ -139,7 +139,7 @@ def measure_opening(folder: pathlib.Path) -> float:
     start = time.perf_counter()
     config.data.kind, config.data.root = "packed", str(folder)
     packed = prepare(config.data)
-    parts = splits.split_parts(packed, config.data, "val")
+    parts = splits.split_subsets(packed, config.data, "val")
     batches, _ = loader.train_batches(packed, parts["train"].rows, config)
     next(batches)
     return time.perf_counter() - start

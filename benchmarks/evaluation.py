@@ -12,7 +12,7 @@ from benchmarks.limits import cpu_seconds
 from benchmarks.results import Row
 from usam_jax.data.packed.format import Packed
 from usam_jax.data.packed.prepare import prepare
-from usam_jax.data.prompt_modes import main_mode, noisy_modes, other_modes
+from usam_jax.data.prompt_modes import jittered_modes, main_mode, other_modes
 from usam_jax.data.splits import Subset
 from usam_jax.evaluation import evaluate, pixel_counts
 from usam_jax.evaluation.case_scorer import CaseResult, CaseScorer
@@ -57,7 +57,7 @@ def measure_model(config: ConfigDict, packed: Packed) -> float:
         init_variables(config.model, jax.random.key(0)),
         make_forward(network, mesh),
     )
-    modes = [main_mode(config), *other_modes(config), *noisy_modes(config)]
+    modes = [main_mode(config), *other_modes(config), *jittered_modes(config)]
 
     def run(num_slices: int) -> None:
         part = Subset("train", np.arange(num_slices))
@@ -93,7 +93,7 @@ def write_report(
     counts = pixel_counts.count_pixels(
         shifted.astype(np.int32), labels.astype(np.int32), valid, len(scoring.classes)
     )
-    pooled = evaluate.pooled_figures(np.asarray(counts), scoring.classes)
+    pooled = evaluate.pooled_metrics(np.asarray(counts), scoring.classes)
     chosen = choose_rows(
         results, packed.cases("train"), dict(enumerate(np.asarray(counts))), scoring
     )

@@ -1,101 +1,103 @@
-"""U-SAM-B on CARE, as the paper trains it; or any other network.
+"""U-SAM-B on CARE, trained as in the paper, or any other network.
 
     python -m usam_jax.main --config=configs/care.py
     python -m usam_jax.main --config=configs/care.py:unet
 
-The paper reports, on the test set, mean Dice 73.38 and IoU 58.05 with 3 points per class from the
-ground truth, and 69.28 and 53.11 without prompts (--config.prompts.kind=none). Each field can be
-set on the command line: --config.train.batch_size=8.
+On the test set, the paper reports a mean Dice of 73.38 and IoU of 58.05 with 3 points per class
+from the ground truth, and 69.28 and 53.11 without prompts (--config.prompts.kind=none). Every field
+can be set on the command line: --config.train.batch_size=8.
 """
 
 from ml_collections import ConfigDict
 
 from usam_jax import models
 
-# Of U-SAM's parts as published; any other group of parameters starts with 1e-4.
+# U-SAM's groups of parameters, as published; any other group gets 1e-4.
 LEARNING_RATES = {"backbone": 1e-4, "image_encoder": 1e-4, "mask_decoder": 1e-3}
 
 
 def get_config(model: str = "usam") -> ConfigDict:
-    """`model` is a network of usam_jax/models, or the path of a Python file that defines one."""
+    """Return the config of a network.
+
+    `model` is a file name of usam_jax/models, or the path of a Python file that defines SPEC.
+    """
     spec = models.get(model)
     config = ConfigDict()
-    config.seed = 0  # of initial weights, order, augmentation and training prompts
-    # Weights to start from: SAM (.pth or .safetensors), a published checkpoint, a workdir, or "".
+    config.seed = 0  # for initial weights, order, augmentation and training prompts
+    # Initial weights: SAM (.pth or .safetensors), a published checkpoint, a workdir, or "".
     config.init_from = f"weights/{spec.pretrained}" if spec.pretrained else ""
 
-    # Its own fields are explained where it is defined: usam_jax/models/NAME.py.
+    # The fields of the network itself are documented in usam_jax/models/NAME.py.
     config.model = models.make_config(model)
-    config.model.num_classes = 3  # background counts
-    config.model.image_size = 224  # pixels; each network says which sizes it takes
-    config.model.dtype = (
-        "float32"  # float32 or bfloat16, of the computation; parameters are float32
-    )
+    config.model.num_classes = 3  # background included
+    config.model.image_size = 224  # pixels; SPEC.image_size says which sizes a network takes
+    config.model.dtype = "float32"  # of computation: float32 or bfloat16; parameters are float32
 
     config.data = data = ConfigDict()
-    data.kind = "care"  # care, nnunet (a raw data set), word (NIfTI), word_npy
-    data.root = "data/CARE"  # the data set's folder; CARE's holds train/train_npz and test/test_npz
-    data.packed_dir = "packed"  # packed data sets are kept here, a folder for each and its settings
-    data.classes = ("background", "normal rectum", "tumour")  # by label
-    data.image_size = config.model.get_ref("image_size")  # slices are packed at the model's size
-    data.window_level = 40.0  # HU, of volumes: this window becomes grey 0 to 1
+    data.kind = "care"  # care, nnunet (raw data set), word (NIfTI), word_npy, phantom or packed
+    data.root = "data/CARE"  # holds train/train_npz and test/test_npz
+    data.packed_dir = "packed"  # packed data sets, a folder for each data set and its settings
+    data.classes = ("background", "normal rectum", "tumour")  # names of labels 0, 1, ...
+    data.image_size = config.model.get_ref("image_size")  # slices are packed at this size
+    data.window_level = 40.0  # HU; for volumes, the window is mapped to grey 0 to 1
     data.window_width = 400.0  # HU
-    data.intensity = "clip"  # of values outside [0, 1]: clip, or wrap as the published code does
-    data.clahe_limit = 2.5  # clip limit of the contrast equalisation; 0: none
-    data.random_clahe = False  # draw the limit from 1..4 in training; clahe_limit in evaluation
-    data.augment = True  # right angles and flips (half), rotation to 20 degrees (a quarter)
-    data.augment_scale = 0.0  # 0.2: each slice shrunk or grown by up to a factor of 1.2
-    data.augment_elastic = 0.0  # pixels by which a smooth random field bends each slice
+    data.intensity = "clip"  # values outside [0, 1]: clip, or wrap as the published code does
+    data.clahe_limit = 2.5  # clip limit of CLAHE (contrast equalisation); 0: none
+    data.random_clahe = False  # draw the limit from 1 to 4 in training; not in evaluation
+    # Half of the slices: 90-degree rotation and flip; a quarter: rotation by up to 20 degrees.
+    data.augment = True
+    data.augment_scale = 0.0  # 0.2: scale each slice by a factor of 1/1.2 to 1.2
+    data.augment_elastic = 0.0  # pixels of smooth random deformation of each slice
     data.augment_intensity = 0.0  # 0.2: contrast by up to 20 %, brightness by up to 10 % of white
-    data.val_fraction = 0.1  # of the patients in the training split (CARE: of its slices)
-    data.split_seed = 0  # of the choice of those patients
-    data.num_folds = 0  # above 0: cross-validation, where `fold` is the validation part
+    data.val_fraction = 0.1  # held-out fraction of training patients (CARE: of slices)
+    data.split_seed = 0  # for the choice of held-out patients
+    data.num_folds = 0  # 2 or more: cross-validation, with fold `fold` as the validation split
     data.fold = 0  # 0 to num_folds - 1
     data.train_on_empty = False  # train on slices without foreground too
-    data.num_workers = 0  # processes that prepare training batches; 0: threads of the main one
+    data.num_workers = 0  # processes that prepare training batches; 0: threads of the main process
 
     config.prompts = prompts = ConfigDict()
-    # From the ground truth: none, points, box, points_box; or mixed, where each training slice draws
-    # one of the four, so that one model serves them all. mixed is evaluated as points; give another
-    # kind with --mode=eval.
+    # Prompts from the ground truth: none, points, box, points_box, or mixed. With mixed, each
+    # training slice draws one of the four, so that one model serves all of them. A mixed model is
+    # evaluated with points; set another kind with --mode=eval.
     prompts.kind = "points" if spec.promptable else "none"
-    prompts.points_per_class = 3  # the paper: 1, 3, 5
-    prompts.negative_points = 0  # of the background, on each slice that has points
-    prompts.box_jitter = 0.0  # pixels by which each side of a training box is moved at most
-    prompts.order = "xy"  # of a point's coordinates; rowcol: as the published code hands them over
+    prompts.points_per_class = 3  # the paper uses 1, 3 and 5
+    prompts.negative_points = 0  # background points per slice that has any points
+    prompts.box_jitter = 0.0  # maximum jitter of each side of a training box, in pixels
+    prompts.order = "xy"  # order of coordinates: xy, or rowcol as in the published code
 
     config.optimizer = optimizer = ConfigDict()
     optimizer.name = "adamw"  # adamw or sgd
     optimizer.learning_rates = ConfigDict({x: LEARNING_RATES.get(x, 1e-4) for x in spec.groups})
-    optimizer.weight_decay = 1e-4  # AdamW's own; SGD adds it to the gradient
-    optimizer.momentum = 0.9  # of SGD
-    optimizer.nesterov = True  # of SGD
-    optimizer.warmup = False  # linear over the first half epoch
+    optimizer.weight_decay = 1e-4  # AdamW decouples it; SGD adds it to the gradient
+    optimizer.momentum = 0.9  # SGD only
+    optimizer.nesterov = True  # SGD only
+    optimizer.warmup = False  # linear warm-up over the first half epoch
 
     config.train = train = ConfigDict()
-    train.num_epochs = 100  # over the training part
-    train.batch_size = 24  # over all devices
-    # Parts of a batch that are computed one after the other; BatchNorm and Dice see a part each.
+    train.num_epochs = 100  # passes over the training split
+    train.batch_size = 24  # slices, over all devices
+    # Micro-batches per step, computed one after the other; BatchNorm and Dice see one at a time.
     train.grad_accum_steps = 1
-    train.statistics = "batch"  # BatchNorm and Dice over the batch, or "device": each one's share
-    train.ema_decay = 0.0  # 0.999: evaluate a running average of the parameters
-    train.fsdp = False  # parameters and optimiser split over the devices between steps
-    train.skip_nonfinite = False  # skip steps with an infinite or NaN gradient instead of stopping
-    train.deterministic = False  # on GPUs: the same bits each time, slower
-    train.log_every_steps = 10  # metrics to disk and to the progress line
-    train.checkpoint_every_steps = 500  # besides those of each evaluation
+    train.statistics = "batch"  # BatchNorm and Dice over the "batch", or over each "device"'s share
+    train.ema_decay = 0.0  # 0.999: evaluate an exponential moving average of the parameters
+    train.fsdp = False  # shard parameters and optimizer state over the devices between steps
+    train.skip_nonfinite = False  # skip steps with a non-finite loss or gradient, do not stop
+    train.deterministic = False  # on GPUs: bit-identical results, slower
+    train.log_every_steps = 10  # write metrics to disk and to the progress line
+    train.checkpoint_every_steps = 500  # in addition to one per evaluation
 
     config.eval = evaluation = ConfigDict()
-    evaluation.batch_size = 24  # over all devices
-    evaluation.every_epochs = 1  # evaluations and checkpoints while training
-    evaluation.select_on = "val"  # the best epoch is chosen on: val (held out of train), or test
-    evaluation.split = "test"  # what the final table shows: test, val or train
-    # Other prompts that the final evaluation decodes from the same encoding.
+    evaluation.batch_size = 24  # slices, over all devices
+    evaluation.every_epochs = 1  # epochs between evaluations, each with a checkpoint
+    evaluation.select_on = "val"  # split that chooses the best epoch: val (held out) or test
+    evaluation.split = "test"  # split of the final evaluation: test, val or train
+    # Further prompt modes of the final evaluation, decoded from the same features.
     others = ("none", "points1", "points3", "points5", "box")  # also pointsN_box
     evaluation.prompts = others if spec.promptable else ()
-    # Pixels by which the prompts of config.prompts are moved as well, for Dice against the distance.
+    # Jitter of the prompts of config.prompts, in pixels: the report plots Dice over the jitter.
     evaluation.prompt_jitter_px = (2.5, 5.0, 10.0, 20.0)
-    # Of NSD, in mm (pixels if the spacing is unknown): one for all classes, or one for each.
+    # Tolerance of NSD in mm (pixels if the spacing is unknown): one, or one per foreground class.
     evaluation.nsd_tolerance_mm = (2.0,)
-    evaluation.empty_policy = "worst"  # of missed classes and false alarms: worst score, or skip
+    evaluation.empty_policy = "worst"  # missed classes and false alarms: worst score, or skip
     return config

@@ -1,9 +1,10 @@
-"""The published code's behaviour, faults included, to chase a published number.
+"""The published code's behaviour, faults included, to reproduce its results.
 
     python -m usam_jax.main --config=configs/care_reference.py
 
-Wrapped intensities, a random contrast limit, points as (row, column), the best epoch chosen on the
-test set. Everything else is configs/care.py; docs/differences.md tells what is wrong with these.
+It wraps intensities, draws the contrast limit at random, gives points as (row, column) and chooses
+the best epoch on the test set. docs/differences.md explains what is wrong with each of these.
+Everything else is as in configs/care.py.
 """
 
 from ml_collections import ConfigDict
@@ -12,6 +13,7 @@ from configs import care
 
 
 def get_config(model: str = "usam") -> ConfigDict:
+    """Return the config of a network, named as in configs/care.py."""
     config = care.get_config(model)
     config.data.intensity = "wrap"
     config.data.random_clahe = True

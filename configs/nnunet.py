@@ -1,9 +1,9 @@
-"""U-SAM-B on a raw data set of nnU-Net: CT volumes and the classes in dataset.json.
+"""U-SAM-B on a raw nnU-Net data set: CT volumes, with the classes of dataset.json.
 
     python -m usam_jax.main --config=configs/nnunet.py --config.data.root=nnUNet_raw/Dataset001_NAME
 
-The test set is imagesTs labelsTs; without these folders give --config.eval.split=val. Run
-`python -m tools.prepare DATA_SET --check` first to find faults of the data set.
+The test set is in imagesTs and labelsTs. Without these folders, set --config.eval.split=val. Run
+`python -m tools.prepare DATA_SET --check` first to find problems of the data set.
 """
 
 from ml_collections import ConfigDict
@@ -12,9 +12,10 @@ from configs import care
 
 
 def get_config(model: str = "usam") -> ConfigDict:
+    """Return the config of a network, named as in configs/care.py."""
     config = care.get_config(model)
-    config.model.num_classes = 0  # the number of labels in dataset.json
+    config.model.num_classes = 0  # set to the number of labels in dataset.json
     config.data.kind = "nnunet"
-    config.data.root = "data/nnunet"  # with dataset.json imagesTr labelsTr [imagesTs labelsTs]
-    config.data.classes = ()  # from dataset.json
+    config.data.root = "data/nnunet"  # holds dataset.json imagesTr labelsTr [imagesTs labelsTs]
+    config.data.classes = ()  # set from dataset.json
     return config

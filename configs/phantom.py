@@ -1,4 +1,4 @@
-"""A small U-SAM, or other network, on generated pelvis CT phantoms: no data or weights needed.
+"""A small U-SAM, or other network, on generated pelvic CT phantoms, without data or weights.
 
     python -m usam_jax.main --config=configs/phantom.py
 
@@ -12,6 +12,7 @@ from usam_jax import models
 
 
 def get_config(model: str = "usam") -> ConfigDict:
+    """Return the config of a network, named as in configs/care.py."""
     spec = models.get(model)
     config = care.get_config(model)
     config.init_from = ""
@@ -25,7 +26,7 @@ def get_config(model: str = "usam") -> ConfigDict:
     config.data.slices_per_patient = 24
     config.data.train_on_empty = True  # the test set has slices without foreground too
     if spec.promptable:
-        config.prompts.kind = "mixed"  # so that one short training serves all prompt modes
+        config.prompts.kind = "mixed"  # one short training serves all prompt modes
     for group in spec.groups:
         config.optimizer.learning_rates[group] = 1e-3
     config.train.num_epochs = 4  # with 3, some seeds miss many tumours

@@ -1,9 +1,9 @@
-"""U-SAM-B on WORD: 16 abdominal organs, from the NIfTI volumes as distributed.
+"""U-SAM-B on WORD: 16 abdominal organs, from the original NIfTI volumes.
 
     python -m usam_jax.main --config=configs/word.py
 
 The paper reports a mean Dice of 85.44 with 3 points per class from the ground truth, and 84.83
-without prompts (--config.prompts.kind=none). WORD's own validation volumes choose the best epoch.
+without prompts (--config.prompts.kind=none). WORD's validation split chooses the best epoch.
 """
 
 from ml_collections import ConfigDict
@@ -32,9 +32,10 @@ CLASSES = (
 
 
 def get_config(model: str = "usam") -> ConfigDict:
+    """Return the config of a network, named as in configs/care.py."""
     config = care.get_config(model)
     config.model.num_classes = len(CLASSES)
-    config.data.kind = "word"  # or word_npy: npy_imgs and npy_gts of the published code
-    config.data.root = "data/WORD"  # with imagesTr labelsTr imagesVal labelsVal imagesTs labelsTs
+    config.data.kind = "word"  # or word_npy: npy_imgs and npy_gts, as in the published code
+    config.data.root = "data/WORD"  # holds imagesTr labelsTr imagesVal labelsVal imagesTs labelsTs
     config.data.classes = CLASSES
     return config

@@ -83,7 +83,7 @@ def save_run(workdir: pathlib.Path, config: ConfigDict, variables, packed=None) 
     state = step.create_state(tx, jax.device_get(variables), target, config.train, spec)
     write_json(workdir / "config.json", saved_config.to_json(config))
     if packed:
-        parts = splits.split_parts(packed, config.data, "val")
+        parts = splits.split_subsets(packed, config.data, "val")
         splits.write_record(workdir, packed, parts)
     with run_checkpoint.Checkpoints(workdir) as saved:
         saved.save(1, state, 0.5)

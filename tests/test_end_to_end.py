@@ -141,7 +141,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(unbroken, care_root, tm
     assert done.returncode == 0, done.stderr
     expected = read_metrics(unbroken[0])
     assert killed_at < len(expected)
-    assert "going on from step" in done.stderr
+    assert "resuming from step" in done.stderr
     assert read_metrics(workdir) == expected  # to the last bit of every loss and figure
 
 
@@ -198,7 +198,7 @@ def test_a_checkpoint_that_would_run_code_is_refused_and_nothing_is_run(care_roo
         ([], {"train.batch": "3"}, 2, "--config.train.batch: no such field, expected"),
         ([], {"train.batch_size": "x"}, 2, "config.train.batch_size=x"),
         (["--mode=predict"], {}, 2, "--mode=predict"),
-        (["file"], {}, 2, "unknown arguments ['file']"),
+        (["file"], {}, 2, "arguments: got ['file']"),
         ([], {"prompts.kind": "clicks"}, 2, "config.prompts.kind: got 'clicks'"),
         ([], {"data.root": "nowhere"}, 3, "configs/phantom.py needs no data"),
         ([], {"init_from": "nowhere.pth"}, 5, "nowhere.pth"),
@@ -282,7 +282,7 @@ def test_a_first_command_that_fails_does_not_claim_the_workdir(unbroken, care_ro
     assert done.returncode == 0, done.stderr
     done = run(command(f"--workdir={workdir}", **small(care_root, tmp_path)))
     assert done.returncode == 2
-    assert "config.train.num_epochs: given 4, found 1" in done.stderr
+    assert "config.train.num_epochs: got 4, expected 1" in done.stderr
 
 
 @pytest.mark.faults
@@ -296,7 +296,7 @@ def test_a_damaged_last_checkpoint_is_skipped_for_the_one_before(unbroken, care_
     fields = small(care_root, tmp_path, **{"data.packed_dir": str(unbroken[0].parent)})
     done = run(command(f"--workdir={workdir}", **fields))
     assert done.returncode == 0, done.stderr
-    assert f"{last}: skipped" in done.stderr and "going on from step" in done.stderr
+    assert f"{last}: skipped" in done.stderr and "resuming from step" in done.stderr
     assert read_metrics(workdir) == read_metrics(unbroken[0])
     assert (workdir / "damaged" / last.name).is_dir()
 
@@ -314,7 +314,7 @@ def test_a_signal_saves_and_ends_with_130(unbroken, care_root, tmp_path, name):
     process.send_signal(signal.Signals[name])
     _, text = process.communicate()
     assert process.returncode == 130, text
-    assert f"{name}: stopped after step" in text and "the same command goes on" in text
+    assert f"{name}: stopped after step" in text and "rerun the same command to resume" in text
     done = run(arguments)
     assert done.returncode == 0, done.stderr
     assert read_metrics(workdir) == read_metrics(unbroken[0])

@@ -1,11 +1,12 @@
-"""Trains and evaluates the paper's ablations: its Table 4 and its Figures 5 and 6.
+"""Train and evaluate the paper's ablations: Table 4 and Figures 5 and 6.
 
     python -m tools.ablation --config=configs/phantom.py --workdir=runs/ablation --seeds=0,1,2
 
-Table 4: S (SAM with a class-wise decoder), S+U (the U around it), and that with 1, 3 and 5 points per
-class. Figures 5 and 6: 0 to 4 skips, with 3 points per class. Each is trained with every seed and
-evaluated with the prompts it was trained with. Stopped, the same command goes on where it was.
-WORKDIR gets a run's folder for each, ablation.json, ablation.md, dice.png and iou.png.
+Table 4: S (SAM with a class-wise decoder), S+U (with the U-shaped encoder), and S+U with 1, 3 and
+5 points per class. Figures 5 and 6: 0 to 4 skips, with 3 points per class. Each variant is trained
+with every seed and evaluated with the prompts of its training. Rerun the same command to resume
+after an interruption. WORKDIR holds a run for each variant and seed, and ablation.json,
+ablation.md, dice.png and iou.png.
 """
 
 import json
@@ -34,17 +35,18 @@ from usam_jax.weights import run_checkpoint
 
 matplotlib.use("Agg")
 
-WORKDIR = flags.DEFINE_string("workdir", "runs/ablation", "Where the runs are kept.")
-SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "The seeds that each variant is trained with.")
+WORKDIR = flags.DEFINE_string("workdir", "runs/ablation", "Folder of the runs.")
+SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds; each variant is trained with all.")
 
 Fields = dict[str, Any]
 
 
 def with_points(count: int) -> Fields:
+    """Return the fields for prompts of `count` points per class."""
     return {"prompts.kind": "points", "prompts.points_per_class": count}
 
 
-# The paper's names, in its order; each sets fields of the config.
+# Fields of the config by the paper's name of the variant, in the paper's order.
 TABLE: dict[str, Fields] = {
     "S": {"model.name": "sam_s", "prompts.kind": "none"},
     "S+U": {"prompts.kind": "none"},
@@ -59,11 +61,12 @@ SKIPS: dict[str, Fields] = {
 KINDS = {"Dice": "dice", "IoU": "iou"}
 FOLDERS = {name: name.replace(" ", "_") for name in (TABLE | SKIPS)} | {"4 skips": "S+U+3_points"}
 
-# Of each variant and seed: Dice and IoU by class, with their mean, and the seconds they took.
+# By variant and seed: Dice and IoU by class with their mean, and the seconds of the run.
 Results = dict[str, dict[str, dict[str, Any]]]
 
 
 def make_config(config: ConfigDict, fields: Fields, seed: int) -> ConfigDict:
+    """Return a copy of the config with a variant's fields and seed, and one prompt mode."""
     config = config.copy_and_resolve_references()
     if "model.name" in fields:
         config = with_network(config, fields["model.name"])
@@ -74,7 +77,7 @@ def make_config(config: ConfigDict, fields: Fields, seed: int) -> ConfigDict:
 
 
 def with_network(config: ConfigDict, name: str) -> ConfigDict:
-    """The config for another network, with the values of all fields that both networks have."""
+    """Change the config to another network, keeping fields that both networks have."""
     config.unlock()
     model = models.make_config(name)
     model.update({x: config.model[x] for x in model if x in config.model and x != "name"})
@@ -85,9 +88,9 @@ def with_network(config: ConfigDict, name: str) -> ConfigDict:
 
 
 def run_all(config: ConfigDict, workdir: pathlib.Path, seeds: list[int]) -> Results:
-    """Trains and evaluates what is not done yet, one seed of all variants after the other.
+    """Train and evaluate the missing runs, all variants of a seed before the next seed.
 
-    Raises UsageError where the workdir holds a sweep over another config.
+    Raises UsageError if the workdir holds a sweep over another config.
     """
     path = workdir / "ablation.json"
     given = json.loads(config.to_json_best_effort())
@@ -97,7 +100,7 @@ def run_all(config: ConfigDict, workdir: pathlib.Path, seeds: list[int]) -> Resu
     ]:
         raise UsageError(
             f"{workdir} holds a sweep over another config:\n{list_some(changed)}\n"
-            "Give another --workdir, or the same values to go on with that sweep."
+            "Give another --workdir, or the same values to resume that sweep."
         )
     results: Results = saved["results"]
     variants = {FOLDERS[name]: fields for name, fields in (TABLE | SKIPS).items()}
@@ -107,11 +110,11 @@ def run_all(config: ConfigDict, workdir: pathlib.Path, seeds: list[int]) -> Resu
         for name in variants
         if str(seed) not in results.get(name, {})
     ]
-    begun = time.monotonic()
+    sweep_start = time.monotonic()
     for number, (seed, name) in enumerate(todo):
         left = ""
         if number:
-            seconds = (time.monotonic() - begun) / number * (len(todo) - number)
+            seconds = (time.monotonic() - sweep_start) / number * (len(todo) - number)
             left = f"; about {console.format_time(seconds)} left"
         console.info(f"run {number + 1} of {len(todo)}: {name}, seed {seed}{left}")
         start = time.monotonic()
@@ -123,28 +126,32 @@ def run_all(config: ConfigDict, workdir: pathlib.Path, seeds: list[int]) -> Resu
             "seconds": round(time.monotonic() - start, 1),
         }
         write_json(path, saved)
-        jax.clear_caches()  # the next has another model
+        jax.clear_caches()  # The next run compiles another model.
     return {name: {str(x): results[name][str(x)] for x in seeds} for name in variants}
 
 
 def run_one(config: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
+    """Train and evaluate one run, and return the summary of its evaluation."""
     checks.check_all(config, make_mesh())
     loop.train(config, folder, evaluate.make_evaluate_fn)
     return evaluate.evaluate_workdir(config, folder)
 
 
 def spread(results: Results, variant: str, kind: str, name: str) -> tuple[float, float]:
-    """Mean and standard deviation over the seeds, in per cent.
+    """Return mean and standard deviation of a metric over the seeds, in per cent.
 
-    The deviation of one seed is 0. NaN for a class that neither truth nor prediction has.
+    With one seed the deviation is 0. The mean is NaN if no seed has a value for the class.
     """
-    found = [x[kind][name] for x in results[FOLDERS[variant]].values()]
-    values = [100 * x for x in found if x is not None] or [math.nan]
+    scores = [x[kind][name] for x in results[FOLDERS[variant]].values()]
+    values = [100 * x for x in scores if x is not None] or [math.nan]
     return float(np.mean(values)), float(np.std(values, ddof=min(1, len(values) - 1)))
 
 
 def write_table(path: pathlib.Path, results: Results) -> str:
-    """Table 4's columns, and the skips below, as Markdown; last the mean Dice of each seed."""
+    """Write Table 4 and a row for each number of skips as Markdown, and return the text.
+
+    The last columns are the mean Dice of each seed.
+    """
     first = results["S"]
     header = [f"{name} {kind}" for name in next(iter(first.values()))["dice"] for kind in KINDS]
     header += [f"seed {seed}" for seed in first]
@@ -165,7 +172,7 @@ def write_table(path: pathlib.Path, results: Results) -> str:
 
 
 def draw_skips(path: pathlib.Path, results: Results, kind: str, label: str) -> None:
-    """The paper's Figure 5 (Dice) or 6 (IoU): a group of bars for each class over 0 to 4 skips."""
+    """Draw the paper's Figure 5 (Dice) or 6 (IoU): bars for each class over 0 to 4 skips."""
     names = list(next(iter(results["S"].values()))[kind])
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -175,8 +182,8 @@ def draw_skips(path: pathlib.Path, results: Results, kind: str, label: str) -> N
         points = [spread(results, variant, kind, name) for variant in SKIPS]
         means, deviations = zip(*points, strict=True)
         lowest = min(lowest, *(m - d for m, d in points))
-        places = np.arange(len(SKIPS)) + (i - (len(names) - 1) / 2) * width
-        axes.bar(places, means, width, yerr=deviations, capsize=2, label=name, color=colours(i))
+        centres = np.arange(len(SKIPS)) + (i - (len(names) - 1) / 2) * width
+        axes.bar(centres, means, width, yerr=deviations, capsize=2, label=name, color=colours(i))
     axes.set_xticks(range(len(SKIPS)), list(SKIPS))
     axes.set_ylim(max(0.0, lowest - 5), None)
     axes.set_ylabel(f"{label} (%)")
@@ -187,9 +194,11 @@ def draw_skips(path: pathlib.Path, results: Results, kind: str, label: str) -> N
 
 
 def main(config: ConfigDict, arguments: list[str]) -> None:
-    """What the command line asks for."""
+    """Run the sweep, and write its table and figures."""
     if arguments or not all(x.isdecimal() for x in SEEDS.value):
-        raise UsageError(f"found {arguments} and --seeds={SEEDS.value}\n{__doc__}")
+        raise UsageError(
+            f"got {arguments} and --seeds={SEEDS.value}, expected flags and integers\n{__doc__}"
+        )
     runtime.enable_compilation_cache()
     runtime.keep_memory()
     name_classes(config)
@@ -199,7 +208,7 @@ def main(config: ConfigDict, arguments: list[str]) -> None:
     print(write_table(workdir / "ablation.md", results))
     for label, kind in KINDS.items():
         draw_skips(workdir / f"{kind}.png", results, kind, label)
-    seconds = sum(x["seconds"] for found in results.values() for x in found.values())
+    seconds = sum(x["seconds"] for by_seed in results.values() for x in by_seed.values())
     console.info(
         f"{workdir}: ablation.md, dice.png, iou.png; {console.format_time(seconds)} in all"
     )

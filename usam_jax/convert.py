@@ -1,4 +1,4 @@
-"""Published weights to this package's variables."""
+"""Conversion of published weights to this package's variables."""
 
 from usam_jax.weights.load import from_published, from_sam, from_usam
 

@@ -15,38 +15,38 @@ from usam_jax.utils.errors import UsageError
 WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
-    "Where the run is kept; runs/NAME or runs/NAME_NETWORK of configs/NAME.py by default.",
+    "Folder of the run. Default: runs/NAME or runs/NAME_NETWORK for configs/NAME.py.",
 )
 MODE = flags.DEFINE_enum(
     "mode", "train", ["train", "eval"], "Train and then evaluate, or evaluate the best checkpoint."
 )
 SEEDS = flags.DEFINE_list(
-    "seeds", None, "Several runs, one after the other: 0,1,2; their mean and deviation in the end."
+    "seeds", None, "0,1,2: one run per seed, then their mean and standard deviation."
 )
-PROFILE = flags.DEFINE_list("profile", None, "Profile the steps from A to B: A,B.")
+PROFILE = flags.DEFINE_list("profile", None, "A,B: profile steps A to B.")
 COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0, for several processes outside Slurm."
 )
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
-PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this process, from 0.")
 
 
 def numbers(name: str, values: list[str] | None) -> list[int]:
-    """Parse the integers of a flag. Raises UsageError for anything else."""
+    """Return the integers of a flag. Raises UsageError if a value is not an integer."""
     try:
         return [int(x) for x in values or ()]
     except ValueError as error:
-        raise UsageError(f"--{name}: got {values}, expected whole numbers") from error
+        raise UsageError(f"--{name}: got {values}, expected integers") from error
 
 
 def main(config: ConfigDict, arguments: list[str]) -> None:
     """Train or evaluate as the flags say."""
     if arguments:
-        raise UsageError(f"unknown arguments {arguments}; flags begin with --")
+        raise UsageError(f"arguments: got {arguments}, expected flags, which begin with --")
     seeds, profile = numbers("seeds", SEEDS.value), numbers("profile", PROFILE.value) or [0, 0]
     if len(profile) != 2 or profile[0] > profile[1] or min(profile) < 0:
-        raise UsageError(f"--profile: got {profile}, expected the first and the last step")
-    # After the flags: a wrong one should not wait for JAX.
+        raise UsageError(f"--profile: got {profile}, expected the first and the last step, A,B")
+    # Imported here, so that a wrong flag fails before JAX is loaded.
     from usam_jax.data.datasets.registry import name_classes
     from usam_jax.evaluation import checks, evaluate
     from usam_jax.evaluation.report import tables

@@ -1,4 +1,4 @@
-"""Console scripts of the tools (`[project.scripts]` in pyproject.toml)."""
+"""Entry points of the tools' console scripts (`[project.scripts]` in pyproject.toml)."""
 
 import functools
 import importlib

@@ -1,4 +1,4 @@
-"""Torch checkpoints, read without torch and without running anything in them."""
+"""Torch checkpoints, read without torch and without executing code in them."""
 
 from usam_jax.io.torch_checkpoint import load
 

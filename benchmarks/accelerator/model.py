@@ -37,7 +37,7 @@ from configs import care
 from usam_jax.data.packed.prepare import prepare
 from usam_jax.data.phantoms import anatomy
 from usam_jax.data.preprocessing import make_preparation
-from usam_jax.data.prompt_modes import main_mode, noisy_modes, other_modes
+from usam_jax.data.prompt_modes import jittered_modes, main_mode, other_modes
 from usam_jax.data.splits import Subset
 from usam_jax.evaluation import inference
 from usam_jax.models import init_variables, make_model
@@ -346,7 +346,7 @@ def stream(dtype: str, batch: str) -> None:
         rows = np.resize(
             np.arange(len(packed.slices("train"))), size * (3 if settings().dry else 24)
         )
-        modes = [main_mode(config), *other_modes(config), *noisy_modes(config)]
+        modes = [main_mode(config), *other_modes(config), *jittered_modes(config)]
         for kind, count in (("3 points", 1), (f"{len(modes)} prompts", len(modes))):
 
             def seconds(rows: np.ndarray, count: int = count) -> float:

@@ -283,27 +283,27 @@ def fake_packed(patients):
     return packed_format.Packed(pathlib.Path("x"), {"splits": {"train": cases, "test": cases[:1]}})
 
 
-def test_split_parts_holds_out_whole_patients():
+def test_split_subsets_holds_out_whole_patients():
     packed = fake_packed([f"p{i // 2}" for i in range(20)])
     config = phantom_config().data
-    parts = splits.split_parts(packed, config, "val")
+    parts = splits.split_subsets(packed, config, "val")
     patients = {part: {i // 10 for i in parts[part].rows} for part in ("train", "val")}
     assert len(patients["val"]) == 3
     assert not patients["train"] & patients["val"]
     assert len(parts["train"]) + len(parts["val"]) == 100
     config.train_on_empty = False
-    trained = splits.split_parts(packed, config, "val")["train"].rows
+    trained = splits.split_subsets(packed, config, "val")["train"].rows
     assert len(trained) == 0.8 * len(parts["train"]) and (trained % 5 > 0).all()
 
 
-def test_split_parts_holds_out_block_if_patients_unknown(care):
+def test_split_subsets_holds_out_block_if_patients_unknown(care):
     _, config = care
     config.data.val_fraction = 0.25
     packed = prepare.prepare(config.data)
-    parts = splits.split_parts(packed, config.data, "val")
+    parts = splits.split_subsets(packed, config.data, "val")
     assert parts["val"].rows.tolist() == [9, 10, 11]
     assert parts["train"].rows.tolist() == list(range(9))
-    assert not len(splits.split_parts(packed, config.data, "test")["val"])
+    assert not len(splits.split_subsets(packed, config.data, "test")["val"])
 
 
 def test_train_batches_repeat_by_seed_and_vary_by_epoch(care):

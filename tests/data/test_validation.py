@@ -158,14 +158,14 @@ def test_patients_table_keeps_cases_together(nnunet):
     table.write_text("name,patient\n" + "".join(f"{x},p{i // 2}\n" for i, x in enumerate(names)))
     data = prepare.prepare(config.data)
     assert [x["patient"] for x in data.cases("train")] == ["p0", "p0", "p1", "p1"]
-    held = splits.split_parts(data, config.data, "val")["val"].rows
+    held = splits.split_subsets(data, config.data, "val")["val"].rows
     assert len({data.slices("train")[row]["patient"] for row in held}) == 1 and len(held) == 12
     table.write_text(f"name,patient\n{names[0]},p0\n")
     with pytest.raises(DataError, match=r"has no patient for 5 cases"):
         prepare.prepare(config.data)
 
 
-def test_split_parts_uses_held_out_cases_of_manifest(nnunet):
+def test_split_subsets_uses_held_out_cases_of_manifest(nnunet):
     _, config = nnunet
     data = prepare.prepare(config.data)
     config.data.num_folds = 2
@@ -176,7 +176,7 @@ def test_split_parts_uses_held_out_cases_of_manifest(nnunet):
     names = [x["name"] for x in data.cases("train")]
     assert sorted(name for fold in folds for name in fold) == names
     data.manifest["held_out"]["split_seed=0 num_folds=2"] = [names[:1], names[1:]]
-    assert len(splits.split_parts(data, config.data, "val")["val"]) == 6
+    assert len(splits.split_subsets(data, config.data, "val")["val"]) == 6
 
 
 def test_check_finds_absent_files_and_wrong_count(nnunet):

@@ -92,7 +92,7 @@ def test_nnunet_is_packed_by_patient_with_geometry(nnunet):
     assert packed.images("train").shape == (4 * 6, 48, 48)
     geometry = packed.cases("test")[0]["geometry"]
     assert geometry["shape"][0] == 6 and len(geometry["file_axes"]) == 3
-    parts = splits.split_parts(packed, config.data, "val")
+    parts = splits.split_subsets(packed, config.data, "val")
     assert len(parts["val"]) == 12
     assert len(parts["test"]) == 12
     labels = packed.labels("train")
@@ -107,12 +107,12 @@ def test_folds_hold_out_every_patient_once(nnunet):
     seen = []
     for fold in range(4):
         config.data.fold = fold
-        held = splits.split_parts(packed, config.data, "val")["val"].rows
+        held = splits.split_subsets(packed, config.data, "val")["val"].rows
         seen += held.tolist()
         assert len({packed.slices("train")[row]["patient"] for row in held}) == 1
     assert sorted(seen) == list(range(24))
     with pytest.raises(UsageError, match=r"num_folds: got 4, but .* on the test set"):
-        splits.split_parts(packed, config.data, "test")
+        splits.split_subsets(packed, config.data, "test")
     for field, value in (("fold", 4), ("num_folds", 1), ("val_fraction", 3.0)):
         other = config.data.copy_and_resolve_references()
         other[field] = value
@@ -226,7 +226,7 @@ def test_word_uses_its_own_validation_split(tmp_path, word_config):
                 save(root / f"{kind}{split}" / f"{split}_{i:04d}.nii.gz", voxels, affine_lps())
     config = word_config(root, tmp_path / "packed")
     packed = prepare.prepare(config.data)
-    parts = splits.split_parts(packed, config.data, "val")
+    parts = splits.split_subsets(packed, config.data, "val")
     assert {name: (x.split, len(x)) for name, x in parts.items()} == {
         "train": ("train", 8),  # one slice of five has no label
         "val": ("val", 5),

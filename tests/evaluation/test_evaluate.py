@@ -47,7 +47,7 @@ def predict(phantoms, num_devices: int):
     modes = [prompt_modes.main_mode(config), *prompt_modes.other_modes(config)]
     part = Subset("test", np.arange(21))  # no multiple of the batch of 8, nor of 8 devices
     network = evaluate.Model(halves, jax.tree.map(np.asarray, variables), mesh)
-    return evaluate.predict_part(network, packed, part, config, modes), halves
+    return evaluate.predict_subset(network, packed, part, config, modes), halves
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_pooled_dice_is_that_of_all_slices_at_once_on_one_device_and_on_eight(ph
     on_eight, other_halves = predict(phantoms, 8)
     assert other_halves.encode._cache_size() == other_halves.decode._cache_size() == 1
     modes = [prompt_modes.main_mode(config), *prompt_modes.other_modes(config)]
-    modes += prompt_modes.noisy_modes(config)
+    modes += prompt_modes.jittered_modes(config)
     part = Subset("test", np.arange(21))
     outcomes = inference.stream(halves, variables, packed, part, modes, config, make_mesh(1), "")
     batches = [
@@ -137,7 +137,7 @@ def test_pooled_dice_is_that_of_all_slices_at_once_on_one_device_and_on_eight(ph
 
 def test_points_are_moved_by_what_is_asked_and_the_same_each_time(phantoms):
     config, packed, *_ = phantoms
-    near, far = prompt_modes.noisy_modes(config)
+    near, far = prompt_modes.jittered_modes(config)
     row = int(np.argmax([x.any() for x in packed.labels("test")]))
     label = packed.labels("test")[row]
     exact = prompt_modes.main_mode(config)(label, row, 6)["points_xy"]
@@ -145,7 +145,7 @@ def test_points_are_moved_by_what_is_asked_and_the_same_each_time(phantoms):
     np.testing.assert_array_equal(a["points_xy"], b["points_xy"])
     assert a["prompts_given"].tolist() == [True] * 6 + [False]
     boxed = dataclasses.replace(near, add_prompts=dataclasses.replace(near.add_prompts, kind="box"))
-    box = dataclasses.replace(boxed, noise=0.0)(label, row, 0)["boxes_xyxy"]
+    box = dataclasses.replace(boxed, jitter_px=0.0)(label, row, 0)["boxes_xyxy"]
     shifted = np.linalg.norm((boxed(label, row, 0)["boxes_xyxy"] - box).reshape(2, 2), axis=-1)
     assert (shifted > 0).all() and (shifted <= 4.001).all()
     inside = ((a["points_xy"] > 0) & (a["points_xy"] < 31)).all(-1)
@@ -243,7 +243,7 @@ def test_a_run_is_told_in_files_a_table_pictures_and_a_report(run, one_device, c
     assert other["pooled"]["dice"] == saved["other_prompts"]["none"]["dice"]
     assert [x["pixels"] for x in saved["noise"]] == [0.0, 4.0, 12.0]
     for name, figures in one_device[0].counts.items():
-        pooled = evaluate.pooled_figures(figures, tuple(config.data.classes))
+        pooled = evaluate.pooled_metrics(figures, tuple(config.data.classes))
         if name in done_modes:
             told = json.loads((workdir / "eval" / f"test_{name}" / "summary.json").read_text())
             assert told["pooled"] == pooled
@@ -272,7 +272,7 @@ def test_the_training_part_is_evaluated_with_all_slices_of_its_cases(phantoms):
     config, packed, *_ = phantoms
     data = config.data.copy_and_resolve_references()
     data.train_on_empty = False
-    part = splits.split_parts(packed, data, "val")["train"]
+    part = splits.split_subsets(packed, data, "val")["train"]
     whole = splits.whole_cases(packed, part)
     assert len(part) < len(whole) == 14
     assert set(part.rows) <= set(whole.rows)
@@ -289,7 +289,7 @@ def test_prompts_that_do_not_exist_are_named(phantoms, field, value, message):
     config = phantoms[0].copy_and_resolve_references()
     config.eval[field] = value
     with pytest.raises(UsageError, match=message):
-        prompt_modes.other_modes(config) + prompt_modes.noisy_modes(config)
+        prompt_modes.other_modes(config) + prompt_modes.jittered_modes(config)
 
 
 def test_pictures_show_the_largest_error_and_the_largest_tumour(phantoms, one_device):

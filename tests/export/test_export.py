@@ -82,7 +82,7 @@ def write_summary(folder, step: int, prompts: str, classes: tuple[str, ...]) -> 
     scoring = evaluate.make_scoring(phantom_config())
     scores = score_case(predicted, truth, (1.0, 1.0, 1.0), scoring)
     result = CaseResult("case", "patient", None, None, scores)
-    pooled = evaluate.pooled_figures(rng.integers(1, 50, (4, 3, 3)), classes)
+    pooled = evaluate.pooled_metrics(rng.integers(1, 50, (4, 3, 3)), classes)
     folder.mkdir(parents=True)
     common = {"checkpoint_step": step, "data_fingerprint": FINGERPRINT, "split": "test"}
     figures = {"prompts": prompts, "pooled": pooled, "num_slices": 4}

@@ -188,12 +188,12 @@ def test_points_and_boxes_come_to_their_voxel_from_voxels_and_from_mm(tmp_path):
         ('{"space": "voxel", "points": [{"at": [1, 2, 90]}]}', "lies outside the volume"),
         ('{"space": "world", "points": [{"at": [900, 0, 0]}]}', "lies outside the volume"),
         ('{"points": [{"at": [1, 2, 3]}]}', "expected the keys space"),
-        ('{"space": "voxel", "points": [{"xy": [1, 2, 3]}]}', r"points\[0\]: found \['xy'\]"),
+        ('{"space": "voxel", "points": [{"xy": [1, 2, 3]}]}', r"points\[0\]: got \['xy'\]"),
         ('{"space": "voxel", "points": [{"at": [1, 2]}]}', "expected three numbers"),
         ('{"space": "voxel", "points": [{"at": [1, 2, 3], "label": 2}]}', "label is 2"),
         ('{"space": "mm", "points": []}', "space is 'mm'"),
         ('{"space": "voxel"}', "holds no points"),
-        ("[1]", "found list, expected the keys"),
+        ("[1]", "got list, expected the keys"),
         ("{", "cannot be read"),
         ('{"space": "voxel", "points": null}', "points is None, expected a list"),
         ('{"space": "voxel", "points": [{"at": [1, 2, 8.5]}]}', "lies outside the volume"),
@@ -486,7 +486,7 @@ def test_threads_have_an_image_each(workdir):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda p: p.predict(), UsageError, "call set_image first"),
+        (lambda p: p.predict(), UsageError, "got no slice"),
         (lambda p: p.set_image(np.zeros((3, 40, 40))), DataError, "expected \\[h w\\]"),
         (lambda p: p.set_image(np.zeros((20, 40))), DataError, "of 32 pixels or more"),
         (lambda p: p.set_image(np.full((40, 40), np.nan)), DataError, "NaN"),
@@ -574,7 +574,7 @@ def run_smallest(*arguments):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("-i", "nowhere", "-o", "m.nii.gz", "--checkpoint=x"), 3, "nowhere: is not there"),
+        (("-i", "nowhere", "-o", "m.nii.gz", "--checkpoint=x"), 3, "nowhere: does not exist"),
         (("-i", "{ct}", "-o", "{ct}", "--checkpoint=x"), 2, "is a CT to predict"),
         (("-i", "{ct}", "-o", "{ct}/m.nii", "--checkpoint={run}"), 2, "cannot be created"),
         (("-i", "{ct}", "-o", "m.nii", "--checkpoint=nowhere"), 5, "no finished checkpoint"),

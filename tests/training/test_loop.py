@@ -285,8 +285,8 @@ def test_a_workdir_keeps_to_its_config_once_it_has_a_checkpoint(tmp_path):
     run_checkpoint.check_config(tmp_path, phantom_config())
     with pytest.raises(UsageError) as caught:
         run_checkpoint.check_config(tmp_path, other)
-    assert "config.train.batch_size: given 4, found 8" in str(caught.value)
-    assert "config.prompts.kind: given 'none', found 'points'" in str(caught.value)
+    assert "config.train.batch_size: got 4, expected 8" in str(caught.value)
+    assert "config.prompts.kind: got 'none', expected 'points'" in str(caught.value)
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
@@ -295,7 +295,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
         run_checkpoint.best_step(tmp_path, config.model)
     finish_run(tmp_path, config)
     with pytest.raises(
-        WeightsError, match=r"config.model.variant: given 'vit_b', found 'smallest'"
+        WeightsError, match=r"config.model.variant: got 'vit_b', expected 'smallest'"
     ):
         run_checkpoint.best_step(tmp_path, phantom_config(**{"model.variant": "vit_b"}).model)
 
@@ -367,13 +367,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint(
 
 def test_a_run_is_not_evaluated_on_what_it_was_trained_on(packed_phantoms, tmp_path):
     config, packed = packed_phantoms
-    parts = splits.split_parts(packed, config.data, "val")
+    parts = splits.split_subsets(packed, config.data, "val")
     splits.write_record(tmp_path, packed, parts)
     for name, part in parts.items():
         splits.check_unseen(tmp_path, packed, part, name)
     data = config.data.copy_and_resolve_references()
     data.val_fraction = 0.5
-    other = splits.split_parts(packed, data, "val")["val"]
+    other = splits.split_subsets(packed, data, "val")["val"]
     with pytest.raises(DataError, match=r"was trained on 8 of the 16 slices of the split val"):
         splits.check_unseen(tmp_path, packed, other, "val")
     splits.check_record(tmp_path, packed)

@@ -72,5 +72,5 @@ def test_print_seeds_shows_mean_and_deviation(tmp_path, capsys):
 
 def test_numbers_names_the_flag():
     assert main.numbers("seeds", ["0", "12"]) == [0, 12]
-    with pytest.raises(UsageError, match=r"--seeds: got \['a'\], expected whole numbers"):
+    with pytest.raises(UsageError, match=r"--seeds: got \['a'\], expected integers"):
         main.numbers("seeds", ["a"])

@@ -18,10 +18,10 @@ Arrays = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class PromptMode:
-    """A prompt mode: the prompts of `add_prompts`, with `noise` pixels of jitter in evaluation."""
+    """A prompt mode: the prompts of `add_prompts`, moved by `jitter_px` pixels in evaluation."""
 
     add_prompts: AddPrompts
-    noise: float = 0.0
+    jitter_px: float = 0.0
 
     @property
     def name(self) -> str:
@@ -32,7 +32,7 @@ class PromptMode:
             negative = f"_negative{prompts.negative_points}" if prompts.negative_points else ""
             name = name.replace("points", f"points{prompts.points_per_class}{negative}")
             name += "_rowcol" if prompts.order == "rowcol" else ""
-        return f"{name}_moved{self.noise:g}" if self.noise else name
+        return f"{name}_moved{self.jitter_px:g}" if self.jitter_px else name
 
     def describe(self) -> str:
         """The kind and the source of the prompts, in words, for reports."""
@@ -49,7 +49,7 @@ class PromptMode:
             "box": "box from the ground truth",
             "points_box": f"{points} and box from the ground truth",
         }
-        moved = f", moved by {self.noise:g} pixels" if self.noise else ""
+        moved = f", moved by {self.jitter_px:g} pixels" if self.jitter_px else ""
         return words[eval_kind(prompts.kind)] + moved
 
     @property
@@ -71,10 +71,10 @@ class PromptMode:
         missing = num_points - self.num_points
         points = found.get("points_xy", np.zeros((0, 2), np.float32))
         box = found.get("boxes_xyxy", np.zeros(4, np.float32))
-        if self.noise:
+        if self.jitter_px:
             rng = np.random.default_rng(row)
-            points = move(points, self.noise, label.shape[0], rng)
-            corners = move(box.reshape(2, 2), self.noise, label.shape[0], rng)
+            points = move(points, self.jitter_px, label.shape[0], rng)
+            corners = move(box.reshape(2, 2), self.jitter_px, label.shape[0], rng)
             box = np.sort(corners, axis=0).reshape(4)
         labels = found.get("point_labels", np.zeros(0, np.int32))
         given = np.arange(num_points + 1) < self.num_points
@@ -120,7 +120,7 @@ def other_modes(config: ConfigDict) -> list[PromptMode]:
     return list(modes.values())
 
 
-def noisy_modes(config: ConfigDict) -> list[PromptMode]:
+def jittered_modes(config: ConfigDict) -> list[PromptMode]:
     """The main mode with each jitter of `config.eval.prompt_jitter_px`, if it has prompts.
 
     Raises UsageError for a jitter that is not above 0.
@@ -133,7 +133,7 @@ def noisy_modes(config: ConfigDict) -> list[PromptMode]:
         )
     if main.name == "none":
         return []
-    return [dataclasses.replace(main, noise=float(x)) for x in config.eval.prompt_jitter_px]
+    return [dataclasses.replace(main, jitter_px=float(x)) for x in config.eval.prompt_jitter_px]
 
 
 def trained_with(saved: dict[str, Any]) -> str:

@@ -25,7 +25,7 @@ class Subset:
         return len(self.rows)
 
 
-def split_parts(packed: Packed, data: ConfigDict, select_on: str) -> dict[str, Subset]:
+def split_subsets(packed: Packed, data: ConfigDict, select_on: str) -> dict[str, Subset]:
     """The subsets `train`, `val` and `test` of a data set, without a patient in two of them.
 
     `val` is the data set's own validation split if it has one. Otherwise it is held out of the

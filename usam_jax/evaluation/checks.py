@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from usam_jax import models
-from usam_jax.data.prompt_modes import noisy_modes, other_modes
+from usam_jax.data.prompt_modes import jittered_modes, other_modes
 from usam_jax.evaluation.case_metrics import POLICIES
 from usam_jax.models.common import registry
 from usam_jax.training import checks as training_checks
@@ -44,7 +44,7 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
     expect(config.eval.select_on in SELECTION_SPLITS, "select_on", "val or test")
     expect(config.eval.split in SPLITS, "split", "train, val or test")
     other_modes(config)
-    noisy_modes(config)
+    jittered_modes(config)
     expect(
         models.get(config.model.name).promptable or not set(config.eval.prompts) - {"none"},
         "prompts",

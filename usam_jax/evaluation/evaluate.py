@@ -1,4 +1,4 @@
-"""Evaluation of a run: its best checkpoint -> predictions -> scores of cases -> tables and pictures."""
+"""Evaluation of a run: best checkpoint -> predictions -> case scores -> tables and figures."""
 
 import pathlib
 from typing import Any, NamedTuple
@@ -11,12 +11,18 @@ from ml_collections import ConfigDict
 from usam_jax.data import splits
 from usam_jax.data.packed.format import Packed
 from usam_jax.data.packed.prepare import prepare
-from usam_jax.data.prompt_modes import PromptMode, main_mode, noisy_modes, other_modes, trained_with
+from usam_jax.data.prompt_modes import (
+    PromptMode,
+    jittered_modes,
+    main_mode,
+    other_modes,
+    trained_with,
+)
 from usam_jax.data.splits import Subset
 from usam_jax.evaluation import checks, pixel_counts, published_results
 from usam_jax.evaluation.case_metrics import Scoring
 from usam_jax.evaluation.case_scorer import CaseResult, CaseScorer
-from usam_jax.evaluation.inference import Forward, count_part, make_forward, stream
+from usam_jax.evaluation.inference import Forward, count_subset, make_forward, stream
 from usam_jax.evaluation.report.plots import ReportSlice
 from usam_jax.evaluation.report.slices import choose_rows, draw_report, make_report_slice
 from usam_jax.evaluation.report.tables import print_results
@@ -32,7 +38,7 @@ from usam_jax.weights import run_checkpoint
 
 
 class Model(NamedTuple):
-    """What predicts: the model's halves, its variables, and the devices they lie on."""
+    """A compiled model, its variables, and the mesh on which they are replicated."""
 
     forward: Forward
     variables: Any
@@ -40,9 +46,9 @@ class Model(NamedTuple):
 
 
 class Predicted(NamedTuple):
-    """By mode the pixel counts int32[n k 3] of the n slices, and the scores of the cases.
+    """Results by prompt mode: pixel counts int32[n k 3] of n slices, and scores of the cases.
 
-    `on_source` says if cases were scored on the voxels of their label volumes.
+    `on_source` is True if cases were scored on the voxels of their label volumes.
     """
 
     counts: dict[str, np.ndarray]
@@ -51,27 +57,30 @@ class Predicted(NamedTuple):
 
 
 def make_scoring(config: ConfigDict) -> Scoring:
-    """How `config.eval` has cases scored."""
+    """Return the case scoring of `config.eval`: one NSD tolerance per foreground class."""
     count = len(config.data.classes) - 1
     tolerances = tuple(float(x) for x in config.eval.nsd_tolerance_mm)
     tolerances = tolerances * count if len(tolerances) == 1 else tolerances
     return Scoring(tuple(config.data.classes), tolerances, config.eval.empty_policy)
 
 
-def predict_part(
-    model: Model, packed: Packed, part: Subset, config: ConfigDict, scored: list[PromptMode]
+def predict_subset(
+    model: Model, packed: Packed, subset: Subset, config: ConfigDict, scored: list[PromptMode]
 ) -> Predicted:
-    """Runs a part of whole cases through the model once, for the modes to score and noisy ones."""
-    modes = scored + noisy_modes(config)
+    """Predict a subset of whole cases once, for the `scored` modes and the jittered ones.
+
+    Pixel counts cover all modes, case scores the `scored` modes alone.
+    """
+    modes = scored + jittered_modes(config)
     counts: dict[str, list[np.ndarray]] = {mode.name: [] for mode in modes}
-    outcomes = stream(
-        *model[:2], packed, part, modes, config, model.mesh, f"evaluating {config.eval.split}"
+    batches = stream(
+        *model[:2], packed, subset, modes, config, model.mesh, f"evaluating {config.eval.split}"
     )
-    with CaseScorer(packed, part.split, make_scoring(config)) as scorer:
-        for rows, found in outcomes:
+    with CaseScorer(packed, subset.split, make_scoring(config)) as scorer:
+        for rows, by_mode in batches:
             for name, of_mode in counts.items():
-                of_mode.append(np.asarray(found[name].counts)[: len(rows)])
-            predicted = {mode.name: np.asarray(found[mode.name].predicted) for mode in scored}
+                of_mode.append(np.asarray(by_mode[name].counts)[: len(rows)])
+            predicted = {mode.name: np.asarray(by_mode[mode.name].predicted) for mode in scored}
             for i, row in enumerate(rows):
                 scorer.add(int(row), {name: x[i] for name, x in predicted.items()})
         results = scorer.finish()
@@ -80,8 +89,11 @@ def predict_part(
     )
 
 
-def pooled_figures(counts: np.ndarray, classes: tuple[str, ...]) -> dict[str, Any]:
-    """Dice and IoU of each class and their mean, from sums over all slices, as published."""
+def pooled_metrics(counts: np.ndarray, classes: tuple[str, ...]) -> dict[str, Any]:
+    """Return Dice and IoU per class, their means, and pixels, from sums over all slices.
+
+    This is the published code's metric. `counts` is int32[n k 3].
+    """
     scores = pixel_counts.pooled_scores(counts, classes)
     return {
         "dice": {**scores.dice, "mean": scores.mean_dice},
@@ -93,11 +105,11 @@ def pooled_figures(counts: np.ndarray, classes: tuple[str, ...]) -> dict[str, An
 def make_evaluate_fn(
     model: nn.Module, packed: Packed, subset: Subset, config: ConfigDict, mesh: Mesh
 ) -> EvaluateFn:
-    """How training evaluates: pooled Dice and IoU on the subset that chooses the best epoch."""
+    """Return the evaluation during training: pooled Dice and IoU of `subset`."""
     forward, mode, name = make_forward(model, mesh), main_mode(config), config.eval.select_on
 
     def evaluate_fn(variables: dict[str, Any]) -> Evaluated:
-        counts = count_part(forward, variables, packed, subset, mode, config, mesh, name)
+        counts = count_subset(forward, variables, packed, subset, mode, config, mesh, name)
         scores = pixel_counts.pooled_scores(counts, config.data.classes)
         return Evaluated(scores.named(name), scores.mean_dice)
 
@@ -105,22 +117,23 @@ def make_evaluate_fn(
 
 
 def check_classes(workdir: pathlib.Path, saved: dict[str, Any], config: ConfigDict) -> None:
-    """Raises WeightsError where a run was trained with classes of other names or in other order."""
+    """Raise WeightsError if the class names of a run, or their order, are not those of `config`."""
     trained = tuple(saved["data"]["classes"])
     if trained != tuple(config.data.classes):
         raise WeightsError(
-            f"{workdir} was trained with the classes {trained}, the data have "
-            f"{tuple(config.data.classes)}; evaluate it on data with its own classes"
+            f"{workdir} was trained with the classes {trained}, but config.data.classes is "
+            f"{tuple(config.data.classes)}. Evaluate the run on data with its own classes."
         )
 
 
 def evaluate_workdir(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
-    """Evaluates the best checkpoint of a run on `config.eval.split`; returns the summary.
+    """Evaluate the best checkpoint of a run on `config.eval.split`, and return the summary.
 
     Writes `eval/SPLIT_PROMPTS/` in `workdir`: `summary.json`, `per_case.csv`, `report.html` and its
-    pictures for `config.prompts`, the first two for each of `config.eval.prompts`.
-    Raises UsageError for a wrong config, WeightsError where there is no checkpoint or one of
-    another model, and DataError where the run was trained on slices of a part that is not `train`.
+    figures for `config.prompts`, and the first two for each of `config.eval.prompts`.
+
+    Raises UsageError if the config is invalid, WeightsError if there is no checkpoint or it is one
+    of another model, and DataError if the run was trained on slices of a split other than `train`.
     """
     mesh = make_mesh()
     checks.check_all(config, mesh)
@@ -130,14 +143,14 @@ def evaluate_workdir(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any
     if runtime.is_main_process():
         require_folder(Workdir(workdir).evaluations)
     packed = prepare(config.data)
-    part = splits.choose(splits.split_parts(packed, config.data, config.eval.select_on), config)
-    splits.check_unseen(workdir, packed, part, config.eval.split)
-    part = splits.whole_cases(packed, part)
+    subset = splits.choose(splits.split_subsets(packed, config.data, config.eval.select_on), config)
+    splits.check_unseen(workdir, packed, subset, config.eval.split)
+    subset = splits.whole_cases(packed, subset)
     network = make_model(config.model)
     variables = run_checkpoint.load_variables(workdir, config.model, step, replicated(mesh))
     model = Model(make_forward(network, mesh), variables, mesh)
     main, others = main_mode(config), other_modes(config)
-    done = predict_part(model, packed, part, config, [main, *others])
+    done = predict_subset(model, packed, subset, config, [main, *others])
     common = {
         "workdir": str(workdir),
         "checkpoint_step": step,
@@ -146,12 +159,12 @@ def evaluate_workdir(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any
         "data": str(packed.folder),
         "data_fingerprint": packed.manifest["fingerprint"],
         "split": config.eval.split,
-        "num_slices": len(part),
+        "num_slices": len(subset),
         "resolution": "source" if done.on_source else "packed",
     }
     classes = tuple(config.data.classes)
-    pooled = {name: pooled_figures(counts, classes) for name, counts in done.counts.items()}
-    moved = [main, *noisy_modes(config)] if main.name != "none" else []
+    pooled = {name: pooled_metrics(counts, classes) for name, counts in done.counts.items()}
+    jittered = [main, *jittered_modes(config)] if main.name != "none" else []
     summary = {
         "prompts": main.describe(),
         "automatic": main.name == "none",
@@ -159,27 +172,27 @@ def evaluate_workdir(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any
         "other_prompts": {
             x.name: {"prompts": x.describe(), **without_pixels(pooled[x.name])} for x in others
         },
-        "noise": [{"pixels": x.noise, **without_pixels(pooled[x.name])} for x in moved],
+        "noise": [{"pixels": x.jitter_px, **without_pixels(pooled[x.name])} for x in jittered],
         "paper": published_results.rows_for(
             packed.manifest["settings"]["kind"], classes, config.eval.split
         ),
     }
-    shown = predict_shown(model, packed, part, config, main, done)
+    shown = predict_shown(model, packed, subset, config, main, done)
     if runtime.is_main_process():
         scoring = make_scoring(config)
-        in_mm = all(x["geometry"] for x in packed.cases(part.split))
+        in_mm = all(x["geometry"] for x in packed.cases(subset.split))
         statistics = {
             name: summarise(results, scoring, in_mm) for name, results in done.results.items()
         }
         for other in others:
-            figures = {
+            metrics = {
                 "prompts": other.describe(),
                 "automatic": other.name == "none",
                 "pooled": pooled[other.name],
             }
             write_results(
                 Workdir(workdir).evaluation(config.eval.split, other.name).path,
-                common | figures | statistics[other.name],
+                common | metrics | statistics[other.name],
             )
         summary = common | summary | statistics[main.name]
         folder = Workdir(workdir).evaluation(config.eval.split, main.name).path
@@ -189,30 +202,31 @@ def evaluate_workdir(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any
     return common | summary
 
 
-def without_pixels(figures: dict[str, Any]) -> dict[str, Any]:
-    return {name: figures[name] for name in ("dice", "iou")}
+def without_pixels(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Return pooled metrics without the numbers of pixels."""
+    return {name: metrics[name] for name in ("dice", "iou")}
 
 
 def predict_shown(
     model: Model,
     packed: Packed,
-    part: Subset,
+    subset: Subset,
     config: ConfigDict,
     mode: PromptMode,
     done: Predicted,
 ) -> list[ReportSlice]:
-    """The slices that the pictures show, predicted once more rather than all kept."""
-    counts = dict(zip(part.rows.tolist(), done.counts[mode.name], strict=True))
+    """Predict the slices of the figures again: the first pass does not keep its predictions."""
+    counts = dict(zip(subset.rows.tolist(), done.counts[mode.name], strict=True))
     results = done.results[mode.name]
-    known = {x["name"]: x for x in packed.cases(part.split)}
-    cases = [known[x.name] for x in results]
+    case_of = {x["name"]: x for x in packed.cases(subset.split)}
+    cases = [case_of[x.name] for x in results]
     chosen = choose_rows(results, cases, counts, make_scoring(config))
-    few = Subset(part.split, np.array(sorted(chosen)))
-    outcomes = stream(*model[:2], packed, few, [mode], config, model.mesh, "pictures")
+    shown = Subset(subset.split, np.array(sorted(chosen)))
+    batches = stream(*model[:2], packed, shown, [mode], config, model.mesh, "figures")
     return [
-        make_report_slice(row, predicted, chosen, results, packed, part.split, mode)
-        for rows, found in outcomes
+        make_report_slice(row, predicted, chosen, results, packed, subset.split, mode)
+        for rows, by_mode in batches
         for row, predicted in zip(
-            rows.tolist(), np.asarray(found[mode.name].predicted)[: len(rows)], strict=True
+            rows.tolist(), np.asarray(by_mode[mode.name].predicted)[: len(rows)], strict=True
         )
     ]

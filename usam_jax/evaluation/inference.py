@@ -1,4 +1,4 @@
-"""Batches through the model: encoded once, decoded for each prompt mode."""
+"""Batched inference: each batch is encoded once and decoded for each prompt mode."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -22,11 +22,12 @@ from usam_jax.utils.mesh import batch_sharding, replicated, shard_batch
 
 
 class Forward(NamedTuple):
-    """The model's halves, each compiled once for all batches and all prompt modes.
+    """Encoder and decoder of a model, each compiled once for all batches and prompt modes.
 
-    `encode`: (variables, images uint8[b h w]) -> features, which are the logits of a network without
-    prompts. `decode`: (variables, features, prompts,
-    labels, valid) -> pixel counts int32[b k 3], predicted classes uint8[b h w].
+    `encode`: (variables, images uint8[b h w]) -> features. The features of a network that takes no
+    prompts are its logits.
+    `decode`: (variables, features, prompts, labels int32[b h w], valid bool[b]) -> pixel counts
+    int32[b k 3], predicted classes uint8[b h w].
     """
 
     encode: Callable[..., Any]
@@ -34,6 +35,8 @@ class Forward(NamedTuple):
 
 
 def make_forward(model: nn.Module, mesh: Mesh) -> Forward:
+    """Jit encoder and decoder for batches sharded over the mesh."""
+
     def encode(variables: Any, images: jax.Array) -> Any:
         return registry.encode(model, variables, batch_images(images))
 
@@ -58,31 +61,31 @@ def make_forward(model: nn.Module, mesh: Mesh) -> Forward:
 
 
 class BatchPrediction(NamedTuple):
-    """A batch under one way to prompt: counts int32[b k 3] and classes uint8[b h w], on the device."""
+    """Results of a batch for one prompt mode, on the device."""
 
-    counts: jax.Array
-    predicted: jax.Array
+    counts: jax.Array  # int32[b k 3], pixel counts
+    predicted: jax.Array  # uint8[b h w], classes
 
 
 def stream(
     forward: Forward,
     variables: Any,
     packed: Packed,
-    part: Subset,
+    subset: Subset,
     modes: list[PromptMode],
     config: ConfigDict,
     mesh: Mesh,
     what: str,
 ) -> Iterator[tuple[np.ndarray, dict[str, BatchPrediction]]]:
-    """The rows int[n] of each batch of a part in order, and by mode what the model makes of them.
+    """Yield the rows int[n] of each batch of a subset, in order, and its predictions by mode.
 
-    The last batch has fewer rows than its arrays. On an accelerator each batch is given while the
-    next is computed.
+    The last batch may have fewer rows than its arrays. Each batch is yielded while the device
+    computes the next. `what` labels the progress line.
     """
-    size, rows = config.eval.batch_size, part.rows
+    size, rows = config.eval.batch_size, subset.rows
     process, processes = jax.process_index(), jax.process_count()
     batches, num_batches = loader.eval_batches(
-        packed, part.split, rows, config, modes, process, processes
+        packed, subset.split, rows, config, modes, process, processes
     )
 
     def compute(batch: loader.Batch) -> dict[str, BatchPrediction]:
@@ -95,29 +98,32 @@ def stream(
         }
 
     with console.Progress(what, num_batches, "batches") as bar:
-        before: tuple[np.ndarray, dict[str, BatchPrediction]] | None = None
+        previous: tuple[np.ndarray, dict[str, BatchPrediction]] | None = None
         for number, batch in enumerate(batches):
             computed = compute(batch)
-            if before:
-                yield before
+            if previous:
+                yield previous
                 bar.advance(per_step=size)
-            before = rows[number * size :][:size], computed
-        if before:
-            yield before
+            previous = rows[number * size :][:size], computed
+        if previous:
+            yield previous
             bar.advance(per_step=size)
 
 
-def count_part(
+def count_subset(
     forward: Forward,
     variables: Any,
     packed: Packed,
-    part: Subset,
+    subset: Subset,
     mode: PromptMode,
     config: ConfigDict,
     mesh: Mesh,
     name: str,
 ) -> np.ndarray:
-    """Pixel counts int32[n k 3] of the n slices of a subset, in order; `name` is for the progress."""
-    outcomes = stream(forward, variables, packed, part, [mode], config, mesh, f"evaluating {name}")
-    counts = [np.asarray(found[mode.name].counts)[: len(rows)] for rows, found in outcomes]
+    """Return pixel counts int32[n k 3] of the n slices of a subset, in order.
+
+    `name` names the subset in the progress line.
+    """
+    batches = stream(forward, variables, packed, subset, [mode], config, mesh, f"evaluating {name}")
+    counts = [np.asarray(by_mode[mode.name].counts)[: len(rows)] for rows, by_mode in batches]
     return np.concatenate(counts)

@@ -1,6 +1,6 @@
-"""A run's best checkpoint as files for others: a program, its weights, what they are, and a card.
+"""Export of a run's best checkpoint: program, weights, description and model card.
 
-The program needs JAX alone to run; the weights are for this package and, on request, for torch.
+The program needs only JAX to run. The weights are for this package and, on request, for torch.
 """
 
 import json
@@ -35,38 +35,39 @@ from usam_jax.weights.name_map import Variables
 ARTEFACT, WEIGHTS = "model.jax_export", "model.safetensors"
 CONFIG, CARD = "config.json", "README.md"
 PLATFORMS = ("cpu", "cuda")
-# A flatbuffer ends at 2 GiB; the program itself takes a megabyte or two.
+# A flatbuffer is limited to 2 GiB; the program itself takes 1 to 2 MB.
 MAX_WEIGHT_BYTES = (1 << 31) - (16 << 20)
 INPUTS = {
-    "images": "uint8[b h w], prepared as `preprocessing` says; h = w = image_size",
+    "images": "uint8[b h w], prepared as `preprocessing` describes; h = w = image_size",
     "points_xy": "float32[b p 2], (x, y) in pixels of the prepared image; p at least 1",
     "point_labels": "int32[b p]; 1: foreground, 0: background, -1: no point",
     "boxes_xyxy": "float32[b 4], (x0, y0, x1, y1) in pixels of the prepared image",
-    "prompts_given": "bool[b p+1]; which points count and, last, whether the box does",
+    "prompts_given": "bool[b p+1]; which points are used and, last, whether the box is",
 }
 OUTPUTS = {
-    "labels": "uint8[b h w], numbers of `classes`",
-    "probabilities": "float32[b h w k], of each class; they add up to 1",
+    "labels": "uint8[b h w], indices of `classes`",
+    "probabilities": "float32[b h w k], of each class; they sum to 1",
 }
 
 
 def inputs_of(promptable: bool) -> dict[str, str]:
-    """The program's inputs, in order, with what they are: images, and prompts if it takes some."""
+    """Return the program's inputs in order, with descriptions: prompts only if `promptable`."""
     return INPUTS if promptable else {"images": INPUTS["images"]}
 
 
 def make_artefact(config: ConfigDict, variables: Variables) -> bytes:
-    """The whole prediction of `config.model`, weights inside, as a serialised `jax.export`.
+    """Return a serialised `jax.export` program of the whole prediction, weights included.
 
-    It runs on PLATFORMS and takes `inputs_of` the network in their order and gives OUTPUTS; the batch b and the points p may be any number
-    from 1 on. Raises WeightsError for weights beyond the format's limit.
+    `config` is `config.model`. The program runs on PLATFORMS, takes `inputs_of` the network in
+    order and returns OUTPUTS. The batch size b and the number of points p are any number from 1. Raises
+    WeightsError if the weights exceed the limit of the format.
     """
     model = make_model(config)
     size = sum(x.nbytes for x in jax.tree.leaves(variables))
     if size > MAX_WEIGHT_BYTES:
         raise WeightsError(
-            f"the weights take {size / 1e9:.2f} GB, and a {ARTEFACT} holds at most "
-            f"{MAX_WEIGHT_BYTES / 1e9:.2f} GB; export a smaller model"
+            f"the weights take {size / 1e9:.2f} GB, but {ARTEFACT} holds at most "
+            f"{MAX_WEIGHT_BYTES / 1e9:.2f} GB. Export a smaller model."
         )
 
     def predict(images: jax.Array, *prompts: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -91,7 +92,7 @@ def make_artefact(config: ConfigDict, variables: Variables) -> bytes:
 
 
 def describe_preprocessing(preparation: Preparation, inside: InputSpec) -> dict[str, Any]:
-    """How an axial slice in HU becomes the program's image."""
+    """Return a description of how an axial slice in HU becomes the program's input image."""
     return {
         "orientation": "rows from front to back, columns from the patient's right to left",
         "transposed": preparation.transposed,
@@ -108,7 +109,7 @@ def describe_preprocessing(preparation: Preparation, inside: InputSpec) -> dict[
 
 
 def describe_run(workdir: pathlib.Path, saved: dict[str, Any], step: int) -> dict[str, Any]:
-    """What config.json tells, ready for JSON; no path and no name of a case is in it."""
+    """Return the content of config.json, which has no path and no name of a case."""
     record, kind = read_json(Workdir(workdir).data), source_kind(workdir, saved)
     spec = models.get(saved["model"]["name"])
     return {
@@ -133,28 +134,28 @@ def describe_run(workdir: pathlib.Path, saved: dict[str, Any], step: int) -> dic
 
 
 def find_evaluations(workdir: pathlib.Path, step: int) -> list[dict[str, Any]]:
-    """The summaries of the evaluations of this checkpoint."""
-    found = [read_json(path) for path in Workdir(workdir).summaries()]
-    return [x for x in found if x.get("checkpoint_step") == step]
+    """Return the summaries of all evaluations of the checkpoint at `step`."""
+    summaries = [read_json(path) for path in Workdir(workdir).summaries()]
+    return [x for x in summaries if x.get("checkpoint_step") == step]
 
 
 def require_own(folder: pathlib.Path) -> None:
-    """Raises UsageError for a folder that holds something else, such as the run itself."""
+    """Raise UsageError if `folder` holds something else than an export, such as the run itself."""
     if folder.is_file() or (
         folder.is_dir() and any(folder.iterdir()) and not (folder / ARTEFACT).is_file()
     ):
         raise UsageError(
-            f"{folder} is a file, or a folder that holds something else than an exported model; "
-            "give one that is not there yet"
+            f"{folder} is a file, or a folder that holds something else than an exported model. "
+            "Give a folder that does not exist yet."
         )
 
 
 def export_run(workdir: pathlib.Path, folder: pathlib.Path, torch: bool) -> None:
-    """Writes a run's best checkpoint to `folder`: ARTEFACT, WEIGHTS, CONFIG, CARD and, if
-    `torch`, NETWORK.safetensors with the published names.
+    """Write a run's best checkpoint to `folder` as ARTEFACT, WEIGHTS, CONFIG and CARD.
 
-    Raises WeightsError where there is no checkpoint, it is too large or `folder` cannot be written,
-    and UsageError where `folder` holds something else.
+    If `torch`, also writes NETWORK.safetensors with the published names. Raises WeightsError if
+    there is no checkpoint, it is too large or `folder` cannot be written, and UsageError if
+    `folder` holds something else.
     """
     require_own(folder)
     saved = run_checkpoint.require_config(workdir)
@@ -164,12 +165,12 @@ def export_run(workdir: pathlib.Path, folder: pathlib.Path, torch: bool) -> None
     artefact = make_artefact(config, variables)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # First, for `require_own` knows an export that was stopped by it.
+        # First, because `require_own` recognises an interrupted export by this file.
         with atomic_write(folder / ARTEFACT) as temporary:
             temporary.write_bytes(artefact)
         save_weights(folder / WEIGHTS, load.flatten(variables), description)
         published = f"{description['model']['name']}.safetensors"
-        (folder / published).unlink(missing_ok=True)  # an earlier checkpoint's
+        (folder / published).unlink(missing_ok=True)  # of an earlier export
         if torch:
             save_weights(folder / published, load.to_published(variables, config), description)
         names = [ARTEFACT, WEIGHTS, *([published] if torch else [])]
@@ -185,13 +186,13 @@ def export_run(workdir: pathlib.Path, folder: pathlib.Path, torch: bool) -> None
         ignored = maps_of(config.name)[0].ignored
         reasons = "\n".join(f"  {pattern}: {reason}" for pattern, reason in ignored)
         console.info(
-            f"{published} lacks what touches no output; load it with strict=False:\n{reasons}"
+            f"{published} lacks tensors that affect no output. Load with strict=False:\n{reasons}"
         )
 
 
 def save_weights(
     path: pathlib.Path, arrays: dict[str, np.ndarray], description: dict[str, Any]
 ) -> None:
-    """Arrays by name as safetensors, with what one needs to know of them."""
+    """Write arrays to a safetensors file, with classes, model and preprocessing as metadata."""
     about = {name: description[name] for name in ("classes", "model", "preprocessing")}
     write_safetensors(path, arrays, json.dumps(about))

@@ -1,4 +1,4 @@
-"""Networks as Flax modules: `make_model(config.model)`, and the prompts that some of them take."""
+"""Networks as Flax modules: `make_model(config.model)`, and the prompts of promptable ones."""
 
 from usam_jax.models.common.prompts import Prompts
 from usam_jax.models.common.registry import (

@@ -1,4 +1,4 @@
-"""S, the paper's first design: SAM with a class-wise decoder and without the U."""
+"""S, the paper's baseline: SAM with a class-wise decoder and without the U-shaped encoder."""
 
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -9,15 +9,16 @@ from usam_jax.models.usam import USam, find_variant
 
 
 def s_config() -> ConfigDict:
+    """Return the fields of `config.model` that S has of its own."""
     config = ConfigDict()
-    config.variant = (
-        "vit_b"  # vit_b, vit_l, vit_h; small (the demo) and tiny (tests) have no weights
-    )
+    # vit_b, vit_l or vit_h; small (demo) and tiny (tests) have no published weights.
+    config.variant = "vit_b"
     config.remat = False  # recompute the transformer's activations in the backward pass
     return config
 
 
 def build(config: ConfigDict) -> USam:
+    """Return the module of `config.model`. Raises UsageError if the variant does not exist."""
     return USam(
         variant=find_variant(config),
         num_classes=config.num_classes,

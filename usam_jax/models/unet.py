@@ -14,7 +14,7 @@ LEVELS = 5
 
 
 class ConvBlock(nn.Module):
-    """Two conv units."""
+    """Two conv units (convolution, BatchNorm, ReLU): [b h w d] to [b h w e]."""
 
     features: int
     dtype: Dtype
@@ -28,7 +28,8 @@ class ConvBlock(nn.Module):
 class UNet(nn.Module):
     """U-Net with padded convolutions, BatchNorm and nearest-neighbour upsampling.
 
-    Images are float32[b h w], grey in [0, 1], h and w multiples of 16; returns logits float32[b h w k].
+    Images are float32[b h w], grey in [0, 1], with h and w multiples of 16. Returns logits
+    float32[b h w k].
     Source: Ronneberger, Fischer, Brox, MICCAI 2015, as in github.com/LeeJunHyun/Image_Segmentation.
     """
 
@@ -57,12 +58,14 @@ class UNet(nn.Module):
 
 
 def unet_config() -> ConfigDict:
+    """Return the fields of `config.model` that the U-Net has of its own."""
     config = ConfigDict()
     config.width = 64  # channels at full size, doubled on each of the four levels below
     return config
 
 
 def build(config: ConfigDict) -> UNet:
+    """Return the module of `config.model`. Raises UsageError if the width is below 1."""
     if config.width < 1:
         raise UsageError(f"config.model.width: got {config.width}, expected 1 or more")
     return UNet(config.num_classes, config.width, jnp.dtype(config.dtype))

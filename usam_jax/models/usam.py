@@ -1,4 +1,4 @@
-"""U-SAM: a U-shaped SAM, top to bottom: slice -> features -> logits."""
+"""U-SAM, a U-shaped SAM: slice -> features -> logits."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ PATCH_SIZE = 16
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """The sizes of a variant; `dim` is D in the layers' documentation."""
+    """Sizes of a variant: `width` of the image encoder, `dim` of the embedding and the decoder."""
 
     width: int
     depth: int
@@ -35,7 +35,7 @@ VARIANTS = {
     "vit_b": Variant(768, 12, 12, (2, 5, 8, 11)),
     "vit_l": Variant(1024, 24, 16, (5, 11, 17, 23)),
     "vit_h": Variant(1280, 32, 16, (7, 15, 23, 31)),
-    # For the demo and for tests; no weights exist.
+    # For the demo and the tests, without published weights.
     "small": Variant(96, 4, 4, (1, 3), window=7, dim=128),
     "tiny": Variant(96, 4, 4, (1, 3), window=7, dim=64),
 }
@@ -43,17 +43,17 @@ VARIANTS = {
 
 @struct.dataclass
 class Features:
-    """What `encode` gives: the image embedding and the skips f0..f3 (none in the S baseline)."""
+    """Output of `encode`: the image embedding and the skips f0 to f3 (none in the baseline S)."""
 
     embedding: Float[Array, "b g g d"]
     skips: tuple[Float[Array, "b _ _ _"], ...]
 
 
 class USam(nn.Module):
-    """U-SAM, or SAM with a class-wise decoder (`num_skips` None: the paper's baseline S).
+    """U-SAM or, if `num_skips` is None, the paper's baseline S: SAM with a class-wise decoder.
 
-    Images are float32[b h w], grey in [0, 1], h = w = `image_size`; normalisation is inside.
-    Source: the paper's Fig. 2; Segment Anything.
+    Images are float32[b h w], grey in [0, 1], with h = w = `image_size`. Returns logits
+    float32[b h w k]. Source: the paper's Fig. 2; Segment Anything.
     """
 
     variant: Variant
@@ -85,7 +85,7 @@ class USam(nn.Module):
         )
 
     def encode(self, images: Float[Array, "b h w"], train: bool = False) -> Features:
-        """Everything that depends on the image alone."""
+        """Compute everything that depends on the images alone."""
         x = SPEC.input.normalize(images, self.dtype)
         if self.num_skips is None:
             return Features(self.image_encoder(x), ())
@@ -95,7 +95,7 @@ class USam(nn.Module):
     def decode(
         self, features: Features, prompts: Prompts | None, train: bool = False
     ) -> Float[Array, "b h w k"]:
-        """Logits float32 of encoded images under `prompts`."""
+        """Return logits float32[b h w k] of encoded images for `prompts`."""
         batch, grid = features.embedding.shape[:2]
         sparse, dense = self.prompt_encoder(prompts, batch)
         position = self.prompt_encoder.image_positions(grid)
@@ -111,18 +111,19 @@ class USam(nn.Module):
 
 
 def usam_config() -> ConfigDict:
+    """Return the fields of `config.model` that U-SAM has of its own."""
     config = ConfigDict()
-    config.variant = (
-        "vit_b"  # vit_b, vit_l, vit_h; small (the demo) and tiny (tests) have no weights
-    )
+    # vit_b, vit_l or vit_h; small (demo) and tiny (tests) have no published weights.
+    config.variant = "vit_b"
     config.num_skips = 4  # 0 to 4, deepest first
-    config.num_mask_tokens = 0  # 0: D/8 = 32, as published; the paper's formula (2) has num_classes
+    # 0: dim / 8 = 32, as in the published code. The paper's equation (2) has num_classes.
+    config.num_mask_tokens = 0
     config.remat = False  # recompute the transformer's activations in the backward pass
     return config
 
 
 def find_variant(config: ConfigDict) -> Variant:
-    """The variant of `config.model`. Raises UsageError if it does not exist."""
+    """Return the variant of `config.model`. Raises UsageError if it does not exist."""
     if config.variant not in VARIANTS:
         raise UsageError(
             f"config.model.variant: got {config.variant!r}, expected one of {', '.join(VARIANTS)}"
@@ -131,12 +132,13 @@ def find_variant(config: ConfigDict) -> Variant:
 
 
 def build(config: ConfigDict) -> USam:
+    """Return the module of `config.model`. Raises UsageError if a field is invalid."""
     variant = find_variant(config)
     if config.num_skips not in range(5):
         raise UsageError(f"config.model.num_skips: got {config.num_skips!r}, expected 0 to 4")
     if config.num_mask_tokens < 0:
         raise UsageError(
-            f"config.model.num_mask_tokens: got {config.num_mask_tokens}, expected 0 (for D/8) or more"
+            f"config.model.num_mask_tokens: got {config.num_mask_tokens}, expected 0 or more"
         )
     return USam(
         variant=variant,

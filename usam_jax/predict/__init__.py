@@ -1,4 +1,4 @@
-"""A trained model on new images: `Predictor` for clicks, `python -m usam_jax.predict` for volumes."""
+"""Prediction: `Predictor` for clicks, `python -m usam_jax.predict` for volumes."""
 
 from usam_jax.predict.predictor import EncodedSlice, Predictor
 

@@ -1,15 +1,16 @@
-"""Predicts the masks of CT volumes with a trained model.
+"""Predict the masks of CT volumes with a trained model.
 
     python -m usam_jax.predict -i CT.nii.gz -o MASK.nii.gz --checkpoint=WORKDIR
     python -m usam_jax.predict -i FOLDER -o FOLDER --checkpoint=WORKDIR --skip_existing
 
-CT: a NIfTI file (.nii, .nii.gz), a folder of DICOM slices, or a folder of either. The mask has the
-voxels, axes, affine and header of its CT; MASK.json beside it names the classes. For DICOM the mask
-may be MASK.dcm, a DICOM-SEG.
-Prompts of one volume: --points=FILE.json ({"space": "voxel" or "world", "points": [{"at": [i, j, k],
-"label": 1}]}) and --box=i0,j0,k0,i1,j1,k1. --propagate takes them on to the slices above and below.
+The input is a NIfTI file (.nii, .nii.gz), a folder of DICOM slices, or a folder of either. The
+mask has the voxels, axes, affine and header of its CT; MASK.json next to it names the classes. For
+a DICOM input the mask may also be MASK.dcm, a DICOM-SEG.
+Prompts for one volume: --points=FILE.json ({"space": "voxel" or "world", "points": [{"at": [i, j,
+k], "label": 1}]}) and --box=i0,j0,k0,i1,j1,k1. --propagate propagates them to the slices above and
+below.
 
-Exit code 4: some volumes of a folder could not be predicted; the others are written.
+Exit code 4: some volumes of a folder could not be predicted; the masks of the others are written.
 """
 
 import pathlib
@@ -28,55 +29,55 @@ from usam_jax.utils import cli, console, runtime
 from usam_jax.utils.errors import DataError, SomeFailed, UsageError
 from usam_jax.utils.files import read_json, require_folder, write_json
 
-INPUT = flags.DEFINE_string("input", None, "A volume, or a folder of them.", short_name="i")
-OUTPUT = flags.DEFINE_string("output", None, "The mask, or a folder for them.", short_name="o")
+INPUT = flags.DEFINE_string("input", None, "A volume, or a folder of volumes.", short_name="i")
+OUTPUT = flags.DEFINE_string("output", None, "The mask, or a folder for the masks.", short_name="o")
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The workdir of a run.")
-POINTS = flags.DEFINE_string("points", None, "A points file (JSON) for the volume.")
-BOX = flags.DEFINE_string("box", None, "i0,j0,k0,i1,j1,k1: voxels of two corners, from 0.")
+POINTS = flags.DEFINE_string("points", None, "Points and boxes for the volume (.json).")
+BOX = flags.DEFINE_string("box", None, "i0,j0,k0,i1,j1,k1: two corners in voxels, from 0.")
 PROPAGATE = flags.DEFINE_bool(
     "propagate", False, "Propagate the prompts to the slices above and below."
 )
-SLICES = flags.DEFINE_list("slices", None, "A,B: only these slices, counted from the feet up.")
+SLICES = flags.DEFINE_list("slices", None, "A,B: only slices A to B, from the feet up.")
 TTA = flags.DEFINE_enum(
     "tta", None, ["flip"], "Test-time augmentation: flip averages with the mirrored slice."
 )
 KEEP_LARGEST = flags.DEFINE_bool(
-    "keep_largest", False, "Keep the largest connected part of each class."
+    "keep_largest", False, "Keep the largest connected component of each class."
 )
-PROBABILITIES = flags.DEFINE_bool("save-probabilities", False, "NAME_probabilities.nii.gz too.")
-REPORT = flags.DEFINE_string("report", None, "Where to write what was done (.json).")
-SKIP_EXISTING = flags.DEFINE_bool(
-    "skip_existing", False, "Skip volumes whose mask is there already."
+PROBABILITIES = flags.DEFINE_bool(
+    "save-probabilities", False, "Also write NAME_probabilities.nii.gz."
 )
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Slices at once.", lower_bound=1)
+REPORT = flags.DEFINE_string("report", None, "Report of all volumes (.json).")
+SKIP_EXISTING = flags.DEFINE_bool("skip_existing", False, "Skip volumes whose mask exists.")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Slices per batch.", lower_bound=1)
 
 
 def make_options() -> Options:
-    """What the flags ask for. Raises UsageError for slices that are no range."""
+    """Return the options that the flags give. Raises UsageError if --slices is not a range."""
     first, last = 0, None
     if SLICES.value:
         try:
             first, last = (int(x) for x in SLICES.value)
         except ValueError as error:
-            raise UsageError(f"--slices={','.join(SLICES.value)}: expected A,B") from error
+            raise UsageError(f"--slices: got {','.join(SLICES.value)}, expected A,B") from error
         if not 0 <= first <= last:
-            raise UsageError(f"--slices={first},{last}: expected 0 <= A <= B")
+            raise UsageError(f"--slices: got {first},{last}, expected 0 <= A <= B")
     return Options(
         BATCH_SIZE.value, first, last, TTA.value == "flip", PROPAGATE.value, KEEP_LARGEST.value
     )
 
 
 def check_flags(several: bool) -> None:
-    """Raises UsageError for flags that do not go together."""
+    """Raise UsageError if flags contradict each other, or do not allow `several` volumes."""
     prompted = POINTS.value or BOX.value
     if several and prompted:
-        raise UsageError("--points and --box are for one volume, found a folder of several")
+        raise UsageError("--points, --box: got a folder of several volumes, expected one volume")
     if PROPAGATE.value and not prompted:
-        raise UsageError("--propagate needs --points or --box")
+        raise UsageError("--propagate: got no prompts, expected --points or --box")
 
 
 def check_outputs(inputs: dict[str, pathlib.Path], masks: dict[str, pathlib.Path]) -> None:
-    """Raises UsageError where an output would take the place of an input."""
+    """Raise UsageError if an output would overwrite an input."""
     read = {path.resolve() for path in inputs.values()}
     for mask in masks.values():
         for path in (mask, probabilities_path(mask)):
@@ -85,25 +86,23 @@ def check_outputs(inputs: dict[str, pathlib.Path], masks: dict[str, pathlib.Path
 
 
 def check_report(path: pathlib.Path) -> None:
-    """Raises UsageError where a report could not be written, before any time is spent."""
+    """Raise UsageError if the report cannot be written, before any prediction."""
     if path.is_dir() or path.suffix != ".json":
-        raise UsageError(f"--report={path}: expected FILE.json")
+        raise UsageError(f"--report: got {path}, expected FILE.json")
     require_folder(path.parent)
 
 
 def note_prompts(network: Network) -> None:
-    """Says where a model was trained with other prompts than it gets."""
+    """Print a note if a model trained with prompts gets none, or the reverse."""
     kind, given = network.config["prompts"]["kind"], bool(POINTS.value or BOX.value)
     if network.promptable and kind != "mixed" and given == (kind == "none"):
         trained = trained_with(network.config)
         what = "with" if given else "without"
-        console.info(
-            f"note: the model was trained with the prompts: {trained}; it is used {what} any"
-        )
+        console.info(f"note: the model is used {what} prompts, but was trained with: {trained}")
 
 
 def is_done(mask: pathlib.Path) -> bool:
-    """If a volume's outputs are there; the mask is written last."""
+    """Return whether all outputs of a volume exist, of which the mask is written last."""
     return mask.is_file() and (not PROBABILITIES.value or probabilities_path(mask).is_file())
 
 
@@ -113,9 +112,11 @@ def predict_all(
     masks: dict[str, pathlib.Path],
     request: Request,
 ) -> dict[str, Any]:
-    """Predicts what is not there yet; the report's entry of each volume.
+    """Predict all volumes, and return each one's entry in the report by path.
 
-    With several volumes a bad one is told and left out. The report is written in any case.
+    --skip_existing skips volumes whose outputs exist. If one of several volumes cannot be
+    predicted, its error is printed and the others are predicted; the error of a single volume is
+    raised. The report is written in any case.
     """
     report = pathlib.Path(REPORT.value) if REPORT.value else None
     earlier = read_json(report).get("volumes", {}) if report and SKIP_EXISTING.value else {}
@@ -140,13 +141,15 @@ def predict_all(
 
 
 def main(_config: ConfigDict | None, arguments: list[str]) -> None:
-    """What the command line asks for."""
+    """Predict as the flags say."""
     if arguments or not (INPUT.value and OUTPUT.value and CHECKPOINT.value):
-        raise UsageError(f"expected -i, -o and --checkpoint, found {arguments}\n{__doc__}")
+        raise UsageError(
+            f"expected -i, -o, --checkpoint and flags alone, got {arguments}\n{__doc__}"
+        )
     request = Request(make_options(), POINTS.value, BOX.value, PROBABILITIES.value)
     source, out = pathlib.Path(INPUT.value), pathlib.Path(OUTPUT.value)
     inputs = output.find_inputs(source)
-    several = list(inputs.values()) != [source]  # a folder that is no series itself
+    several = list(inputs.values()) != [source]  # a folder that is not a series itself
     check_flags(several)
     output.require_output(out, several)
     masks = {name: out / f"{name}.nii.gz" if several else out for name in inputs}

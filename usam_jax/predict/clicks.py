@@ -1,8 +1,9 @@
-"""Points and boxes that people give for a volume, to prompts of its slices.
+"""Points and boxes of a volume, converted to prompts of its slices.
 
 A points file is JSON: `{"space": "voxel", "points": [{"at": [i, j, k], "label": 1}], "boxes":
-[{"from": [i, j, k], "to": [i, j, k]}]}`. `voxel` counts along the file's own axes from 0; `world` is
-mm to the patient's right, front and head (RAS), as NIfTI counts them. A label is 1 on the target, 0 off it.
+[{"from": [i, j, k], "to": [i, j, k]}]}`. `voxel` coordinates are indices along the file's own
+axes, from 0; `world` coordinates are in mm along right, front and head (RAS), as in NIfTI. A label
+is 1 on the target and 0 outside it.
 """
 
 import json
@@ -23,9 +24,9 @@ EXAMPLE = (
 
 
 def read_clicks(path: pathlib.Path, geometry: Geometry) -> dict[int, Clicks]:
-    """The prompts of a points file by slice, in pixels (x, y) of the slices.
+    """Return the prompts of a points file by slice, in pixels (x, y) of the slices.
 
-    Raises UsageError for other keys, values that are no points, and points outside the volume.
+    Raises UsageError if a key is unknown, a value is not a point, or a point is outside the volume.
     """
     try:
         content = json.loads(path.read_text())
@@ -38,7 +39,7 @@ def read_clicks(path: pathlib.Path, geometry: Geometry) -> dict[int, Clicks]:
         if not isinstance(content.get(name, []), list):
             raise UsageError(f"{path}: {name} is {content[name]!r}, expected a list")
     world = content["space"] == "world"
-    found: dict[int, Clicks] = {}
+    by_slice: dict[int, Clicks] = {}
     for i, point in enumerate(content.get("points", [])):
         where = f"{path}: points[{i}]"
         require_keys(where, point, {"at"}, {"label"})
@@ -46,75 +47,83 @@ def read_clicks(path: pathlib.Path, geometry: Geometry) -> dict[int, Clicks]:
         if label not in (0, 1):
             raise UsageError(f"{where}: label is {label!r}, expected 1 (on the target) or 0")
         column, row, number = to_slice(where, point["at"], geometry, world)
-        clicks = found.get(round(number), NO_CLICKS)
+        clicks = by_slice.get(round(number), NO_CLICKS)
         points = np.concatenate([clicks.points_xy, [[column, row]]]).astype(np.float32)
         labels = np.append(clicks.point_labels, label).astype(np.int32)
-        found[round(number)] = Clicks(points, labels, clicks.box)
+        by_slice[round(number)] = Clicks(points, labels, clicks.box)
     for i, box in enumerate(content.get("boxes", [])):
         where = f"{path}: boxes[{i}]"
         require_keys(where, box, {"from", "to"}, set())
-        add_box(where, found, [box["from"], box["to"]], geometry, world)
-    if not found:
+        add_box(where, by_slice, [box["from"], box["to"]], geometry, world)
+    if not by_slice:
         raise UsageError(f"{path}: holds no points and no boxes; expected {EXAMPLE}")
-    return found
+    return by_slice
 
 
 def read_box(text: str, geometry: Geometry) -> dict[int, Clicks]:
-    """The prompts of `i0,j0,k0,i1,j1,k1`, voxels of two corners. Raises UsageError for another text."""
+    """Return the prompts by slice of `i0,j0,k0,i1,j1,k1`, two corners in voxels.
+
+    Raises UsageError if the text is not six numbers or a corner is outside the volume.
+    """
     try:
         values = [float(x) for x in text.split(",")]
     except ValueError:
         values = []
     if len(values) != 6:
-        raise UsageError(f"--box={text}: expected i0,j0,k0,i1,j1,k1, the voxels of two corners")
-    found: dict[int, Clicks] = {}
-    add_box("--box", found, [values[:3], values[3:]], geometry, False)
-    return found
+        raise UsageError(f"--box: got {text}, expected i0,j0,k0,i1,j1,k1, two corners in voxels")
+    by_slice: dict[int, Clicks] = {}
+    add_box("--box", by_slice, [values[:3], values[3:]], geometry, False)
+    return by_slice
 
 
 def add_box(
-    where: str, found: dict[int, Clicks], corners: list[Any], geometry: Geometry, world: bool
+    where: str, by_slice: dict[int, Clicks], corners: list[Any], geometry: Geometry, world: bool
 ) -> None:
-    """Adds a box to all slices that it passes through. Raises UsageError for a second one there."""
+    """Add a box to `by_slice` for each slice between its corners.
+
+    Raises UsageError if a slice has a box already.
+    """
     ends = np.sort([to_slice(where, x, geometry, world) for x in corners], axis=0)
     for number in range(round(ends[0, 2]), round(ends[1, 2]) + 1):
-        clicks = found.get(number, NO_CLICKS)
+        clicks = by_slice.get(number, NO_CLICKS)
         if clicks.box is not None:
-            raise UsageError(f"{where}: slice {number} has two boxes, expected one at most")
-        found[number] = clicks._replace(box=ends[:, :2].astype(np.float32).reshape(4))
+            raise UsageError(f"{where}: got a second box for slice {number}, expected one at most")
+        by_slice[number] = clicks._replace(box=ends[:, :2].astype(np.float32).reshape(4))
 
 
 def require_keys(where: Any, content: Any, needed: set[str], allowed: set[str]) -> None:
+    """Raise UsageError if `content` is not a dict of the `needed` and some `allowed` keys."""
     keys = set(content) if isinstance(content, dict) else None
     if keys is None or not needed <= keys <= needed | allowed:
-        found = sorted(keys) if keys is not None else type(content).__name__
-        names = sorted(needed) + [f"{x} (may be left out)" for x in sorted(allowed)]
+        got = sorted(keys) if keys is not None else type(content).__name__
+        names = sorted(needed) + [f"{x} (optional)" for x in sorted(allowed)]
         raise UsageError(
-            f"{where}: got {found}, expected the keys {', '.join(names)}; like {EXAMPLE}"
+            f"{where}: got {got}, expected the keys {', '.join(names)}. Example: {EXAMPLE}"
         )
 
 
 def to_slice(where: str, at: Any, geometry: Geometry, world: bool) -> np.ndarray:
-    """A place to float[3]: column and row of a slice, and its number.
+    """Convert a point [3] to float64[3]: column and row in a slice, and the slice's number.
 
-    Raises UsageError for what is no place in the volume.
+    `at` is in voxels of the file or, if `world`, in mm (RAS). Raises UsageError if it is not a
+    point in the volume.
     """
     try:
-        place = np.array(at, float)
+        point = np.array(at, float)
     except (TypeError, ValueError):
-        place = np.zeros(0)
-    if place.shape != (3,) or not np.isfinite(place).all():
+        point = np.zeros(0)
+    if point.shape != (3,) or not np.isfinite(point).all():
         raise UsageError(f"{where}: got {at!r}, expected three numbers")
     affine, shape = np.array(geometry.affine), np.array(geometry.file_shape)
     if world:
-        place = np.linalg.solve(affine[:3, :3], place - affine[:3, 3])
-    if (place < -0.5).any() or (place >= shape - 0.5).any():
+        point = np.linalg.solve(affine[:3, :3], point - affine[:3, 3])
+    if (point < -0.5).any() or (point >= shape - 0.5).any():
         raise UsageError(
-            f"{where}: {list(at)} is the voxel {place.round(1).tolist()}, which lies outside the "
+            f"{where}: {list(at)} is the voxel {point.round(1).tolist()}, which lies outside the "
             f"volume of {shape.tolist()} voxels"
         )
     turned = np.zeros(3)
     for axis, (target, direction) in enumerate(to_slices(affine)):
         forward = direction > 0
-        turned[int(target)] = place[axis] if forward else shape[axis] - 1 - place[axis]
+        turned[int(target)] = point[axis] if forward else shape[axis] - 1 - point[axis]
     return turned

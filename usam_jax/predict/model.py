@@ -1,4 +1,4 @@
-"""A trained model on its device: encoded once, decoded per prompt, each compiled once."""
+"""A trained model on its device: one compiled `encode` per image, one `decode` per prompt."""
 
 import functools
 import pathlib
@@ -18,13 +18,14 @@ from usam_jax.models.common.prompts import batch_images, batch_prompts
 from usam_jax.utils.errors import UsageError
 from usam_jax.weights import run_checkpoint
 
-MIN_POINTS = 32  # that the arrays hold, so that another number of clicks does not compile anew
+MIN_POINTS = 32  # Arrays hold at least so many points: adding a click rarely recompiles.
 
 
 class Clicks(NamedTuple):
     """Prompts of one slice in pixels of the model's input.
 
-    points_xy float32[n 2], point_labels int32[n] (1 foreground, 0 background), box float32[4] or None.
+    `points_xy` is float32[n 2], `point_labels` int32[n] (1: foreground, 0: background) and `box`
+    float32[4] (x0, y0, x1, y1) or None.
     """
 
     points_xy: np.ndarray
@@ -36,16 +37,21 @@ NO_CLICKS = Clicks(np.zeros((0, 2), np.float32), np.zeros(0, np.int32))
 
 
 def pad_clicks(clicks: list[Clicks]) -> dict[str, np.ndarray]:
-    """The prompts of a batch in arrays of one shape; twice as many places where they are not enough."""
-    places = MIN_POINTS
-    while places < max(len(x.point_labels) for x in clicks):
-        places *= 2
+    """Return the prompts of a batch as arrays padded to p points.
+
+    They are `points_xy` float32[b p 2], `point_labels` int32[b p], `boxes_xyxy` float32[b 4] and
+    `prompts_given` bool[b p+1], which is False for padding and has the box last. p is MIN_POINTS,
+    doubled until the clicks fit.
+    """
+    p = MIN_POINTS
+    while p < max(len(x.point_labels) for x in clicks):
+        p *= 2
     b = len(clicks)
     arrays = {
-        "points_xy": np.zeros((b, places, 2), np.float32),
-        "point_labels": np.full((b, places), PADDING, np.int32),
+        "points_xy": np.zeros((b, p, 2), np.float32),
+        "point_labels": np.full((b, p), PADDING, np.int32),
         "boxes_xyxy": np.zeros((b, 4), np.float32),
-        "prompts_given": np.zeros((b, places + 1), bool),
+        "prompts_given": np.zeros((b, p + 1), bool),
     }
     for i, (points, labels, box) in enumerate(clicks):
         n = len(labels)
@@ -70,7 +76,7 @@ def _decode(model: nn.Module, variables: Any, features: Any, prompts: dict[str, 
 
 
 class Network(NamedTuple):
-    """A run's best model with what its input needs; `config` is the run's."""
+    """The model of a run's best checkpoint, its preprocessing and the run's config."""
 
     model: nn.Module
     variables: Any
@@ -81,10 +87,11 @@ class Network(NamedTuple):
 
     @property
     def promptable(self) -> bool:
+        """Whether the network takes prompts."""
         return registry.is_promptable(self.model)
 
     def require_promptable(self, what: str) -> None:
-        """Raise UsageError if the network takes no prompts; `what` is what asked for some."""
+        """Raise UsageError, which names the source `what`, if the network takes no prompts."""
         if not self.promptable:
             name = registry.short_name(self.config["model"]["name"])
             raise UsageError(
@@ -92,18 +99,18 @@ class Network(NamedTuple):
             )
 
     def encode(self, images: np.ndarray) -> Any:
-        """Features of uint8[b s s] that `preparation` made."""
+        """Return the features of images uint8[b s s] from `preparation`."""
         return _encode(self.model, self.variables, images)
 
     def decode(self, features: Any, clicks: list[Clicks]) -> tuple[Any, Any]:
-        """Classes uint8[b s s] and probabilities float32[b s s k], on the device."""
-        if self.config["prompts"]["order"] == "rowcol":  # as the model was trained
+        """Return classes uint8[b s s] and probabilities float32[b s s k], on the device."""
+        if self.config["prompts"]["order"] == "rowcol":  # the order that the model was trained with
             clicks = [x._replace(points_xy=x.points_xy[:, ::-1]) for x in clicks]
         return _decode(self.model, self.variables, features, pad_clicks(clicks))
 
 
 def load_network(workdir: pathlib.Path) -> Network:
-    """The best checkpoint of a run. Raises WeightsError where there is none or it is damaged."""
+    """Load a run's best checkpoint. Raises WeightsError if there is none or it is damaged."""
     saved = run_checkpoint.require_config(workdir)
     config = ConfigDict(saved)
     step, variables = run_checkpoint.load_best(workdir, config.model)

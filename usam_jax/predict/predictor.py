@@ -1,4 +1,4 @@
-"""Clicks on one slice, as an annotation tool needs them: encoded once, decoded per click."""
+"""Interactive prediction on single slices: encoded once, decoded per click."""
 
 import pathlib
 import threading
@@ -10,27 +10,27 @@ from usam_jax.data.preprocessing import MIN_SIZE
 from usam_jax.predict.model import Clicks, Network, load_network
 from usam_jax.utils.errors import DataError, UsageError
 
-GREY_RANGE = (-1.0, 2.0)  # grey values lie in [0, 1], or a little outside it; HU do not
+GREY_RANGE = (-1.0, 2.0)  # Grey values lie in or near [0, 1]; values outside are probably HU.
 
 
 class EncodedSlice(NamedTuple):
-    """A slice that was encoded once, for any number of predictions; treat it as opaque."""
+    """An encoded slice, opaque to callers, for any number of predictions."""
 
     features: Any  # on the device
-    shape: tuple[int, int]  # of the slice: height, width
-    pixel_mm: tuple[float, float]
+    shape: tuple[int, int]  # height and width of the slice in pixels
+    pixel_mm: tuple[float, float]  # height and width of a pixel in mm
 
 
 class Predictor:
-    """A trained model for interactive use.
+    """A trained model for interactive use, safe to share between threads.
 
-    An encoded slice is a value: keep as many as you like, and share them between threads.
+    Encoded slices are immutable: keep any number of them, and share them between threads.
 
         predictor = Predictor.load(workdir)
         encoded = predictor.encode_slice(hu, pixel_mm)
         labels, probabilities = predictor.predict(points_xy, point_labels, box, encoded=encoded)
 
-    `set_image` and `set_slice` keep one for the calling thread, which `predict` uses by default.
+    `set_image` and `set_slice` store a slice for the calling thread; `predict` uses it by default.
     """
 
     def __init__(self, network: Network) -> None:
@@ -40,13 +40,13 @@ class Predictor:
 
     @classmethod
     def load(cls, workdir: str | pathlib.Path) -> Self:
-        """The best checkpoint of a run. Raises WeightsError if there is none."""
+        """Load the best checkpoint of a run. Raises WeightsError if there is none."""
         return cls(load_network(pathlib.Path(workdir)))
 
     def encode_image(self, image: Any) -> EncodedSlice:
         """Encode a slice [h w] of square pixels: grey in [0, 1], or uint8.
 
-        Raises DataError for another shape, NaN or values that look like HU.
+        Raises DataError if the shape is wrong, a value is not finite, or values look like HU.
         """
         grey = np.asarray(image)
         grey = grey.astype(np.float32) / (255 if grey.dtype == np.uint8 else 1)
@@ -60,20 +60,21 @@ class Predictor:
         return self._encode(self.network.preparation.from_grey(grey), grey, (1.0, 1.0))
 
     def encode_slice(self, hu: Any, pixel_mm: tuple[float, float] = (1.0, 1.0)) -> EncodedSlice:
-        """Encode an axial CT slice [h w] in HU, front at the top; `pixel_mm` is (height, width).
+        """Encode an axial CT slice [h w] in HU, with the patient's front at the top.
 
-        Raises DataError for another shape or NaN.
+        `pixel_mm` is the height and width of a pixel in mm. Raises DataError if the shape is wrong
+        or a value is not finite.
         """
         values = np.asarray(hu, np.float32)
         check_slice(values)
         return self._encode(self.network.preparation.from_hu(values, pixel_mm), values, pixel_mm)
 
     def set_image(self, image: Any) -> None:
-        """`encode_image`, kept for the calling thread's next predictions."""
+        """Encode a slice as `encode_image` does, for the calling thread's next predictions."""
         self.local.encoded = self.encode_image(image)
 
     def set_slice(self, hu: Any, pixel_mm: tuple[float, float] = (1.0, 1.0)) -> None:
-        """`encode_slice`, kept for the calling thread's next predictions."""
+        """Encode a slice as `encode_slice` does, for the calling thread's next predictions."""
         self.local.encoded = self.encode_slice(hu, pixel_mm)
 
     def _encode(
@@ -90,12 +91,14 @@ class Predictor:
         *,
         encoded: EncodedSlice | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Labels uint8[h w] and probabilities float32[h w k] on the slice's own pixels.
+        """Return labels uint8[h w] and probabilities float32[h w k] on the slice's own pixels.
 
-        `points_xy` [n 2] and `box` [4] (x0, y0, x1, y1) are in its pixels; `point_labels` [n] are 1
-        for foreground and 0 for background, all 1 by default. Without `encoded` it is the slice
-        that this thread has set. Raises UsageError for other prompts, for any if the network takes
-        none, and if no slice was encoded.
+        `points_xy` [n 2] and `box` [4] (x0, y0, x1, y1) are in pixels of the slice. `point_labels`
+        [n] are 1 for foreground and 0 for background, by default all 1. `encoded` is by default the
+        slice that the calling thread has set.
+
+        Raises UsageError if prompts are invalid or outside the slice, if there are any and the
+        network takes none, or if no slice was encoded.
         """
         if encoded is None and not hasattr(self.local, "encoded"):
             raise UsageError(
@@ -116,7 +119,7 @@ class Predictor:
 
 
 def check_slice(values: np.ndarray) -> None:
-    """Raises DataError for what is no slice."""
+    """Raise DataError if `values` is not a finite slice [h w] of MIN_SIZE pixels or more."""
     if values.ndim != 2 or min(values.shape) < MIN_SIZE:
         raise DataError(
             f"the image has the shape {values.shape}, expected [h w] of {MIN_SIZE} pixels or more"
@@ -126,7 +129,7 @@ def check_slice(values: np.ndarray) -> None:
 
 
 def make_clicks(points_xy: Any, point_labels: Any, box: Any, shape: tuple[int, ...]) -> Clicks:
-    """Prompts in a slice's own pixels. Raises UsageError for what lies outside it or is no prompt."""
+    """Return prompts in a slice's own pixels. Raises UsageError if one is invalid or outside."""
     try:
         points = np.asarray([] if points_xy is None else points_xy, np.float32)
         points = points.reshape(0, 2) if not points.size else points
@@ -143,12 +146,12 @@ def make_clicks(points_xy: Any, point_labels: Any, box: Any, shape: tuple[int, .
     corners = None if box is None else np.asarray(box, np.float32).reshape(-1)
     if corners is not None and (corners.shape != (4,) or (corners[:2] > corners[2:]).any()):
         raise UsageError(f"box: got {corners.tolist()}, expected x0, y0, x1, y1 in this order")
-    everything = points if corners is None else np.concatenate([points, corners.reshape(2, 2)])
-    outside = ~((everything >= -0.5) & (everything <= np.array(shape[::-1]) - 0.5)).all(-1)
+    all_xy = points if corners is None else np.concatenate([points, corners.reshape(2, 2)])
+    outside = ~((all_xy >= -0.5) & (all_xy <= np.array(shape[::-1]) - 0.5)).all(-1)
     if outside.any():
         height, width = shape
         raise UsageError(
-            f"the point (x, y) = {everything[outside][0].tolist()} lies outside the image of "
+            f"the point (x, y) = {all_xy[outside][0].tolist()} lies outside the image of "
             f"{width} x {height} pixels"
         )
     return Clicks(points, labels.astype(np.int32), corners)
@@ -157,11 +160,11 @@ def make_clicks(points_xy: Any, point_labels: Any, box: Any, shape: tuple[int, .
 def place_clicks(
     clicks: Clicks, network: Network, shape: tuple[int, int], pixel_mm: tuple[float, float]
 ) -> Clicks:
-    """Prompts in a slice's own pixels to those of the model's input."""
+    """Convert prompts from a slice's own pixels to pixels of the model's input."""
     points, labels, box = clicks
     preparation = network.preparation
     corners = None
     if box is not None:
-        moved = preparation.points_in(box.reshape(2, 2), shape, pixel_mm)
-        corners = np.sort(moved, axis=0).reshape(4)
+        placed = preparation.points_in(box.reshape(2, 2), shape, pixel_mm)
+        corners = np.sort(placed, axis=0).reshape(4)
     return Clicks(preparation.points_in(points, shape, pixel_mm), labels, corners)

@@ -1,4 +1,4 @@
-"""A volume's slices through a trained model, in batches of one shape, to labels on its own voxels."""
+"""Prediction of a volume's slices, in batches of one shape, on the volume's own voxels."""
 
 from collections.abc import Callable, Generator, Iterator
 from typing import NamedTuple
@@ -11,15 +11,16 @@ from usam_jax.io.geometry import Geometry
 from usam_jax.predict.model import NO_CLICKS, Clicks, Network
 from usam_jax.predict.predictor import place_clicks
 
-POINTS_PROPAGATED = 3  # of each class, from a slice to its neighbour
+POINTS_PROPAGATED = 3  # points per class, from a slice to its neighbour
 
 
 class Options(NamedTuple):
-    """How a volume is predicted.
+    """Options of the prediction of a volume.
 
-    `first` and `last` bound the slices (from the feet up); `flip` averages with the mirrored slice;
-    `propagate` takes points from each predicted slice to the next, up and down from those with prompts;
-    `keep_largest` keeps the largest connected part of each class.
+    `first` and `last` bound the slices, inclusive and counted from the feet up. `flip` averages
+    with the mirrored slice. `propagate` prompts each slice with points from its predicted
+    neighbour, up and down from the slices with prompts. `keep_largest` keeps the largest connected
+    component of each class.
     """
 
     batch_size: int = 8
@@ -31,7 +32,10 @@ class Options(NamedTuple):
 
 
 class Predicted(NamedTuple):
-    """A slice's number, its classes uint8[h w], and, where asked for, probabilities float32[h w k]."""
+    """Prediction of one slice: its number, classes uint8[h w] and probabilities.
+
+    `probabilities` is float32[h w k], or None if not requested.
+    """
 
     number: int
     labels: np.ndarray
@@ -46,7 +50,11 @@ def predict_slices(
     options: Options,
     with_probabilities: bool = False,
 ) -> Iterator[Predicted]:
-    """Predicts slices [n h w] in HU; `clicks` are in their own pixels. Slices may come in any order."""
+    """Predict the slices of a volume [n h w] in HU, in any order.
+
+    `clicks` are prompts by slice number, in pixels of the slice. With `options.propagate` only the
+    slices that are reached are returned.
+    """
     numbers = range(len(hu))[options.first : None if options.last is None else options.last + 1]
     _, *pixel = geometry.spacing_mm
     pixel_mm, shape = (pixel[0], pixel[1]), (hu.shape[1], hu.shape[2])
@@ -60,12 +68,13 @@ def predict_slices(
         back = network.preparation.labels_back(labels, shape, pixel_mm)
         spread = None
         if with_probabilities:
-            found = np.asarray(probabilities)
-            spread = network.preparation.probabilities_back(found, shape, pixel_mm)
+            spread = network.preparation.probabilities_back(
+                np.asarray(probabilities), shape, pixel_mm
+            )
         yield Predicted(number, back, spread)
 
 
-# By number the classes uint8[s s] and probabilities float32[s s k] of slices of the model's size.
+# Slice number, classes uint8[s s] and probabilities float32[s s k] at the model's size s.
 Raw = Iterator[tuple[int, np.ndarray, np.ndarray]]
 Prepare = Callable[[list[int]], np.ndarray]
 
@@ -77,7 +86,10 @@ def predict_batches(
     numbers: list[int],
     options: Options,
 ) -> Raw:
-    """Slices by themselves; the last batch is filled up. One batch is computed while another is read."""
+    """Predict slices independently, in batches.
+
+    The last batch is padded with its last slice. A batch is computed on the device while the previous one is read.
+    """
     size = options.batch_size
     waiting: tuple[list[int], tuple] | None = None
     for start in range(0, len(numbers), size):
@@ -94,13 +106,17 @@ def predict_batches(
 
 
 def read(batch: list[int], computed: tuple) -> Raw:
+    """Yield the slices of a computed batch, without its padding."""
     labels, probabilities = np.asarray(computed[0]), computed[1]
     for i, number in enumerate(batch):
         yield number, labels[i], probabilities[i]
 
 
 def decode(network: Network, images: np.ndarray, clicks: list[Clicks], flip: bool) -> tuple:
-    """Classes and probabilities of a batch, with `flip` the mean over both ways round."""
+    """Return classes uint8[b s s] and probabilities float32[b s s k] of images uint8[b s s].
+
+    If `flip`, the probabilities are the mean with those of the mirrored images.
+    """
     labels, probabilities = network.decode(network.encode(images), clicks)
     if not flip:
         return labels, probabilities
@@ -112,7 +128,7 @@ def decode(network: Network, images: np.ndarray, clicks: list[Clicks], flip: boo
 
 
 def mirror(clicks: Clicks, size: int) -> Clicks:
-    """Prompts in a slice of `size` pixels whose columns are reversed."""
+    """Return the prompts for the mirror image (columns reversed) of a slice of `size` pixels."""
     points = clicks.points_xy * np.array([-1, 1], np.float32) + np.array([size - 1, 0], np.float32)
     box = clicks.box
     if box is not None:
@@ -127,41 +143,46 @@ def propagate_points(
     numbers: list[int],
     options: Options,
 ) -> Raw:
-    """From each slice with prompts up and down, until nothing is found or the next prompts come.
+    """Propagate from each slice with prompts, up and down, until a prediction is empty.
 
-    A predicted slice's own points, spread over each class, prompt its neighbour. Slices that are not
-    reached are not given.
+    Points spread over each predicted class prompt the neighbour. Propagation also stops at slices
+    with prompts of their own and at slices already predicted. Slices that are not reached are not
+    yielded.
     """
     done: set[int] = set()
 
     def predict(number: int, clicks: Clicks) -> Generator[tuple, None, np.ndarray]:
         labels, probabilities = decode(network, prepare([number]), [clicks], options.flip)
-        found = np.asarray(labels)[0]
+        classes = np.asarray(labels)[0]
         done.add(number)
-        yield number, found, probabilities[0]
-        return found
+        yield number, classes, probabilities[0]
+        return classes
 
     for start in (i for i in numbers if i in placed):
         first = yield from predict(start, placed[start])
         for step in (1, -1):
-            number, found = start + step, first
-            while found.any() and number in numbers and not (number in done or number in placed):
-                found = yield from predict(number, points_of(found, len(network.classes)))
+            number, labels = start + step, first
+            while labels.any() and number in numbers and not (number in done or number in placed):
+                labels = yield from predict(number, points_of(labels, len(network.classes)))
                 number += step
 
 
 def points_of(labels: np.ndarray, num_classes: int) -> Clicks:
+    """Return POINTS_PROPAGATED foreground points of each class in labels uint8[s s]."""
     points, kinds = make_points(labels, num_classes, POINTS_PROPAGATED, None)
     return Clicks(points[kinds == 1], kinds[kinds == 1])
 
 
 def keep_largest(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Labels uint8[n h w] with the largest connected part (corners connect) of each class alone."""
+    """Return labels uint8[n h w] with only the largest connected component of each class.
+
+    Voxels are connected to all 26 neighbours.
+    """
     kept = np.zeros_like(labels)
     for c, box in enumerate(ndimage.find_objects(labels, num_classes - 1), start=1):
         if box is None:
             continue
-        parts, count = ndimage.label(labels[box] == c, np.ones((3, 3, 3)))
-        sizes = np.bincount(parts.ravel(), minlength=count + 1)[1:]
-        kept[box][parts == 1 + sizes.argmax()] = c
+        components, count = ndimage.label(labels[box] == c, np.ones((3, 3, 3)))
+        sizes = np.bincount(components.ravel(), minlength=count + 1)[1:]
+        kept[box][components == 1 + sizes.argmax()] = c
     return kept

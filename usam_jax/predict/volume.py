@@ -1,4 +1,4 @@
-"""One CT to its mask and what goes with it."""
+"""Prediction of one volume: its mask, probabilities and entry in the report."""
 
 import pathlib
 import time
@@ -19,7 +19,11 @@ from usam_jax.utils.files import write_json
 
 
 class Request(NamedTuple):
-    """What is asked of every volume: options, prompts (a points file, a box) and probabilities."""
+    """Options and prompts for the prediction of a volume.
+
+    `points` is the path of a points file, `box` the text `i0,j0,k0,i1,j1,k1`; `probabilities` are
+    written if true.
+    """
 
     options: Options
     points: str | None = None
@@ -28,20 +32,24 @@ class Request(NamedTuple):
 
 
 def probabilities_path(mask: pathlib.Path) -> pathlib.Path:
+    """Return the path of the probabilities that belong to a mask."""
     return mask.with_name(f"{stem(mask)}_probabilities.nii.gz")
 
 
 def read_prompts(request: Request, source: Source, numbers: range) -> dict[int, Clicks]:
-    """The prompts of a volume by slice. Raises UsageError for some outside the slices asked for."""
+    """Return the prompts of a volume by slice.
+
+    Raises UsageError if a prompt is on none of the slices `numbers`, or a slice gets two boxes.
+    """
     clicks: dict[int, Clicks] = {}
     if request.points:
         clicks = read_clicks(pathlib.Path(request.points), source.geometry)
     if request.box:
-        for number, found in read_box(request.box, source.geometry).items():
-            given = clicks.get(number, found)
-            if given is not found and given.box is not None:
+        for number, boxed in read_box(request.box, source.geometry).items():
+            given = clicks.get(number, boxed)
+            if given is not boxed and given.box is not None:
                 raise UsageError(f"--box: slice {number} has a box in {request.points} already")
-            clicks[number] = given._replace(box=found.box)
+            clicks[number] = given._replace(box=boxed.box)
     outside = sorted(set(clicks) - set(numbers))
     if outside:
         raise UsageError(
@@ -52,7 +60,7 @@ def read_prompts(request: Request, source: Source, numbers: range) -> dict[int, 
 
 
 def find_warnings(source: Source) -> list[str]:
-    """What about a volume may be other than it seems."""
+    """Return warnings about the header and the values of a volume."""
     notes = list(source.series.notes) if source.series else [header_warning(source.path)]
     return [x for x in (*notes, output.values_warning(source.hu)) if x]
 
@@ -60,17 +68,18 @@ def find_warnings(source: Source) -> list[str]:
 def predict_volume(
     network: Network, path: pathlib.Path, mask: pathlib.Path, request: Request
 ) -> dict[str, Any]:
-    """Predicts a volume and writes its mask last, when all else is there; what the report says of it.
+    """Predict a volume, write its outputs, the mask last, and return its entry in the report.
 
-    Raises DataError for a volume that cannot be used, UsageError for prompts that do not fit it.
+    Raises DataError if the volume cannot be used, and UsageError if prompts or the output do not
+    fit the volume.
     """
     start, options = time.monotonic(), request.options
     source = output.read_source(path)
     count = len(source.hu)
     if mask.suffix == ".dcm" and not source.series:
-        raise UsageError(f"-o {mask}: a DICOM-SEG needs DICOM slices, found {path}")
+        raise UsageError(f"-o {mask}: got the input {path}, expected DICOM slices for a DICOM-SEG")
     if options.first >= count:
-        raise DataError(f"{path}: has {count} slices, but --slices begins at {options.first}")
+        raise DataError(f"{path}: has {count} slices, but --slices starts at {options.first}")
     numbers = range(count)[options.first : None if options.last is None else options.last + 1]
     warnings = find_warnings(source)
     for warning in warnings:
@@ -80,7 +89,7 @@ def predict_volume(
     spread = None
     if request.probabilities:
         spread = np.zeros((len(network.classes), *labels.shape), np.uint8)
-        spread[0] = 255  # where no slice is predicted it is background
+        spread[0] = 255  # Slices that are not predicted are background.
     predicted = 0
     with console.Progress(path.name, len(numbers), "slices") as bar:
         for done in predict_slices(
@@ -119,7 +128,7 @@ def write_mask(
     clicks: dict[int, Clicks],
     options: Options,
 ) -> None:
-    """Writes the mask; for NIfTI the names of its classes in a JSON file first."""
+    """Write the mask, for NIfTI after a JSON file with the names of its classes."""
     if mask.suffix == ".dcm" and source.series:
         write_seg(mask, labels, source.series, network.classes, prompted=bool(clicks))
         return

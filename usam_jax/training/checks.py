@@ -1,4 +1,4 @@
-"""Checks of everything that training depends on, made before any time is spent."""
+"""Checks of everything that training depends on, before any computation."""
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -15,9 +15,9 @@ AT_LEAST_ONE = ("num_epochs", "grad_accum_steps", "log_every_steps", "checkpoint
 
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
-    """Raise UsageError for a field that has an unsupported value, or does not fit the machine.
+    """Raise UsageError if a field has an unsupported value or does not fit the machine.
 
-    Covers the sections model, data, prompts, optimizer and train.
+    Covers the sections `model`, `data`, `prompts`, `optimizer` and `train` of the config.
     """
 
     def expect(ok: bool, field: str, expected: str) -> None:
@@ -31,7 +31,7 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
     expect(
         config.model.num_classes == num_classes,
         "model.num_classes",
-        f"the number of config.data.classes, {num_classes} (background counts)",
+        f"{num_classes}, the number of config.data.classes (background included)",
     )
     spec, name = models.get(config.model.name), registry.short_name(config.model.name)
     make_add_prompts(config)
@@ -48,7 +48,7 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
     expect(
         config.train.batch_size % share == 0,
         "train.batch_size",
-        f"a multiple of {share}, the devices times train.grad_accum_steps",
+        f"a multiple of {share} (number of devices times train.grad_accum_steps)",
     )
     expect(config.train.statistics in ("batch", "device"), "train.statistics", "batch or device")
     expect(0 <= config.train.ema_decay < 1, "train.ema_decay", "a number from 0 to below 1")

@@ -1,4 +1,4 @@
-"""How a run is going, as a picture: losses, Dice, learning rates and gradients over the steps."""
+"""Training curves: losses, Dice, learning rates and gradient norms over the steps."""
 
 import pathlib
 from typing import Any
@@ -9,7 +9,11 @@ from usam_jax.utils.plotting import save_figure
 
 
 def save_progress(path: pathlib.Path, steps: list[dict[str, Any]], select_on: str) -> None:
-    """Loss and Dice, learning rates and gradient norms over the steps of a run (metrics.jsonl)."""
+    """Plot the losses and Dice, the learning rates and the gradient norms of a run to `path`.
+
+    `steps` are the rows of `metrics.jsonl`, a dict per step. `select_on` is the split whose Dice
+    chooses the best epoch.
+    """
     figure = Figure(figsize=(10, 9), layout="constrained")
     top, middle, bottom = figure.subplots(3, 1, sharex=True)
     plot_named(top, steps, "train/", alpha=0.8)
@@ -33,13 +37,13 @@ def save_progress(path: pathlib.Path, steps: list[dict[str, Any]], select_on: st
 
 
 def draw_legend(axes: Any, height: float) -> None:
-    """The names of the lines, if there are some, beside the axes."""
+    """Draw the legend to the right of the axes, with its top at `height`, if they have lines."""
     if axes.lines:
         axes.legend(loc="upper left", bbox_to_anchor=(1.08, height), fontsize=8)
 
 
 def plot_named(axes: Any, steps: list[dict[str, Any]], prefix: str, **style: Any) -> None:
-    """A line for each figure whose name begins with `prefix`."""
+    """Plot a line for each metric whose name begins with `prefix`."""
     names = dict.fromkeys(
         name for row in steps for name in row if name.startswith(prefix) and "skipped" not in name
     )

@@ -1,4 +1,4 @@
-"""Training: the loop that orders data, step, evaluation and checkpoints."""
+"""The training loop: data, step, evaluation and checkpoints."""
 
 import contextlib
 import math
@@ -38,7 +38,10 @@ from usam_jax.weights.run_checkpoint import Checkpoints
 
 
 class Training(NamedTuple):
-    """What a run consists of: its model, the step, the state as abstract arrays, and its beginning."""
+    """The parts of a training run.
+
+    `target` is the state as abstract arrays with shardings. `start_fn` computes the initial state.
+    """
 
     model: nn.Module
     train_step: TrainStep
@@ -47,19 +50,22 @@ class Training(NamedTuple):
 
 
 class Evaluated(NamedTuple):
-    """What an evaluation during training gives: metrics by name, and the score to choose by."""
+    """Result of an evaluation during training: metrics by name, and the score of the epoch."""
 
     metrics: dict[str, float | None]
     score: float | None
 
 
-# From the run's variables to the metrics of the subset that chooses the best epoch.
+# Evaluates the variables of a run on the subset that chooses the best epoch.
 EvaluateFn = Callable[[dict[str, Any]], Evaluated]
 MakeEvaluateFn = Callable[[nn.Module, Packed, Subset, ConfigDict, Mesh], EvaluateFn]
 
 
 def make_training(config: ConfigDict, steps_per_epoch: int, mesh: Mesh) -> Training:
-    """What a config trains with, nothing computed yet."""
+    """Return the model, step and optimizer state of a config, without computing anything.
+
+    Raises UsageError if `config.model` or `config.optimizer` has an unsupported value.
+    """
     model, spec = make_model(config.model), models.get(config.model.name)
     optimizer.check(config.optimizer, spec)
     shapes = variable_shapes(config.model)
@@ -74,7 +80,7 @@ def make_training(config: ConfigDict, steps_per_epoch: int, mesh: Mesh) -> Train
     def start_fn() -> TrainState:
         variables = init_variables(config.model, jax.random.key(config.seed))
         loaded = load.load_initial(config, variables)
-        # From the host, for a device of one process cannot hand arrays to another's.
+        # Via the host: devices of different processes cannot exchange arrays directly.
         return create_state(tx, jax.device_get(loaded), target, config.train, spec)
 
     target = placed_state(tx, shapes, mesh, config.train, spec)
@@ -87,34 +93,35 @@ def check_finite(
     before: int,
     state: TrainState,
     packed: Packed,
-    part: Subset,
+    subset: Subset,
     config: ConfigDict,
     checkpoints: Checkpoints,
 ) -> None:
-    """Raises UserError, naming step, slices and last good checkpoint, where a step was skipped.
+    """Raise UserError if a step was skipped since the last start, unless `train.skip_nonfinite`.
 
-    `before` were skipped in earlier starts. With `train.skip_nonfinite` they are only counted.
+    `values` are the metrics of the current step, `before` is the number of steps skipped in earlier
+    starts. The error names the step, its slices and the last good checkpoint.
     """
     if values["train/skipped"] == before or config.train.skip_nonfinite:
         return
     step = int(state.last_skipped)
-    positions, _ = loader.row_batches(len(part), config)
-    slices = packed.slices(part.split)
-    names = [slices[row]["name"] for row in part.rows[positions[step - 1]]]
+    positions, _ = loader.row_batches(len(subset), config)
+    slices = packed.slices(subset.split)
+    names = [slices[row]["name"] for row in subset.rows[positions[step - 1]]]
     checkpoints.wait()
     raise UserError(
         f"the loss or a gradient was not finite at step {step}, on the slices {', '.join(names)}. "
-        f"That step changed nothing; the last checkpoint is that of step "
-        f"{checkpoints.latest_step} in {checkpoints.folder}. Look at those slices. To go on "
-        "without such steps: config.train.skip_nonfinite=True. In another --workdir: lower "
-        "config.optimizer.learning_rates, or config.model.dtype=float32."
+        f"That step changed nothing. The last checkpoint is that of step "
+        f"{checkpoints.latest_step} in {checkpoints.folder}. Check those slices. To resume and "
+        "skip such steps, set config.train.skip_nonfinite=True. To train in another --workdir, "
+        "lower config.optimizer.learning_rates or set config.model.dtype=float32."
     )
 
 
 def publish(
     step: int, writer: MetricWriter, record: run_record.RunRecord, config: ConfigDict
 ) -> None:
-    """Brings `pixel_counts.csv`, `curves.png` and `run.json` up to a step."""
+    """Write `metrics.csv`, `progress.png` and `run.json` as of `step`."""
     if writer.active:
         rows = writer.read()
         writer.write_csv(rows)
@@ -123,22 +130,26 @@ def publish(
 
 
 def next_batch(iterator: Iterator[loader.Batch]) -> loader.Batch:
-    """Raises UserError where a data worker was killed; its own errors come as they are."""
+    """Return the next batch. Raises UserError if a data worker was killed.
+
+    Errors that a worker raises itself are passed on unchanged.
+    """
     try:
         return next(iterator)
     except RuntimeError as error:
         if "Worker process" not in str(error):
             raise
         raise UserError(
-            f"a process that prepares data was killed ({error}), perhaps for want of memory. The "
-            "same command goes on from the last checkpoint; try a lower config.data.num_workers."
+            f"a process that prepares data was killed ({error}), perhaps for lack of memory. Rerun "
+            "the same command to resume from the last checkpoint, with a lower "
+            "config.data.num_workers."
         ) from error
 
 
-def note_values(values: dict[str, Any]) -> str:
-    """What the progress line says of a step: the loss and each part's learning rate."""
-    loss = "not finite" if values["train/loss"] is None else f"{values['train/loss']:.4f}"
-    rates = "  ".join(f"{x.removeprefix('lr/')} {values[x]:.1e}" for x in values if "lr/" in x)
+def note_values(metrics: dict[str, Any]) -> str:
+    """Format the loss and the learning rate of each group for the progress line."""
+    loss = "not finite" if metrics["train/loss"] is None else f"{metrics['train/loss']:.4f}"
+    rates = "  ".join(f"{x.removeprefix('lr/')} {metrics[x]:.1e}" for x in metrics if "lr/" in x)
     return f"loss {loss}  lr: {rates}"
 
 
@@ -150,17 +161,19 @@ def train(
 ) -> None:
     """Train to the last epoch, resuming from the workdir's last checkpoint if there is one.
 
-    `make_evaluate_fn` says how the best epoch is chosen. The steps of `profile`, first and last, are written as a trace for TensorBoard. Raises
-    UsageError, DataError and WeightsError for what the user can mend, UserError where the loss is
-    not finite, and Stopped after a signal.
+    `make_evaluate_fn` returns the evaluation that chooses the best epoch. The steps from
+    `profile[0]` to `profile[1]` are recorded as a trace for TensorBoard; (0, 0) records none.
+
+    Raises UsageError, DataError or WeightsError if config, data or weights cannot be used,
+    UserError if a loss or gradient is not finite, and Stopped after a signal.
     """
     mesh, is_main_process = make_mesh(), runtime.is_main_process()
     checks.check(config, mesh)
     run_checkpoint.check_config(workdir, config)
     packed = prepare(config.data)
-    parts = splits.split_parts(packed, config.data, config.eval.select_on)
-    splits.choose(parts, config)  # fails now rather than after the training
-    trained, chosen = parts["train"], parts[config.eval.select_on]
+    subsets = splits.split_subsets(packed, config.data, config.eval.select_on)
+    splits.choose(subsets, config)  # so that a wrong config.eval.split fails before training
+    trained, chosen = subsets["train"], subsets[config.eval.select_on]
     _, steps_per_epoch = loader.row_batches(len(trained), config)
     num_steps = config.train.num_epochs * steps_per_epoch
     training = make_training(config, steps_per_epoch, mesh)
@@ -170,17 +183,17 @@ def train(
             state = training.start_fn()
             if is_main_process:
                 write_json(Workdir(workdir).config, saved_config.to_json(config))
-                splits.write_record(workdir, packed, parts)
+                splits.write_record(workdir, packed, subsets)
         else:
             splits.check_record(workdir, packed)
         first, skipped = int(state.step), int(state.num_skipped)
         if first:
             console.info(f"resuming from step {first} of {num_steps} in {workdir}")
         if skipped:
-            console.info(f"{skipped} steps so far were not finite and changed nothing")
+            console.info(f"{skipped} steps so far were skipped: loss or gradient not finite")
         console.info(
             f"{len(trained)} slices to train on, {len(chosen)} of {config.eval.select_on} to "
-            f"choose the best epoch on; {steps_per_epoch} steps an epoch; {mesh.size} x "
+            f"choose the best epoch; {steps_per_epoch} steps per epoch; {mesh.size} x "
             f"{jax.devices()[0].device_kind}"
         )
         iterator, _ = loader.train_batches(
@@ -208,13 +221,13 @@ def train(
                 ends = not rest and (epoch % config.eval.every_epochs == 0 or step == num_steps)
                 note = ""
                 if step % config.train.log_every_steps == 0 or ends:
-                    found = jax.device_get(values)
-                    check_finite(found, skipped, state, packed, trained, config, checkpoints)
-                    figures = {
-                        name: float(x) if np.isfinite(x) else None for name, x in found.items()
+                    values = jax.device_get(values)
+                    check_finite(values, skipped, state, packed, trained, config, checkpoints)
+                    metrics = {
+                        name: float(x) if np.isfinite(x) else None for name, x in values.items()
                     }
-                    writer.write(step, figures | speed.read())
-                    note = note_values(figures)
+                    writer.write(step, metrics | speed.read())
+                    note = note_values(metrics)
                 bar.advance(note=note, per_step=config.train.batch_size)
                 if ends:
                     evaluated = evaluate_fn(state.variables())
@@ -232,6 +245,6 @@ def train(
                     checkpoints.wait()
                     publish(step, writer, record, config)
                     raise Stopped(
-                        f"{received}: stopped after step {step} of {num_steps}, which is saved; the "
-                        "same command goes on from there"
+                        f"{received}: stopped after step {step} of {num_steps}, which is saved; "
+                        "rerun the same command to resume"
                     )

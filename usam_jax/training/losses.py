@@ -12,21 +12,24 @@ SMOOTH = 1e-5
 
 
 def dice_loss(logits: Float[Array, "b h w k"], y: Float[Array, "b h w k"]) -> Float[Array, ""]:
-    """Mean over all classes, background included, of 1 - Dice summed over the whole batch.
+    """Return the mean over all classes, background included, of 1 - Dice over the whole batch.
 
-    `y` are the labels as one-hot vectors.
+    `y` is the one-hot encoding of the labels.
     """
     p = jax.nn.softmax(logits)
     pixels = (0, 1, 2)
     overlap = 2 * (p * y).sum(pixels) + SMOOTH
-    total = jnp.square(p).sum(pixels) + y.sum(pixels) + SMOOTH  # y squared is y
+    total = jnp.square(p).sum(pixels) + y.sum(pixels) + SMOOTH  # y**2 = y
     return (1 - overlap / total).mean()
 
 
 def segmentation_loss(
     logits: Float[Array, "b h w k"], labels: Int[Array, "b h w"]
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """The loss and its parts `ce` (mean over pixels) and `dice`. Source: the published code."""
+    """Return `0.4 * ce + 0.6 * dice` and both terms, `ce` as the mean over pixels, in float32.
+
+    Source: the published code.
+    """
     logits = logits.astype(jnp.float32)
     y = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
     ce = optax.softmax_cross_entropy(logits, y).mean()
@@ -39,15 +42,15 @@ def weighted_loss(
     labels: Int[Array, "b h w"],
     weights: Mapping[str, float],
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """The weighted sum of the losses of a network's outputs, and the parts `ce` and `dice` of "logits".
+    """Return the weighted sum of the losses of all outputs, and `ce` and `dice` of "logits".
 
-    For an output of another size the labels are resized to it by the nearest pixel. Raises
-    ValueError if outputs and weights do not have the same names.
+    Labels are resized to the size of each output by nearest neighbour. Raises ValueError if
+    `outputs` and `weights` do not have the same keys.
     """
     if set(outputs) != set(weights):
         raise ValueError(
-            f"the network returned and sowed {sorted(outputs)}, but SPEC.loss_weights has "
-            f"{sorted(weights)}"
+            f"SPEC.loss_weights: got {sorted(weights)}, expected the outputs that the network "
+            f"returns and sows, {sorted(outputs)}"
         )
     losses = {name: segmentation_loss(x, resize_labels(labels, x)) for name, x in outputs.items()}
     total = sum(weights[name] * loss for name, (loss, _) in losses.items())
@@ -57,6 +60,6 @@ def weighted_loss(
 def resize_labels(
     labels: Int[Array, "b h w"], logits: Float[Array, "b i j k"]
 ) -> Int[Array, "b i j"]:
-    """Labels at the size of `logits`, by the nearest pixel (half-pixel centres)."""
+    """Resize labels to the size of `logits` by nearest neighbour with half-pixel centres."""
     shape = logits.shape[:-1]
     return labels if labels.shape == shape else jax.image.resize(labels, shape, "nearest")

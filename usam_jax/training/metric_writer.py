@@ -1,4 +1,4 @@
-"""The metrics of a run on disk: JSON lines, CSV and TensorBoard."""
+"""Metrics of a run on disk: JSON lines, CSV and TensorBoard."""
 
 import csv
 import json
@@ -12,10 +12,10 @@ from usam_jax.utils.workdir import Workdir
 
 
 class MetricWriter:
-    """Writes metrics per step to `metrics.jsonl` and TensorBoard; a context manager.
+    """Context manager that writes the metrics of each step to `metrics.jsonl` and TensorBoard.
 
-    Rows after `first_step` are dropped, because a resumed run writes them again. A writer that is
-    not `active` writes nothing, which is for all processes but the main one.
+    Rows after `first_step` are dropped, because a resumed run writes them again. Only the main
+    process has an `active` writer; the others write nothing.
     """
 
     def __init__(self, workdir: pathlib.Path, first_step: int, active: bool = True) -> None:
@@ -32,7 +32,7 @@ class MetricWriter:
         self.board = SummaryWriter(str(self.workdir.tensorboard), purge_step=first_step + 1)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Append the values of a step; None stands for an undefined value."""
+        """Append the values of a step, None for an undefined value."""
         if not self.active:
             return
         self.file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
@@ -41,7 +41,7 @@ class MetricWriter:
                 self.board.add_scalar(name, value, step)
 
     def read(self) -> list[dict[str, Any]]:
-        """All metrics so far, one dict per step."""
+        """Return all metrics so far, one dict per step with its `step`."""
         rows: dict[int, dict[str, Any]] = {}
         for line in self.path.read_text().splitlines():
             values = json.loads(line)

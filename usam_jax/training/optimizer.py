@@ -1,4 +1,4 @@
-"""AdamW or SGD with a learning rate for each group of parameters; frozen ones have no part in it."""
+"""AdamW or SGD with one learning rate per group of trainable parameters."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,14 +16,14 @@ Factor = Callable[[Any], Any]
 
 
 def polynomial_decay(num_steps: int, warmup_steps: int = 0) -> Factor:
-    """Factor of the learning rates at a step: `(1 - step / num_steps)**0.9`, as published.
+    """Return a function of the step: `(1 - step / num_steps)**0.9`, as in the published code.
 
-    With warm-up, the decay starts after `warmup_steps` of a linear rise from 0.
+    With warm-up, the factor rises linearly from 0 for `warmup_steps` and decays from there.
     """
 
     def factor_fn(step: Any) -> Any:
         step = jnp.asarray(step, jnp.float32)
-        # Beyond the last step the base would be negative and its power NaN.
+        # Clipped at 0: after the last step the base is negative and its power NaN.
         decay = jnp.maximum(1 - (step - warmup_steps) / num_steps, 0.0) ** 0.9
         return jnp.minimum(decay, step / warmup_steps) if warmup_steps else decay
 
@@ -31,7 +31,7 @@ def polynomial_decay(num_steps: int, warmup_steps: int = 0) -> Factor:
 
 
 def check(config: ConfigDict, spec: ModelSpec) -> None:
-    """Raise UsageError for a field of `config.optimizer` that the network cannot be trained with."""
+    """Raise UsageError if a field of `config.optimizer` is invalid for the network."""
     rates = config.learning_rates
     if set(rates) != set(spec.groups):
         raise UsageError(
@@ -50,10 +50,10 @@ def check(config: ConfigDict, spec: ModelSpec) -> None:
 
 
 def label_params(params: Any, spec: ModelSpec, path: str = "") -> Any:
-    """The learning-rate group of the trainable parameters: a tree of which `params` is an extension.
+    """Return the learning-rate groups of trainable parameters as a prefix tree of `params`.
 
-    A subtree of one group is one label, so that other groups' states hold one empty entry for it.
-    Raises UsageError for a parameter that no rule of the network covers.
+    A subtree with a single group is one label, so that the states of the other groups hold one
+    empty entry for it. Raises UsageError if no rule of the network covers a parameter.
     """
     if not isinstance(params, dict):
         return group_of(path, spec)
@@ -68,10 +68,9 @@ def label_params(params: Any, spec: ModelSpec, path: str = "") -> Any:
 def make_optimizer(
     config: ConfigDict, factor_fn: Factor, spec: ModelSpec
 ) -> optax.GradientTransformation:
-    """The optimizer of `config.optimizer` for trainable parameters, scaled by `factor_fn` of the step.
+    """Return the optimizer of the trainable parameters, with rates times `factor_fn(step)`.
 
-    AdamW decays weights apart from the gradient, as in its paper; SGD adds the decay to the
-    gradient, as torch does.
+    AdamW decouples weight decay from the gradient. SGD adds it to the gradient, as torch does.
     """
 
     def of_rate(rate: float) -> optax.GradientTransformation:

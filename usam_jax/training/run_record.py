@@ -1,4 +1,4 @@
-"""`run.json`: what a run was made with, for whoever wants the same figures again."""
+"""`run.json`: versions, devices, commit, command and data of a run, to reproduce it."""
 
 import datetime
 import importlib.metadata
@@ -22,7 +22,11 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 
 
 class RunRecord:
-    """Adds this start of a run to `run.json`, and how far it comes."""
+    """The record of this start of a run in `run.json`, and of the last step that it reached.
+
+    `first` is the number of steps done before this start. Warns if the user's network file has
+    changed since the run began.
+    """
 
     def __init__(
         self, workdir: pathlib.Path, config: ConfigDict, packed: Packed, first: int
@@ -54,7 +58,7 @@ class RunRecord:
         self.write(first)
 
     def write(self, step: int) -> None:
-        """Writes the record up to a step."""
+        """Write the record, in process 0 only, with `step` as the last step."""
         if jax.process_index():
             return
         seconds = round(time.monotonic() - self.began, 1)
@@ -63,12 +67,16 @@ class RunRecord:
 
 
 def versions() -> dict[str, str]:
-    found = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), **found}
+    """Return the versions of Python and of the packages that affect the results."""
+    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), **packages}
 
 
 def git_commit() -> str | None:
-    """The commit of this code, with a + if it was changed; None outside its own repository."""
+    """Return the commit of this code, with `+` if files are modified.
+
+    Returns None if the code is not in a git repository of its own.
+    """
     file = pathlib.Path(__file__)
 
     def git(*arguments: str) -> str:
@@ -76,7 +84,7 @@ def git_commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        # A virtual environment may lie in the repository of another project.
+        # Fails if the package is in a virtual environment inside another repository.
         git("ls-files", "--error-unmatch", file.name)
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):

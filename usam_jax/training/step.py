@@ -1,4 +1,4 @@
-"""The training step: state and batch in, the next state and its figures out, on any mesh."""
+"""The jitted training step: (state, batch) -> (state, metrics), on any mesh."""
 
 import dataclasses
 from collections.abc import Callable
@@ -22,14 +22,14 @@ TrainStep = Callable[["TrainState", dict[str, Any]], tuple["TrainState", dict[st
 
 @struct.dataclass
 class TrainState:
-    """Everything that a step changes, and the constants that go with it.
+    """Everything that a step changes, and the constants of the model.
 
-    `ema` holds averaged parameters and BatchNorm statistics, or nothing where none are kept. A step
-    whose loss or gradient is not finite changes no parameter; `num_skipped` counts those,
-    `last_skipped` is the last.
+    `ema` holds averaged parameters and BatchNorm statistics; it is empty if `train.ema_decay` is 0.
+    A step whose loss or gradient is not finite is skipped: it changes no parameter. `num_skipped`
+    counts the skipped steps and `last_skipped` is the number of the last one.
     """
 
-    step: Any  # int32[]: the steps done
+    step: Any  # int32[], the number of steps done
     params: Any
     batch_stats: Any
     constants: Any
@@ -39,7 +39,7 @@ class TrainState:
     last_skipped: Any  # int32[]
 
     def variables(self, averaged: bool = True) -> dict[str, Any]:
-        """What `model.apply` takes, with the averaged parameters where there are some."""
+        """Return the variables for `model.apply`, by default the averaged ones if there are any."""
         named = {
             "params": self.params,
             "batch_stats": self.batch_stats,
@@ -52,7 +52,10 @@ class TrainState:
 def build_state(
     tx: optax.GradientTransformation, variables: dict[str, Any], train: ConfigDict, spec: ModelSpec
 ) -> TrainState:
-    """The state before the first step. The optimizer's part of it covers trainable parameters alone."""
+    """Return the state before the first step.
+
+    The optimizer state covers the trainable parameters only.
+    """
     params, stats = variables["params"], variables.get("batch_stats", {})
     zero = jnp.zeros((), jnp.int32)
     return TrainState(
@@ -74,7 +77,7 @@ def placed_state(
     train: ConfigDict,
     spec: ModelSpec,
 ) -> TrainState:
-    """The state as abstract arrays that know where on the mesh they lie."""
+    """Return the initial state as abstract arrays with their shardings on the mesh."""
     state = jax.eval_shape(lambda x: build_state(tx, x, train, spec), shapes)
     return place_state(state, mesh, train.fsdp)
 
@@ -86,7 +89,7 @@ def create_state(
     train: ConfigDict,
     spec: ModelSpec,
 ) -> TrainState:
-    """The state before the first step, placed as `target` is."""
+    """Return the state before the first step, with the shardings of `target`."""
     placed = jax.tree.map(lambda x: x.sharding, target)
     return jax.jit(lambda x: build_state(tx, x, train, spec), out_shardings=placed)(variables)
 
@@ -101,12 +104,13 @@ def make_train_step(
     target: TrainState,
     seed: int,
 ) -> TrainStep:
-    """Jitted (state, batch) -> state, metrics; the batch is split over the mesh's devices.
+    """Return the jitted step (state, batch) -> (state, metrics), batches sharded over the mesh.
 
-    BatchNorm and Dice see the whole batch, or with `train.statistics` "device" one device's share
-    each, as published; with `train.grad_accum_steps` a that many equal parts of it, one after the
-    other. Frozen parameters have no gradient. What a network draws in training follows from `seed`
-    and the step. Donates `state`.
+    A batch holds `image` uint8[b h w], `label` uint8[b h w] and the prompts. BatchNorm and Dice use
+    the whole batch or, if `train.statistics` is "device", each device's share on its own, as
+    published. `train.grad_accum_steps` splits the batch into as many equal micro-batches, which run
+    one after the other. Frozen parameters have no gradient. Dropout depends on `seed` and the step
+    alone. Donates `state`.
     """
     placed = jax.tree.map(lambda x: x.sharding, target)
     groups = mesh.size if train.statistics == "device" else 1
@@ -125,8 +129,8 @@ def make_train_step(
         )
         outputs = {"logits": logits, **sown(changed.get("aux_logits", {}))}
         labels = batch["label"].astype(jnp.int32)
-        loss, parts = losses.weighted_loss(outputs, labels, spec.loss_weights)
-        return loss, ({"loss": loss, **parts}, changed.get("batch_stats", {}))
+        loss, terms = losses.weighted_loss(outputs, labels, spec.loss_weights)
+        return loss, ({"loss": loss, **terms}, changed.get("batch_stats", {}))
 
     def loss_fn(trainable: Any, variables: Any, batch: dict[str, Any], key: Any) -> tuple[Any, Any]:
         if groups == 1:
@@ -137,35 +141,35 @@ def make_train_step(
         return jax.tree.map(lambda x: x.mean(0), out)
 
     def gradients(state: TrainState, batch: dict[str, Any]) -> tuple[Any, Any, Any]:
-        """Gradients of the trainable parameters, metrics and BatchNorm statistics of a batch."""
+        """Return the gradients of the trainable parameters, metrics and BatchNorm statistics."""
         variables = state.variables(averaged=False)
-        if train.fsdp:  # gathers these; XLA would rather gather activations
+        if train.fsdp:  # Gathers the parameters: left to itself, XLA gathers activations.
             variables = jax.lax.with_sharding_constraint(variables, replicated(mesh))
         trainable, frozen = split_params(variables["params"], spec)
         variables["params"] = frozen
         key = jax.random.fold_in(jax.random.key(seed), state.step)
 
-        def one(stats: Any, part: dict[str, Any], key: Any) -> tuple[Any, tuple[Any, Any]]:
+        def one(stats: Any, micro: dict[str, Any], key: Any) -> tuple[Any, tuple[Any, Any]]:
             given = {**variables, **({"batch_stats": stats} if stats else {})}
-            grads, (found, stats) = jax.grad(loss_fn, has_aux=True)(trainable, given, part, key)
-            return stats, (grads, found)
+            grads, (metrics, stats) = jax.grad(loss_fn, has_aux=True)(trainable, given, micro, key)
+            return stats, (grads, metrics)
 
         if train.grad_accum_steps == 1:
-            stats, (grads, found) = one(state.batch_stats, batch, key)
-            return grads, found, stats
+            stats, (grads, metrics) = one(state.batch_stats, batch, key)
+            return grads, metrics, stats
 
-        def add(carry: Any, part_and_key: Any) -> tuple[Any, None]:
+        def add(carry: Any, micro_and_key: Any) -> tuple[Any, None]:
             stats, sums = carry
-            stats, found = one(stats, *part_and_key)
-            return (stats, jax.tree.map(jnp.add, sums, found)), None
+            stats, terms = one(stats, *micro_and_key)
+            return (stats, jax.tree.map(jnp.add, sums, terms)), None
 
-        parts = {x: split_evenly(y, mesh.size, train.grad_accum_steps) for x, y in batch.items()}
+        micros = {x: split_evenly(y, mesh.size, train.grad_accum_steps) for x, y in batch.items()}
         zeros = jax.tree.map(jnp.zeros_like, trainable)
         sums = (zeros, {"loss": 0.0, "ce": 0.0, "dice": 0.0})
         keys = jax.random.split(key, train.grad_accum_steps)
-        (stats, sums), _ = jax.lax.scan(add, (state.batch_stats, sums), (parts, keys))
-        grads, found = jax.tree.map(lambda x: x / train.grad_accum_steps, sums)
-        return grads, found, stats
+        (stats, sums), _ = jax.lax.scan(add, (state.batch_stats, sums), (micros, keys))
+        grads, metrics = jax.tree.map(lambda x: x / train.grad_accum_steps, sums)
+        return grads, metrics, stats
 
     def update(state: TrainState, grads: Any, stats: Any) -> TrainState:
         trainable, frozen = split_params(state.params, spec)
@@ -174,20 +178,20 @@ def make_train_step(
         ema = state.ema
         if train.ema_decay:
             new = {"params": params, "batch_stats": stats}
-            # In this form what does not change stays as it is, to the last bit.
+            # a + (1 - d)(b - a), not d a + (1 - d) b: exact if a == b.
             ema = jax.tree.map(lambda a, b: a + (1 - train.ema_decay) * (b - a), ema, new)
         return dataclasses.replace(
             state, params=params, batch_stats=stats, opt_state=opt_state, ema=ema
         )
 
     def train_step(state: TrainState, batch: dict[str, Any]) -> tuple[TrainState, dict[str, Any]]:
-        grads, found, stats = gradients(state, batch)
+        grads, metrics, stats = gradients(state, batch)
         values = (
-            {f"train/{name}": x for name, x in found.items()}
+            {f"train/{name}": x for name, x in metrics.items()}
             | {f"grad_norm/{group}": norm for group, norm in group_norms(grads, spec).items()}
             | rates_fn(state.step - state.num_skipped)
         )
-        good = jnp.isfinite(found["loss"]) & jnp.isfinite(optax.tree.norm(grads))
+        good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(optax.tree.norm(grads))
         # `lax.cond`, not `where`: selecting per array would keep both copies alive.
         state = jax.lax.cond(good, update, lambda state, *_: state, state, grads, stats)
         return dataclasses.replace(
@@ -206,16 +210,19 @@ def make_train_step(
 
 
 def sown(tree: dict[str, Any]) -> dict[str, Any]:
-    """The arrays that a network sowed, by their names joined with slashes; each is sown once."""
+    """Return the arrays that a network sowed, by path joined with slashes.
+
+    Raises ValueError if a network sows an array more than once.
+    """
     flat = traverse_util.flatten_dict(tree, sep="/")
     for name, values in flat.items():
         if len(values) != 1:
-            raise ValueError(f"the network sowed {name} {len(values)} times, expected once")
+            raise ValueError(f"{name}: got {len(values)} sown values, expected 1")
     return {name: values[0] for name, values in flat.items()}
 
 
 def group_norms(grads: dict[str, Any], spec: ModelSpec) -> dict[str, Any]:
-    """The gradient's norm over each learning-rate group."""
+    """Return the gradient norm float32[] of each learning-rate group."""
     flat = traverse_util.flatten_dict(grads, sep="/")
     return {
         group: optax.tree.norm([x for path, x in flat.items() if group_of(path, spec) == group])
@@ -223,7 +230,10 @@ def group_norms(grads: dict[str, Any], spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-def split_evenly(x: Any, num_devices: int, parts: int) -> Any:
-    """[b ...] to [parts b/parts ...]; each part takes its slices from every device's share."""
-    by_device = x.reshape(num_devices, parts, -1, *x.shape[1:])
-    return by_device.swapaxes(0, 1).reshape(parts, -1, *x.shape[1:])
+def split_evenly(x: Any, num_devices: int, num_parts: int) -> Any:
+    """Reshape [b ...] to [num_parts, b / num_parts, ...].
+
+    Each part takes its slices from every device's share, so that no slice changes its device.
+    """
+    by_device = x.reshape(num_devices, num_parts, -1, *x.shape[1:])
+    return by_device.swapaxes(0, 1).reshape(num_parts, -1, *x.shape[1:])

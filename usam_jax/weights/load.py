@@ -1,4 +1,4 @@
-"""What a run starts from: weights in a file of any known kind, or another run."""
+"""Initial weights of a run: from a file of any known format, or from another run."""
 
 import pathlib
 
@@ -29,52 +29,56 @@ from usam_jax.weights.name_map import (
 
 
 def from_published(state_dict: StateDict, config: ConfigDict) -> Variables:
-    """The variables of a network's published checkpoint, complete, as numpy float32 arrays.
+    """Return all variables of a network from its published checkpoint, as numpy float32.
 
-    `config` is `config.model`. Raises WeightsError that lists every missing, unknown and misshapen
-    tensor.
+    `config` is `config.model`. Raises a WeightsError that lists every missing, unknown and
+    misshapen tensor, and UsageError if the network has no map of names.
     """
     return from_torch(state_dict, maps_of(config.name)[0], config)[0]
 
 
 def to_published(variables: Variables, config: ConfigDict) -> dict[str, np.ndarray]:
-    """A model's tensors under their published names and layouts, all that `from_published` reads.
+    """Return the tensors that `from_published` reads, under their published names and layouts.
 
-    Tensors of the published model that touch no output are absent: load with strict=False.
+    Tensors of the published model that affect no output are absent: load with strict=False.
     """
     return to_torch(variables, maps_of(config.name)[0], config)
 
 
 def from_usam(state_dict: StateDict, config: ConfigDict) -> Variables:
-    """`from_published` for U-SAM; names may lack the prefix `sam.`."""
+    """Return `from_published` for U-SAM, whose names may lack the prefix `sam.`."""
     names = (f"sam.{x}" if not x.startswith(("sam.", "backbone.")) else x for x in state_dict)
     return from_published(dict(zip(names, state_dict.values(), strict=True)), config)
 
 
 def from_sam(state_dict: StateDict, config: ConfigDict) -> tuple[Variables, Report]:
-    """What a fresh U-SAM or S takes from SAM: a partial `params` tree, and a report.
+    """Return the part of the `params` of U-SAM or S that SAM initializes, and a report.
 
-    `state_dict` has SAM's own names or those of the Hugging Face hub. `pos_embed` and the global
-    blocks' relative positions are resized to the model's image size. The fixed matrix of the
-    Fourier features is not a parameter: it is in `report.constants`.
-    Raises WeightsError that lists every missing, unknown and misshapen tensor.
+    `state_dict` has SAM's own names or those of the Hugging Face hub. `pos_embed` and the relative
+    positions of the global blocks are resized to the model's image size. The fixed matrix of the
+    Fourier features is not a parameter, so it is in `report.constants`.
+
+    Raises a WeightsError that lists every missing, unknown and misshapen tensor, and UsageError if
+    the network has no weights of SAM.
     """
     maps = maps_of(config.name)[1:]
     if not maps:
-        raise UsageError(f"config.model.name: got {config.name}, which takes nothing from SAM")
+        raise UsageError(
+            f"config.model.name: got {config.name}, expected a network with a map of SAM's names"
+        )
     tree, report = from_torch(state_dict, best_map(state_dict, maps, config), config)
     return tree["params"], report
 
 
 def flatten(variables: Variables) -> dict[str, np.ndarray]:
-    """Arrays by path, `params/image_encoder/...`: the names in this package's safetensors."""
+    """Return arrays by path (`params/head/kernel`), the names in this package's safetensors."""
     return {k: np.asarray(v) for k, v in traverse_util.flatten_dict(variables, sep="/").items()}
 
 
 def load_initial(config: ConfigDict, variables: Variables) -> Variables:
-    """`variables` with all that `config.init_from` holds: nothing, a file of weights, or a workdir.
+    """Return `variables` updated from `config.init_from`: "", a weights file or a workdir.
 
-    Raises WeightsError if there is no such file or it does not fit the model.
+    Raises WeightsError if the file does not exist or does not fit the model.
     """
     if not config.init_from:
         return variables
@@ -84,17 +88,21 @@ def load_initial(config: ConfigDict, variables: Variables) -> Variables:
             step, loaded = run_checkpoint.load_best(path, config.model)
             console.info(f"{path}: all weights of its best checkpoint, step {step}")
             return loaded
-        found, news = read_weights(path, config.model)
+        loaded, summary = read_weights(path, config.model)
     except WeightsError as error:
         raise WeightsError(f"config.init_from: {error}") from error
-    console.info(f"{path}: {news}; sha256 {checksum(path)}")
+    console.info(f"{path}: {summary}; sha256 {checksum(path)}")
     flat = traverse_util.flatten_dict(variables)
-    flat |= traverse_util.flatten_dict(found)
+    flat |= traverse_util.flatten_dict(loaded)
     return traverse_util.unflatten_dict(flat)
 
 
 def read_weights(path: pathlib.Path, config: ConfigDict) -> tuple[Variables, str]:
-    """The variables in a file of any known kind, complete or in part, and what was found."""
+    """Return the variables in a file, all or some, and a summary of its content.
+
+    The format (this package's safetensors or a torch checkpoint of any map) is detected from the
+    names. Raises WeightsError if the file does not fit the model.
+    """
     tensors = torch_checkpoint.load(path)
     try:
         if any(name.startswith("params/") for name in tensors):
@@ -120,9 +128,11 @@ def name_source(tensors: StateDict, config: ConfigDict) -> str:
 
 
 def from_flat(arrays: StateDict, config: ConfigDict) -> Variables:
-    """Variables from this package's safetensors: all of a model, or all that a map gives a fresh one.
+    """Return variables from this package's safetensors, by path, as numpy float32 arrays.
 
-    Raises WeightsError that lists every missing, unknown and misshapen array.
+    The file holds either all variables of the model or all but those that a name map leaves at
+    their initial values. Raises a WeightsError that lists every missing, unknown and misshapen
+    array.
     """
     shapes = traverse_util.flatten_dict(variable_shapes(config), sep="/")
     wanted = {name: value.shape for name, value in shapes.items()}
@@ -139,15 +149,15 @@ def from_flat(arrays: StateDict, config: ConfigDict) -> Variables:
         if name in arrays and arrays[name].shape != shape
     ]
     problems.raise_any("this package", config)
-    found = {name: np.asarray(arrays[name], np.float32) for name in wanted}
-    return traverse_util.unflatten_dict(found, sep="/")
+    flat = {name: np.asarray(arrays[name], np.float32) for name in wanted}
+    return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def fresh_parts(config: ConfigDict) -> list[set[str]]:
-    """For each map that leaves something fresh, the paths of what it leaves."""
-    parts = [
+    """Return, for each map that leaves variables at their initial values, their paths."""
+    paths = [
         {"/".join(x.path) for x in model_leaves(config, name_map) if is_fresh(x, name_map)}
         for name_map in find_maps(config.name)
         if name_map.fresh
     ]
-    return [part for part in parts if part]
+    return [x for x in paths if x]

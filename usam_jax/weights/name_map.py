@@ -1,8 +1,9 @@
-"""Torch checkpoints to a network's variables and back, by a map of names that is data.
+"""Torch checkpoints to a network's variables and back, by a declarative map of names.
 
-Each leaf of the variables names its tensor: the path without the collection, joined by dots, `_3` at
-the end of a part read as `.3`, `kernel` and `scale` as `weight`, `mean` and `var` as `running_mean`
-and `running_var`; then the rules of the map's `rename`, in order. Two leaves may name one tensor.
+The default name of a leaf's tensor is its path without the collection, joined by dots, with a final
+`_3` of a component written as `.3`, `kernel` and `scale` as `weight`, and `mean` and `var` as
+`running_mean` and `running_var`. The rules of the map's `rename` then apply in order. Two leaves
+may name the same tensor.
 """
 
 import dataclasses
@@ -24,10 +25,10 @@ Variables = dict[str, Any]
 Rules = tuple[tuple[str, str], ...]
 
 LEAF_NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
-# What every map may leave out.
+# A rule of `NameMap.ignored` for any network with BatchNorm.
 COUNTER = (r"num_batches_tracked$", "a counter of torch's BatchNorm that nothing reads")
 
-# Layouts of a kernel in torch, each with the way there and the way here. Ours have channels last.
+# Kernel layouts of torch: (to torch, from torch). Kernels of this package are [*s, in, out].
 LAYOUTS = {
     "linear": (lambda x: x.T, lambda x: x.T),
     "conv": (
@@ -44,31 +45,32 @@ LAYOUTS = {
 
 
 def _flip(kernel: np.ndarray) -> np.ndarray:
-    """The kernel [*s i o] with all spatial axes reversed."""
+    """Reverse all spatial axes of a kernel [*s, in, out]."""
     return np.flip(kernel, tuple(range(kernel.ndim - 2)))
 
 
 @dataclasses.dataclass(frozen=True)
 class NameMap:
-    """How the tensors of one published checkpoint become a network's variables.
+    """The map from the tensors of one published checkpoint to a network's variables.
 
     Patterns are regular expressions for `re.search`. Those of `layout`, `stacked`, `fresh` and
-    `resized` are for our paths (`params/backbone/inc/conv/kernel`), the others for torch names.
+    `resized` match paths of this package (`params/backbone/inc/conv/kernel`), the others match
+    torch names.
     """
 
-    source: str  # whose checkpoint it is, for messages
+    source: str  # origin of the checkpoint, for messages
     rename: Rules = ()  # (pattern, replacement) on the default name, in order
     layout: Rules = ()  # (pattern, key of LAYOUTS); default: by name and number of axes
     stacked: str = ""  # leaves whose first axis runs over tensors; `{}` in the name is its index
     ignored: Rules = ()  # (pattern, reason): tensors of the file that are not read
     fresh: Rules = ()  # (pattern, reason): leaves that keep their initial values
-    resized: str = ""  # tables that are resized linearly to the model's size
-    file_names: Rules = ()  # (pattern, replacement) on the names of the file, before all else
+    resized: str = ""  # tables that are resized linearly to the model's image size
+    file_names: Rules = ()  # (pattern, replacement) on the names of the file, before the rest
 
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """One array of the model's variables and the torch tensors that it holds."""
+    """One array of the model's variables and the torch tensors that it is made of."""
 
     path: tuple[str, ...]
     shape: tuple[int, ...]
@@ -78,24 +80,27 @@ class Leaf:
     resizable: bool
 
     def from_torch(self, tensors: list[np.ndarray]) -> np.ndarray:
-        """The array in this package's layout (channels last, kernels [h, w, in, out])."""
+        """Return the array in this package's layout, float32 with kernels [*s, in, out]."""
         arrays = [LAYOUTS[self.layout][1](np.asarray(x, np.float32)) for x in tensors]
         return np.stack(arrays) if self.stacked else arrays[0]
 
     def to_torch(self, array: np.ndarray) -> list[np.ndarray]:
-        """The tensors in torch's layout, the inverse of `from_torch`."""
+        """Return the tensors in torch's layout, the inverse of `from_torch`."""
         return [LAYOUTS[self.layout][0](x) for x in (array if self.stacked else [array])]
 
     @property
     def torch_shape(self) -> tuple[int, ...]:
+        """The shape of each of the leaf's tensors in torch."""
         return self.to_torch(np.broadcast_to(np.float32(0), self.shape))[0].shape
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What became of each tensor of a checkpoint, by its name there, and what stays fresh here.
+    """Report of what was done with each tensor of a checkpoint, by torch name.
 
-    `constants` holds what `params` cannot: the fixed matrix of SAM's Fourier features.
+    `resized` gives the shapes before and after, `left` the reason why a tensor was not read.
+    `fresh` lists the model's tensors that keep their initial values. `constants` holds variables
+    outside `params`: the fixed matrix of SAM's Fourier features.
     """
 
     source: str
@@ -118,25 +123,26 @@ class Report:
 
 
 def first_match(text: str, rules: Rules) -> str:
-    """The second half of the first rule whose pattern is found in `text`; empty without one."""
+    """Return the value of the first rule whose pattern is found in `text`, or ""."""
     return next((value for pattern, value in rules if re.search(pattern, text)), "")
 
 
 def torch_name(path: tuple[str, ...], name_map: NameMap) -> str:
-    """The tensor that a leaf names; for a stacked leaf `{}` stands for its index."""
-    *parts, leaf = path[1:]
-    dotted = [re.sub(r"_(\d+)$", r".\1", part) for part in (*parts, leaf)]
-    dotted[-1] = LEAF_NAMES.get(leaf, dotted[-1])
+    """Return the torch name of a leaf, with `{}` as the index if the leaf is stacked."""
+    dotted = [re.sub(r"_(\d+)$", r".\1", component) for component in path[1:]]
+    dotted[-1] = LEAF_NAMES.get(path[-1], dotted[-1])
     return rename(".".join(dotted), name_map.rename)
 
 
 def rename(name: str, rules: Rules) -> str:
+    """Apply all rules to a name, in order."""
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name
 
 
 def make_leaf(path: tuple[str, ...], shape: tuple[int, ...], name_map: NameMap) -> Leaf:
+    """Return the leaf at `path` with the tensors and the layout that the map gives it."""
     text, name = "/".join(path), torch_name(path, name_map)
     stacked = bool(name_map.stacked and re.search(name_map.stacked, text))
     axes = len(shape) - stacked
@@ -164,16 +170,17 @@ def wanted_names(leaves: list[Leaf], name_map: NameMap) -> set[str]:
 
 
 def is_fresh(leaf: Leaf, name_map: NameMap) -> bool:
+    """Return whether a leaf keeps its initial values."""
     return bool(first_match("/".join(leaf.path), name_map.fresh))
 
 
 def from_torch(
     state_dict: StateDict, name_map: NameMap, config: ConfigDict
 ) -> tuple[Variables, Report]:
-    """The variables that a checkpoint holds, as numpy float32 arrays, and a report.
+    """Return the variables of a checkpoint, as numpy float32 arrays, and a report.
 
-    They are complete unless the map leaves some fresh. Raises WeightsError that lists every
-    missing, unknown and misshapen tensor.
+    They are complete unless the map leaves some at their initial values. Raises a WeightsError that
+    lists every missing, unknown and misshapen tensor.
     """
     tensors = {rename(name, name_map.file_names): x for name, x in state_dict.items()}
     problems, flat, resized = Problems(), {}, {}
@@ -188,8 +195,8 @@ def from_torch(
             if before.shape != shape and is_resizable(before.shape, shape):
                 tensors[name] = resize(before, shape)
                 resized[name] = (before.shape, shape)
-        if found := problems.check(leaf, tensors):
-            flat[leaf.path] = leaf.from_torch(found)
+        if usable := problems.check(leaf, tensors):
+            flat[leaf.path] = leaf.from_torch(usable)
             loaded |= dict.fromkeys(leaf.names)
     left = {
         name: first_match(name, name_map.ignored) for name in tensors if name not in problems.used
@@ -202,7 +209,7 @@ def from_torch(
 
 
 def to_torch(variables: Variables, name_map: NameMap, config: ConfigDict) -> dict[str, np.ndarray]:
-    """A model's tensors under their published names and layouts: all that `from_torch` reads."""
+    """Return the tensors that `from_torch` reads, under their published names and layouts."""
     flat, tensors = traverse_util.flatten_dict(variables), {}
     for leaf in model_leaves(config, name_map):
         arrays = leaf.to_torch(np.asarray(flat[leaf.path]))
@@ -212,7 +219,7 @@ def to_torch(variables: Variables, name_map: NameMap, config: ConfigDict) -> dic
 
 
 def best_map(state_dict: StateDict, maps: tuple[NameMap, ...], config: ConfigDict) -> NameMap:
-    """The map that reads most of a file's names and misses fewest; the first one if all are equal."""
+    """Return the map with the largest number of names found minus names missing, first on ties."""
 
     shapes = variable_shapes(config)
 
@@ -225,7 +232,7 @@ def best_map(state_dict: StateDict, maps: tuple[NameMap, ...], config: ConfigDic
 
 
 class Problems:
-    """Collects what is wrong with a checkpoint, to be raised once."""
+    """All problems of a checkpoint, collected so that one error lists them."""
 
     def __init__(self) -> None:
         self.used: set[str] = set()
@@ -234,7 +241,7 @@ class Problems:
         self.misshapen: list[str] = []
 
     def check(self, leaf: Leaf, tensors: StateDict) -> list[np.ndarray]:
-        """The leaf's tensors, or nothing if one is missing or misshapen."""
+        """Return the leaf's tensors, or an empty list if one is missing or misshapen."""
         new = [name for name in leaf.names if name not in self.used]
         self.used.update(leaf.names)
         absent = [name for name in leaf.names if name not in tensors]
@@ -250,23 +257,24 @@ class Problems:
         return [] if absent or wrong else [tensors[name] for name in leaf.names]
 
     def raise_any(self, source: str, config: ConfigDict) -> None:
+        """Raise WeightsError, which names `source` and `config`, if there is any problem."""
         kinds = {"missing": self.missing, "unknown": self.unknown, "misshapen": self.misshapen}
-        found = ["\n  ".join([f"{len(v)} {kind}:", *v]) for kind, v in kinds.items() if v]
-        if found:
+        lines = ["\n  ".join([f"{len(v)} {kind}:", *v]) for kind, v in kinds.items() if v]
+        if lines:
             fields = ", ".join(f"{name} = {value}" for name, value in config.items())
             raise WeightsError(
                 f"these weights are not those of {source} with config.model: {fields}\n"
-                + "\n".join(found)
+                + "\n".join(lines)
                 + "\nCheck config.model against the file."
             )
 
 
 def is_resizable(before: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    """Whether two tables differ in their positions alone, not in rank or channels."""
+    """Return whether two table shapes have the same rank and number of channels."""
     return len(before) == len(shape) and before[-1] == shape[-1]
 
 
 def resize(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Linear resizing with half-pixel centres and without antialiasing, as torch's interpolate."""
+    """Resize linearly, with half-pixel centres and no antialiasing, as torch's interpolate."""
     resized = jax.image.resize(jnp.asarray(table, jnp.float32), shape, "linear", antialias=False)
     return np.asarray(resized)

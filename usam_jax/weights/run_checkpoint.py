@@ -1,7 +1,7 @@
-"""Checkpoints of a run: the best and the last, each with the whole state, through Orbax.
+"""Checkpoints of a run through Orbax: the best and the last two, each a complete state.
 
-`WORKDIR/checkpoints/STEP` holds the training state; which data come next follows from its step.
-`config.json` beside them is the run's config.
+`WORKDIR/checkpoints/STEP` holds the training state; its step determines which data come next.
+`WORKDIR/config.json` is the config of the run.
 """
 
 import contextlib
@@ -29,26 +29,27 @@ from usam_jax.utils.mesh import all_processes
 from usam_jax.utils.workdir import Workdir
 from usam_jax.weights import saved_config
 
-# What may change when a run goes on: it has no part in what the steps so far have computed.
+# Fields that may change on resume: the steps done so far do not depend on them.
 FREE = re.compile(
     r"config\.(eval\.(?!select_on|every_epochs)|model\.remat|data\.(num_workers|packed_dir)"
     r"|train\.(checkpoint_every_steps|log_every_steps|fsdp|skip_nonfinite))"
 )
-SCORE = "dice_mean"  # on the part that chooses the best epoch
+SCORE = "dice_mean"  # on the split that chooses the best epoch
 KEEP_LAST = 2
 KEPT = (
-    "The checkpoints before it are whole. Free some space and give the same command again: "
-    "training goes on from the last one."
+    "The earlier checkpoints are intact. Free some disk space and rerun the same command to resume "
+    "from the last one."
 )
 
-# Orbax reports every step that it takes.
+# Silences Orbax, which logs every operation.
 absl.logging.set_verbosity(absl.logging.FATAL)
 
 
 class Checkpoints:
-    """The checkpoints of one workdir, as a context; saving goes on in the background.
+    """Context manager of the checkpoints of one workdir.
 
-    Only the run itself opens it to write: that clears away what an earlier one left half-saved.
+    Saving runs in the background. Opening it for writing deletes checkpoints that an earlier process left half-saved, so only the
+    run itself may do so. Raises WeightsError if the checkpoints cannot be read.
     """
 
     def __init__(self, workdir: pathlib.Path, read_only: bool = False) -> None:
@@ -71,22 +72,24 @@ class Checkpoints:
         if not read_only:
             while jax.process_index() == 0 and (unreadable := damaged_checkpoint(self.folder)):
                 self.set_aside(unreadable, "its score cannot be read")
-            all_processes(True)  # waits for the first
+            all_processes(True)  # barrier: the other processes wait for process 0
         with naming_damage(damaged_checkpoint(self.folder) or self.folder):
             self.manager = ocp.CheckpointManager(self.folder, options=options)
 
     @property
     def latest_step(self) -> int | None:
+        """The step of the last checkpoint, or None."""
         return self.manager.latest_step()
 
     @property
     def best_step(self) -> int | None:
+        """The step of the checkpoint with the best score, or None."""
         return self.manager.best_step()
 
     def save(self, step: int, state: Any, score: float | None = None) -> None:
-        """Saves a state; one with a score can become the best.
+        """Save a state in the background.
 
-        Raises WeightsError where there is no room; the checkpoints before stay.
+        Only a state with a score can become the best. Raises WeightsError if the disk is full or saving fails; earlier checkpoints are kept.
         """
         needed = sum(x.nbytes for x in jax.tree.leaves(state))
         free = shutil.disk_usage(self.folder).free
@@ -100,18 +103,20 @@ class Checkpoints:
             self.manager.save(step, args=items, metrics=None if score is None else {SCORE: score})
 
     def restore_latest(self, state: Any) -> Any | None:
-        """The last state that is whole, placed as `state` (abstract arrays) says; None if none is.
+        """Return the last intact state, or None if there is no checkpoint.
 
-        Damaged checkpoints are named and set aside, in `WORKDIR/damaged`.
+        `state` is a tree of abstract arrays with the shardings of the result. Damaged checkpoints
+        are reported and moved to `WORKDIR/damaged`. Raises WeightsError if the only checkpoint is
+        damaged.
         """
         for step in sorted(self.manager.all_steps(), reverse=True):
             problem = None
             try:
-                found = self.restore(step, state)
+                restored = self.restore(step, state)
             except WeightsError as error:
                 problem = error
             if all_processes(problem is None):
-                return found
+                return restored
             if len(self.manager.all_steps()) == 1:
                 raise problem or WeightsError(f"{self.folder / str(step)}: a damaged checkpoint")
             if jax.process_index() == 0:
@@ -121,19 +126,19 @@ class Checkpoints:
         return None
 
     def restore(self, step: int, state: Any) -> Any:
-        """The state at `step`. Raises WeightsError where the checkpoint is damaged."""
+        """Return the state at `step`. Raises WeightsError if the checkpoint is damaged."""
         return restore_tree(self.folder / str(step), state)
 
     def set_aside(self, checkpoint: pathlib.Path, problem: str) -> None:
-        """Moves a damaged checkpoint out of the way."""
+        """Move a damaged checkpoint to `WORKDIR/damaged`, so that Orbax does not see it."""
         folder = self.workdir.damaged
         folder.mkdir(exist_ok=True)
         shutil.rmtree(folder / checkpoint.name, ignore_errors=True)
         checkpoint.rename(folder / checkpoint.name)
-        console.info(f"{checkpoint}: skipped ({problem}); it is in {folder} now")
+        console.info(f"{checkpoint}: skipped ({problem}) and moved to {folder}")
 
     def wait(self) -> None:
-        """Waits for what is being saved. Raises WeightsError as `save` does."""
+        """Wait until everything is saved. Raises WeightsError as `save` does."""
         with self.naming_failures():
             self.manager.wait_until_finished()
 
@@ -148,6 +153,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def naming_failures(self) -> Iterator[None]:
+        """Raise WeightsError, which names the folder, if saving fails."""
         try:
             yield
         except (OSError, ValueError) as error:
@@ -157,7 +163,7 @@ class Checkpoints:
 
 
 def damaged_checkpoint(folder: pathlib.Path) -> pathlib.Path | None:
-    """The first checkpoint whose score cannot be read, which keeps Orbax from opening any."""
+    """Return the first checkpoint with an unreadable score: Orbax then opens none at all."""
     for path in sorted(folder.glob("*/metrics/metrics")):
         try:
             json.loads(path.read_text())
@@ -168,37 +174,39 @@ def damaged_checkpoint(folder: pathlib.Path) -> pathlib.Path | None:
 
 @contextlib.contextmanager
 def naming_damage(folder: pathlib.Path) -> Iterator[None]:
+    """Raise WeightsError, which names the folder, if reading fails for anything but memory."""
     try:
         yield
-    except Exception as error:  # damage shows up as nearly any error
+    except Exception as error:  # Damaged files raise errors of nearly any type.
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             raise
         raise WeightsError(
             f"{folder}: a damaged checkpoint ({type(error).__name__}: {str(error)[:200]}).\nDelete "
-            "this folder to go on from the checkpoint before it, if there is one."
+            "this folder to resume from the checkpoint before it, if there is one."
         ) from error
 
 
 def restore_tree(checkpoint: pathlib.Path, target: Any) -> Any:
-    """The part of a checkpoint's state that `target` (abstract arrays with shardings) asks for.
+    """Return the subtree `target` (abstract arrays with shardings) of a checkpoint's state.
 
-    Raises WeightsError if the checkpoint is damaged or lacks some of it.
+    Raises WeightsError if the checkpoint is damaged or lacks an array of `target`.
     """
     args = ocp.args.PyTreeRestore(
         item=target,
         restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-        partial_restore=True,  # runs of version 1 have empty entries for the frozen parts
+        partial_restore=True,  # Runs of schema version 1 have empty entries for frozen parameters.
     )
     with naming_damage(checkpoint), ocp.PyTreeCheckpointer() as checkpointer:
         return checkpointer.restore(checkpoint / "state", args=args)
 
 
 def abstract_arrays(tree: Any, sharding: Sharding) -> Any:
+    """Return a tree of arrays as abstract arrays that all have one sharding."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
 def flat_config(config: Any) -> dict[str, Any]:
-    """Values by dotted field name, as JSON gives them back."""
+    """Return the values of a config by dotted field name, with the types of JSON."""
     if isinstance(config, ConfigDict):
         config = json.loads(config.to_json_best_effort())
     flat: dict[str, Any] = {}
@@ -211,24 +219,24 @@ def flat_config(config: Any) -> dict[str, Any]:
 
 
 def differences(config: Any, saved: Any) -> list[str]:
-    """A line for each field whose value differs."""
-    given, found = flat_config(config), flat_config(saved)
+    """Return a line for each field of `config` that differs from the saved one."""
+    given, expected = flat_config(config), flat_config(saved)
     return [
-        f"config.{name}: given {given.get(name)!r}, found {found.get(name)!r}"
-        for name in sorted(given.keys() | found.keys())
-        if given.get(name) != found.get(name)
+        f"config.{name}: got {given.get(name)!r}, expected {expected.get(name)!r}"
+        for name in sorted(given.keys() | expected.keys())
+        if given.get(name) != expected.get(name)
     ]
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any]:
-    """The config of a run, or nothing where there is no run with a finished checkpoint."""
+    """Return the config of a run, or {} if it has no finished checkpoint."""
     steps = Workdir(workdir).checkpoints.glob("[0-9]*")
     finished = any(path.name.isdigit() for path in steps)
     return saved_config.upgrade(read_json(Workdir(workdir).config)) if finished else {}
 
 
 def require_config(workdir: pathlib.Path) -> dict[str, Any]:
-    """The config of a run. Raises WeightsError where there is no finished checkpoint."""
+    """Return the config of a run. Raises WeightsError if it has no finished checkpoint."""
     saved = read_config(workdir)
     if not saved:
         raise WeightsError(
@@ -239,10 +247,10 @@ def require_config(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def check_config(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Makes the workdir where there is none.
+    """Create the workdir if it does not exist, and check that `config` may use it.
 
-    Raises UsageError where it cannot be written, or, listing every field that differs, where it
-    holds a run with another config.
+    Raises UsageError if the workdir is not writable, or if it holds a run with another config: the
+    message lists every field that differs.
     """
     require_folder(workdir)
     saved = read_config(workdir)
@@ -250,25 +258,26 @@ def check_config(workdir: pathlib.Path, config: ConfigDict) -> None:
     if changed:
         raise UsageError(
             f"{workdir} holds a run with another config:\n{list_some(changed)}\n"
-            "Give another --workdir, or the same values to go on with that run."
+            "Give another --workdir, or the same values to resume that run."
         )
 
 
 def best_step(workdir: pathlib.Path, model: ConfigDict) -> int:
-    """The best step of a run whose model is the one of `config.model`, whatever its dtype.
+    """Return the best step of a run, whose model must be `model` (`config.model`).
 
-    Raises WeightsError where there is no checkpoint or the model differs.
+    The fields dtype and remat may differ. Raises WeightsError if there is no checkpoint with a
+    score or the model differs.
     """
     saved = require_config(workdir)
-    found, given = saved["model"], json.loads(model.to_json_best_effort())
-    if found["name"] != given["name"]:
+    trained, given = saved["model"], json.loads(model.to_json_best_effort())
+    if trained["name"] != given["name"]:
         raise WeightsError(
-            f"{workdir} holds a checkpoint of the network {found['name']}, expected one of "
+            f"{workdir} holds a checkpoint of the network {trained['name']}, expected one of "
             f"{given['name']}. Give the config that the run was trained with: "
-            f"--config=configs/NAME.py:{registry.short_name(found['name'])}"
+            f"--config=configs/NAME.py:{registry.short_name(trained['name'])}"
         )
-    given |= {name: found[name] for name in ("dtype", "remat") if name in found}
-    changed = differences({"model": given}, {"model": saved["model"]})
+    given |= {name: trained[name] for name in ("dtype", "remat") if name in trained}
+    changed = differences({"model": given}, {"model": trained})
     if changed:
         raise WeightsError(
             f"{workdir} holds a checkpoint of another model:\n{list_some(changed)}\n"
@@ -277,30 +286,36 @@ def best_step(workdir: pathlib.Path, model: ConfigDict) -> int:
     with Checkpoints(workdir, read_only=True) as checkpoints:
         best = checkpoints.best_step
     if best is None:
-        raise WeightsError(f"{workdir}: no checkpoint has a score; train on")
+        raise WeightsError(
+            f"{workdir}: no checkpoint has a score. Train until the first evaluation."
+        )
     return best
 
 
 def load_variables(
     workdir: pathlib.Path, config: ConfigDict, step: int, sharding: Sharding
 ) -> dict[str, Any]:
-    """The variables of `config.model` at `step` of a run, the averaged ones if it averages.
+    """Return the variables at `step` of a run, the averaged ones if the run has an average.
 
-    Raises WeightsError where the checkpoint is damaged.
+    `config` is `config.model`. All arrays get `sharding`. Raises WeightsError if the checkpoint is
+    damaged.
     """
     shapes = variable_shapes(config)
     target = abstract_arrays(dict(shapes), sharding)
     averaged = bool(read_config(workdir).get("train", {}).get("ema_decay"))
     if averaged:
         target["ema"] = {x: target.pop(x) for x in ("params", "batch_stats") if x in target}
-    found = restore_tree(Workdir(workdir.resolve()).checkpoint(step), target)
+    variables = restore_tree(Workdir(workdir.resolve()).checkpoint(step), target)
     if averaged:
-        found |= found.pop("ema")
-    return found
+        variables |= variables.pop("ema")
+    return variables
 
 
 def load_best(workdir: pathlib.Path, config: ConfigDict) -> tuple[int, dict[str, Any]]:
-    """Step and variables of a run's best checkpoint, for the model of `config.model`."""
+    """Return step and variables of a run's best checkpoint, on the first local device.
+
+    `config` is `config.model`. Raises WeightsError as `best_step` and `load_variables` do.
+    """
     step = best_step(workdir, config)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return step, load_variables(workdir, config, step, device)

@@ -1,4 +1,4 @@
-"""The config that a run saves as `config.json`, and configs of older versions brought up to date."""
+"""The config that a run saves as `config.json`, and upgrades from older versions."""
 
 import copy
 import json
@@ -13,27 +13,27 @@ SCHEMA_VERSION = 2
 
 
 def to_json(config: ConfigDict) -> dict[str, Any]:
-    """The config as JSON content, with the version of its fields."""
+    """Return the config as JSON content, with the schema version of its fields."""
     return {"schema_version": SCHEMA_VERSION, **json.loads(config.to_json_best_effort())}
 
 
 def upgrade(saved: dict[str, Any]) -> dict[str, Any]:
-    """A saved config of any version with today's fields, without its version.
+    """Return a saved config of any version with the current fields and without its version.
 
-    Configs of version 1 have no `schema_version`. Raises UserError for a version that is not known.
+    Configs of version 1 have no `schema_version`. Raises UserError if the version is unknown.
     """
     config = copy.deepcopy(saved)
     version = config.pop("schema_version", 1)
     if version not in (1, SCHEMA_VERSION):
         raise UserError(
-            f"the run's config.json: got schema_version {version}, expected at most {SCHEMA_VERSION}. "
-            "Use the version of usam_jax that wrote it, or a newer one."
+            f"config.json of the run: got schema_version {version}, expected at most "
+            f"{SCHEMA_VERSION}. Use the version of usam_jax that wrote it, or a newer one."
         )
     if version == 1:
         for section, names in RENAMED.items():
             fields = config.get(section, {})
             config[section] = {names.get(name, name): value for name, value in fields.items()}
-        if config["model"].get("name") == "sam":  # S, which has a file of its own since version 2
+        if config["model"].get("name") == "sam":  # S has a file of its own since version 2.
             config["model"]["name"] = "sam_s"
             for name in ("num_skips", "num_mask_tokens"):
                 config["model"].pop(name)

@@ -1,4 +1,4 @@
-"""Networks by name: a file of `usam_jax/models` with a `SPEC`, or a Python file of the user's."""
+"""Networks by name: a file of `usam_jax/models` with a `SPEC`, or a user's Python file."""
 
 import functools
 import importlib
@@ -23,39 +23,39 @@ DTYPES = ("float32", "bfloat16")
 
 
 def names() -> list[str]:
-    """The networks of this package, by file name."""
+    """Return the names of this package's networks, which are file names."""
     return sorted(x.name for x in pkgutil.iter_modules(usam_jax.models.__path__) if not x.ispkg)
 
 
 def is_file(name: str) -> bool:
-    """Whether a network's name is the path of a user's own Python file."""
+    """Return whether the name of a network is the path of a user's Python file."""
     return name.endswith(".py")
 
 
 def full_name(name: str) -> str:
-    """The name as a config keeps it: a path is made absolute, so that a run finds it from anywhere."""
+    """Return the name for a config: a path becomes absolute, so that any directory works."""
     return str(pathlib.Path(name).resolve()) if is_file(name) else name
 
 
 def short_name(name: str) -> str:
-    """The name for folders and tables: the stem of a user's file."""
+    """Return the name for folders and tables: for a user's file, its stem."""
     return pathlib.Path(name).stem if is_file(name) else name
 
 
 def get(name: str) -> ModelSpec:
-    """The SPEC of a network. Raises UsageError if there is no such network or file."""
+    """Return the SPEC of a network. Raises UsageError if the network or file does not exist."""
     return load(full_name(name)).SPEC
 
 
 @functools.cache
 def load(name: str) -> ModuleType:
-    """The Python module of a network, by name or absolute path."""
+    """Import the Python module of a network, by name or absolute path."""
     if is_file(name):
         return _load_file(pathlib.Path(name))
     if name not in names():
         raise UsageError(
             f"config.model.name: got {name!r}, expected one of {', '.join(names())}, or the path "
-            "of a Python file that defines SPEC (docs/adding-a-model.md)"
+            "of a Python file that defines SPEC. See docs/adding-a-model.md."
         )
     return importlib.import_module(f"usam_jax.models.{name}")
 
@@ -64,9 +64,9 @@ def _load_file(path: pathlib.Path) -> ModuleType:
     if not path.is_file():
         raise UsageError(f"config.model.name: got {path}, which is not a file")
     spec = importlib.util.spec_from_file_location(f"usam_jax_network_{path.stem}", path)
-    assert spec is not None and spec.loader is not None  # the ending is .py
+    assert spec is not None and spec.loader is not None  # because the name ends in .py
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses and Flax look their module up
+    sys.modules[spec.name] = module  # Dataclasses and Flax look up the module.
     try:
         spec.loader.exec_module(module)
     except Exception as error:
@@ -77,7 +77,7 @@ def _load_file(path: pathlib.Path) -> ModuleType:
 
 
 def make_config(name: str) -> ConfigDict:
-    """`config.model` of a network: what all networks share, then its own fields."""
+    """Return `config.model` of a network: the fields that all networks share, then its own."""
     spec = get(name)
     config = ConfigDict()
     config.name = full_name(name)
@@ -89,16 +89,16 @@ def make_config(name: str) -> ConfigDict:
 
 
 def make_model(config: ConfigDict) -> nn.Module:
-    """The module that `config.model` describes.
+    """Return the module that `config.model` describes.
 
-    Raises UsageError for a network, field or size that does not exist.
+    Raises UsageError if the network does not exist, or a field is unknown or invalid.
     """
     spec = get(config.name)
     fields, expected_fields = set(config), set(make_config(config.name))
     if fields != expected_fields:
         raise UsageError(
             f"config.model: got the fields {sorted(fields)}, but the network {config.name} has "
-            f"{sorted(expected_fields)}. Choose a network in front of the fields: "
+            f"{sorted(expected_fields)}. Choose the network with the config file: "
             f"--config=configs/care.py:{short_name(config.name)}"
         )
 
@@ -106,46 +106,59 @@ def make_model(config: ConfigDict) -> nn.Module:
         if not ok:
             raise UsageError(f"config.model.{field}: got {config[field]!r}, expected {expected}")
 
+    if spec.dims != 2:
+        raise UsageError(
+            f"config.model.name: got {config.name} with SPEC.dims = {spec.dims}, expected 2"
+        )
     check(config.dtype in DTYPES, "dtype", " or ".join(DTYPES))
-    check(config.num_classes >= 2, "num_classes", "at least 2 (background counts)")
+    check(config.num_classes >= 2, "num_classes", "2 or more (background included)")
     check(spec.image_size.accepts(config.image_size), "image_size", spec.image_size.words)
     model = spec.build(config)
     if spec.promptable != is_promptable(model):
         raise UsageError(
-            f"config.model.name: {config.name} got SPEC.promptable = {spec.promptable}, expected "
-            "True exactly if its module has the methods encode and decode"
+            f"SPEC.promptable of {config.name}: got {spec.promptable}, expected True exactly if "
+            "its module has the methods encode and decode"
         )
     return model
 
 
 def is_promptable(model: nn.Module) -> bool:
-    """Whether a module can encode images once and decode them for several prompts."""
+    """Return whether a module can encode images once and decode them for several prompts."""
     return hasattr(model, "encode") and hasattr(model, "decode")
 
 
 def encode(model: nn.Module, variables: Any, images: Any) -> Any:
-    """What depends on the images float[b h w] alone: features, or logits without prompts."""
+    """Return what depends on images float[b h w] alone.
+
+    This is the features of a promptable network, and the logits of any other.
+    """
     if is_promptable(model):
         return model.apply(variables, images, method="encode")
     return model.apply(variables, images)
 
 
 def decode(model: nn.Module, variables: Any, features: Any, prompts: Any) -> Any:
-    """Logits float32[b h w k] of what `encode` returned; without prompts they are there already."""
+    """Return logits float32[b h w k] of the output of `encode`.
+
+    A network that takes no prompts has its logits already.
+    """
     if is_promptable(model):
         return model.apply(variables, features, prompts, method="decode")
     return features
 
 
 def init_variables(config: ConfigDict, key: Array) -> dict[str, Any]:
-    """Fresh variables of `config.model`, all float32: `params`, and `batch_stats`, `constants` if any."""
-    # Random numbers of 300 shapes take longer to compile than to draw.
+    """Return initial variables of `config.model`, all float32.
+
+    They are `params` and, if the network has any, `batch_stats` and `constants`.
+    """
+    # No optimization: random numbers of 300 shapes take longer to compile than to draw.
     options: Any = {"xla_backend_optimization_level": 0}
     return jax.jit(lambda key: _init(config, key), compiler_options=options)(key)
 
 
 def variable_shapes(config: ConfigDict) -> dict[str, Any]:
-    """Shapes and types of what `init_variables` returns, without computing anything."""
+    """Return the variables of `init_variables` as abstract arrays, without computing anything."""
     return jax.eval_shape(lambda: _init(config, jax.random.key(0)))
 
 

@@ -1,4 +1,4 @@
-"""What the framework has to know of a network: its fields, how it is built, trained and fed."""
+"""The interface between a network and the framework: `ModelSpec`."""
 
 import dataclasses
 import re
@@ -13,90 +13,94 @@ from ml_collections import ConfigDict
 
 from usam_jax.utils.errors import UsageError
 
-GREY_MEAN, GREY_STD = 0.1364736, 0.23238614  # of CARE's grey values in [0, 1]
+GREY_MEAN, GREY_STD = 0.1364736, 0.23238614  # mean and std of CARE, grey in [0, 1]
 
 
 @dataclasses.dataclass(frozen=True)
 class SizeRule:
-    """The side lengths of square images, in pixels, that a network takes."""
+    """The side lengths, in pixels, of the square images that a network takes."""
 
     accepts: Callable[[int], bool]
     words: str  # completes the sentence "expected ..."
 
 
 def multiple_of(divisor: int) -> SizeRule:
+    """Return the rule for positive multiples of `divisor`."""
     words = f"a positive multiple of {divisor}" if divisor > 1 else "1 or more"
     return SizeRule(lambda size: size > 0 and size % divisor == 0, words)
 
 
 def exactly(size: int) -> SizeRule:
-    return SizeRule(lambda found: found == size, f"{size}, the only size that the network takes")
+    """Return the rule for a single size."""
+    return SizeRule(lambda side: side == size, f"{size}, the only size that the network takes")
 
 
 @dataclasses.dataclass(frozen=True)
 class InputSpec:
-    """How grey values in [0, 1] become a network's input; part of the network, not of the data."""
+    """Normalisation of grey values in [0, 1]: part of the network, not of the data."""
 
     channels: int = 1
     mean: float = GREY_MEAN
     std: float = GREY_STD
 
     def normalize(self, images: Float[Array, "b ..."], dtype: Any) -> Float[Array, "b ... c"]:
-        """Subtract `mean`, divide by `std` in float32, and repeat the grey value in each channel."""
+        """Return `(images - mean) / std`, computed in float32 and repeated in each channel."""
         x = ((images.astype(jnp.float32) - self.mean) / self.std)[..., None]
         return jnp.broadcast_to(x, (*images.shape, self.channels)).astype(dtype)
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-    """A network: each file of `usam_jax/models` that defines one has it as `SPEC`.
+    """Description of a network: the `SPEC` of a file of `usam_jax/models`, or of a user's file.
 
-    The module that `build` returns is called as `module(images float[b h w], prompts, train)` and
-    returns logits float32[b h w k]. Other training outputs are sown as
-    `self.sow("aux_logits", NAME, logits)` and weighted in `loss_weights`.
+    The module that `build` returns is called as `module(images, prompts, train)`, with images
+    float[b h w] and grey in [0, 1], and returns logits float32[b h w k]. Other training outputs are
+    sown as `self.sow("aux_logits", NAME, logits)` and weighted in `loss_weights`.
     """
 
     # The network's own fields of `config.model`, each with a comment.
     config: Callable[[], ConfigDict]
-    # Returns the module. Raises UsageError for a field that makes no sense.
+    # Returns the module. Raises UsageError if a field is invalid.
     build: Callable[[ConfigDict], nn.Module]
-    # Path regex -> learning-rate group, None to freeze; the first match of a parameter counts.
+    # Path regex -> learning-rate group, None to freeze. The first full match decides.
     param_groups: tuple[tuple[str, str | None], ...] = ((".*", "all"),)
+    # Weights of "logits" and of each sown output in the loss.
     loss_weights: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"logits": 1.0})
     image_size: SizeRule = dataclasses.field(default_factory=lambda: multiple_of(1))
     input: InputSpec = InputSpec()
-    promptable: bool = False  # has `encode` and `decode`
-    stochastic: bool = False  # draws from the rng "dropout" in training
-    dims: int = 2
+    promptable: bool = False  # The module takes prompts and has `encode` and `decode`.
+    stochastic: bool = False  # The module needs the rng "dropout" in training.
+    dims: int = 2  # spatial dimensions of an image
     paper: str = ""  # arXiv id, or where it was published
     code: str = ""  # repository@commit that the golden values come from
-    pretrained: str = ""  # file of weights/ that training starts from by default
-    small: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # fields of a demo's size
+    pretrained: str = ""  # default initial weights of training, a file in weights/
+    small: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # fields of the demo size
 
     @property
     def groups(self) -> list[str]:
-        """The learning-rate groups in the order of `param_groups`."""
+        """The learning-rate groups, in the order of `param_groups`."""
         return list(dict.fromkeys(group for _, group in self.param_groups if group is not None))
 
 
 def group_of(path: str, spec: ModelSpec) -> str | None:
-    """The learning-rate group of the parameter at `path`, such as `backbone/inc/conv/kernel`.
+    """Return the learning-rate group of the parameter at `path`, or None if it is frozen.
 
-    Raises UsageError if no rule of the network covers the path.
+    A path is such as `backbone/inc/conv/kernel`. Raises UsageError if no rule of the network covers
+    it.
     """
     for pattern, group in spec.param_groups:
         if re.fullmatch(pattern, path):
             return group
     raise UsageError(
         f"the parameter {path}: got no learning-rate group, expected a rule of SPEC.param_groups "
-        f"that matches it; the rules are {[pattern for pattern, _ in spec.param_groups]}"
+        f"that matches it. The rules are {[pattern for pattern, _ in spec.param_groups]}."
     )
 
 
 def split_params(params: dict[str, Any], spec: ModelSpec) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Split a parameter tree into the trainable and the frozen part, both nested dicts.
+    """Split a parameter tree into the trainable and the frozen parameters, both nested dicts.
 
-    `merge_params` puts them together again.
+    `merge_params` is the inverse.
     """
     flat = traverse_util.flatten_dict(params, sep="/")
     frozen = {path for path in flat if group_of(path, spec) is None}
@@ -108,6 +112,6 @@ def split_params(params: dict[str, Any], spec: ModelSpec) -> tuple[dict[str, Any
 
 
 def merge_params(trainable: dict[str, Any], frozen: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `split_params`."""
+    """Merge trainable and frozen parameters into one tree, the inverse of `split_params`."""
     flat = traverse_util.flatten_dict(trainable) | traverse_util.flatten_dict(frozen)
     return traverse_util.unflatten_dict(flat)
