@@ -170,7 +170,7 @@ def lower_with(monkeypatch, position: int, platform: str) -> str:
 
 @pytest.mark.parametrize("transform", [lambda f: f, jax.checkpoint], ids=["plain", "remat"])
 @pytest.mark.parametrize(("platform", "position"), [("cuda", 0), ("tpu", 0), ("cpu", 1)])
-def test_program_contains_its_platforms_forms_alone(platform, position, transform, monkeypatch):
+def test_program_contains_only_its_platforms_forms(platform, position, transform, monkeypatch):
     own, other = (
         set(products(lower_with(monkeypatch, i, platform))) for i in (position, 1 - position)
     )
@@ -178,13 +178,13 @@ def test_program_contains_its_platforms_forms_alone(platform, position, transfor
     assert set(products(lower([platform], transform=transform))) == own
 
 
-def test_compiled_cpu_program_makes_no_choice():
+def test_compiled_cpu_program_has_no_choice():
     function, arguments = gradient_function()
     compiled = jax.jit(function).lower(*arguments).compile()
     assert "conditional(" not in compiled.as_text()
 
 
-def test_program_for_two_platforms_makes_no_choice_on_a_cpu():
+def test_program_for_two_platforms_has_no_choice_on_a_cpu():
     function, shapes = gradient_function()
     arguments = jax.tree.map(lambda x: 1 + normal(*x.shape, scale=0.1), shapes)
     exported = jax.export.export(jax.jit(function), platforms=("cpu", "cuda"))(*shapes)
