@@ -1,4 +1,4 @@
-"""README and docs: links exist, commands name what exists, snippets run, the demo's Dice is stated."""
+"""README and docs: links, commands, snippets and the demo's Dice."""
 
 import importlib.util
 import json
@@ -115,7 +115,7 @@ def test_adding_a_model_snippet_runs(capsys, monkeypatch):
     assert capsys.readouterr().out == "set()\n"
 
 
-def test_readme_states_the_demos_dice_of_the_record():
+def test_readme_states_the_recorded_dice_of_the_demo():
     record = json.loads((ROOT / "docs/demo/record.json").read_text())
     values = [100 * x for run in record["runs"] for x in run["dice"].values()]
     text = (ROOT / "README.md").read_text()
