@@ -106,7 +106,7 @@ def test_two_processes_give_the_losses_of_one_device(packed_phantoms, one_device
 def test_grad_accumulation_equals_per_device_statistics(packed_phantoms):
     config, packed = packed_phantoms
     devices = changed(config, train__statistics="device")
-    parts = changed(config, train__accumulate=2)
+    parts = changed(config, train__grad_accum_steps=2)
     a, *_ = run_steps(devices, packed, 2, 3)
     b, *_ = run_steps(parts, packed, 1, 3)
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
