@@ -1,4 +1,4 @@
-"""Shared setup and fixtures: eight virtual devices, checked shapes, small data sets and runs."""
+"""Shared setup: eight virtual devices, checked shapes, small data sets and runs."""
 
 import importlib
 import inspect
@@ -165,7 +165,7 @@ def nnunet(nnunet_source, tmp_path, nnunet_config):
 
 @pytest.fixture(scope="session")
 def care_samples() -> pathlib.Path:
-    """Three real slices in CARE's layout; tests that use them are skipped if they are absent."""
+    """Three real slices in CARE's layout. Tests that use them are skipped if absent."""
     folder = REAL_DATA / "care_samples"
     if not folder.is_dir():
         pytest.skip(f"{folder} is not there")

@@ -68,7 +68,7 @@ def defined_flags(module: str) -> set[str]:
 
 
 def check_command(command: str) -> str:
-    """What a command names that does not exist; empty if all does."""
+    """The first name in a command that does not exist, or an empty string."""
     words = shlex.split(command.replace("[", "").replace("]", "").replace("...", ""))
     flags, config = defined_flags(module_of(words)), care.get_config()
     for word in (x for x in words if x.startswith("--")):

@@ -141,7 +141,7 @@ def test_killed_run_resumes_bit_for_bit(unbroken, care_root, tmp_path):
     assert done.returncode == 0, done.stderr
     expected = read_metrics(unbroken[0])
     assert killed_at < len(expected)
-    assert "going on from step" in done.stderr
+    assert "resuming from step" in done.stderr
     assert read_metrics(workdir) == expected  # bit for bit, every loss and metric
 
 
@@ -294,7 +294,7 @@ def test_damaged_last_checkpoint_is_skipped(unbroken, care_root, tmp_path):
     fields = small(care_root, tmp_path, **{"data.packed_dir": str(unbroken[0].parent)})
     done = run(command(f"--workdir={workdir}", **fields))
     assert done.returncode == 0, done.stderr
-    assert f"{last}: skipped" in done.stderr and "going on from step" in done.stderr
+    assert f"{last}: skipped" in done.stderr and "resuming from step" in done.stderr
     assert read_metrics(workdir) == read_metrics(unbroken[0])
     assert (workdir / "damaged" / last.name).is_dir()
 
@@ -312,7 +312,7 @@ def test_signal_saves_and_exits_with_130(unbroken, care_root, tmp_path, name):
     process.send_signal(signal.Signals[name])
     _, text = process.communicate()
     assert process.returncode == 130, text
-    assert f"{name}: stopped after step" in text and "the same command goes on" in text
+    assert f"{name}: stopped after step" in text and "rerun the same command to resume" in text
     done = run(arguments)
     assert done.returncode == 0, done.stderr
     assert read_metrics(workdir) == read_metrics(unbroken[0])

@@ -169,7 +169,7 @@ def test_two_processes_stop_together_and_one_resumes_alone(unbroken, care_root, 
     assert f"SIGTERM: stopped after step {step} of" in texts[0]
     done = run(alone)
     assert done.returncode == 0, done.stderr
-    assert f"going on from step {step}" in done.stderr
+    assert f"resuming from step {step}" in done.stderr
     found, expected = read_metrics(workdir), read_metrics(unbroken)
     assert [x["step"] for x in found] == [x["step"] for x in expected]
     # Two processes sum over the batch in another order, so rounding differs.

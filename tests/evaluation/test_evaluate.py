@@ -1,4 +1,4 @@
-"""Evaluation of a checkpoint: prompt modes, pooled and per-case metrics, and what is written."""
+"""Evaluation of a checkpoint: prompt modes, pooled and per-case metrics, and reports."""
 
 import csv
 import dataclasses

@@ -1,4 +1,4 @@
-"""Each CPU form equals its reference, and a program contains the forms of its platform alone."""
+"""CPU forms equal their references, and a program contains its platform's forms only."""
 
 import functools
 
@@ -104,7 +104,7 @@ def test_cpu_form_equals_reference(case, dtype):
         np.testing.assert_allclose(a, b, rtol=0, atol=TOLERANCE[dtype] * max(1, abs(b).max()))
 
 
-def test_every_op_with_a_cpu_form_is_compared():
+def test_cases_cover_every_op_with_a_cpu_form():
     chosen = {name for name in ops.__all__ if hasattr(cpu, name) and name != "convolve"}
     assert chosen == FORMS.keys() == {name for name, *_ in CASES.values()}
     for name, (reference, _) in FORMS.items():
