@@ -106,3 +106,12 @@ def test_read_weights_names_file_of_another_size(tmp_path):
     with pytest.raises(WeightsError, match=r"(?s)tiny.safetensors: .*misshapen") as e:
         load.read_weights(tmp_path / "tiny.safetensors", model_config())
     assert "params/image_encoder/pos_embed: got (1, 7, 7, 96)" in str(e.value)
+
+
+def test_read_weights_names_both_networks(tmp_path):
+    shapes = recipe.read_manifest(recipe.GOLDEN / "unet" / "manifest.json").items()
+    save_file({x: np.zeros(shape, np.float32) for x, shape in shapes}, tmp_path / "x.safetensors")
+    with pytest.raises(
+        WeightsError, match=r"got weights of the published U-Net, expected ones of the network usam"
+    ):
+        load.read_weights(tmp_path / "x.safetensors", model_config())

@@ -7,7 +7,8 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from usam_jax.io import torch_checkpoint
-from usam_jax.models import variable_shapes
+from usam_jax.models import make_config, variable_shapes
+from usam_jax.models.common import registry
 from usam_jax.utils import console
 from usam_jax.utils.errors import UsageError, WeightsError
 from usam_jax.utils.files import checksum
@@ -23,6 +24,7 @@ from usam_jax.weights.name_map import (
     is_fresh,
     model_leaves,
     to_torch,
+    wanted_names,
 )
 
 
@@ -100,8 +102,21 @@ def read_weights(path: pathlib.Path, config: ConfigDict) -> tuple[Variables, str
         name_map = best_map(tensors, maps_of(config.name), config)
         tree, report = from_torch(tensors, name_map, config)
     except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from error
+        raise WeightsError(f"{path}: {name_source(tensors, config) or error}") from error
     return tree, f"{name_map.source}, {report if report.fresh else 'complete'}"
+
+
+def name_source(tensors: StateDict, config: ConfigDict) -> str:
+    """An error that names the network whose published checkpoint `tensors` is, if it is another one."""
+    for network in registry.names():
+        published = maps_of(network)[0]
+        names = wanted_names(model_leaves(make_config(network), published), published)
+        if network != config.name and names <= set(tensors):
+            return (
+                f"got weights of {published.source}, expected ones of the network {config.name}. "
+                f"Give --config=configs/NAME.py:{network}"
+            )
+    return ""
 
 
 def from_flat(arrays: StateDict, config: ConfigDict) -> Variables:

@@ -149,8 +149,18 @@ def make_leaf(path: tuple[str, ...], shape: tuple[int, ...], name_map: NameMap) 
 
 def model_leaves(config: ConfigDict, name_map: NameMap) -> list[Leaf]:
     """Every array of the model that `config` (`config.model`) describes, without computing any."""
-    flat = traverse_util.flatten_dict(variable_shapes(config))
+    return leaves_of(variable_shapes(config), name_map)
+
+
+def leaves_of(shapes: Variables, name_map: NameMap) -> list[Leaf]:
+    """A leaf for each array of `shapes` (anything with a shape), with its tensors' names."""
+    flat = traverse_util.flatten_dict(shapes)
     return [make_leaf(path, value.shape, name_map) for path, value in flat.items()]
+
+
+def wanted_names(leaves: list[Leaf], name_map: NameMap) -> set[str]:
+    """The tensors that a checkpoint must have for a map."""
+    return {name for leaf in leaves if not is_fresh(leaf, name_map) for name in leaf.names}
 
 
 def is_fresh(leaf: Leaf, name_map: NameMap) -> bool:
@@ -204,14 +214,11 @@ def to_torch(variables: Variables, name_map: NameMap, config: ConfigDict) -> dic
 def best_map(state_dict: StateDict, maps: tuple[NameMap, ...], config: ConfigDict) -> NameMap:
     """The map that reads most of a file's names and misses fewest; the first one if all are equal."""
 
+    shapes = variable_shapes(config)
+
     def score(name_map: NameMap) -> int:
         names = {rename(name, name_map.file_names) for name in state_dict}
-        wanted = {
-            name
-            for leaf in model_leaves(config, name_map)
-            if not is_fresh(leaf, name_map)
-            for name in leaf.names
-        }
+        wanted = wanted_names(leaves_of(shapes, name_map), name_map)
         return len(names & wanted) - len(wanted - names)
 
     return max(maps, key=score)
