@@ -281,7 +281,7 @@ def test_whole_cases_adds_the_untrained_slices_of_cases(phantoms):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("prompts", ("clicks",), "found 'clicks', expected none, box, pointsN"),
+        ("prompts", ("clicks",), "got 'clicks', expected none, box, pointsN"),
         ("prompt_jitter_px", (0.0,), "expected pixels above 0"),
     ],
 )
