@@ -1,4 +1,4 @@
-"""Thirty steps of the optimiser on a small problem, for the package's and for torch's."""
+"""A small problem on which thirty steps of the optimiser are compared with torch's."""
 
 import numpy as np
 import recipe
@@ -23,17 +23,17 @@ def start(part: str) -> np.ndarray:
 
 
 def gradient(part: str, step: int) -> np.ndarray:
-    """Of sizes from 1e-4 to 1, as those of different layers are."""
+    """A gradient of size 1e-4 to 1, as in different layers."""
     return recipe.normal(f"adamw/{part}/{step}", SHAPE) * np.float32(10.0 ** -(step % 5))
 
 
 def factor(step: int) -> float:
-    """The published schedule with warm-up, written out."""
+    """Factor of the learning rate: the published schedule with warm-up."""
     return min((1 - (step - WARMUP) / TOTAL) ** 0.9, step / WARMUP)
 
 
 def torch_steps() -> dict[str, np.ndarray]:
-    """Parameters after each step, [steps 3 4] by part, as torch's AdamW and LambdaLR give them."""
+    """Parameters [steps 3 4] by part after each step of torch's AdamW with LambdaLR."""
     import torch
 
     tensors = {part: torch.nn.Parameter(torch.from_numpy(start(part))) for part in RATES}

@@ -1,4 +1,4 @@
-"""Shared by all tests: eight virtual devices, checked shapes, models that are built once."""
+"""Shared setup: eight virtual devices, checked shapes, small data sets and runs."""
 
 import importlib
 import inspect
@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
-# Tests compile the same programs again and again, in this process and in others.
+# Tests compile the same programs many times, in this process and in others.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "jax")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
@@ -28,12 +28,12 @@ checked = ["usam_jax.models", "usam_jax.training.losses", "usam_jax.evaluation.p
 checked += ["usam_jax.data", "usam_jax.io"]
 install_import_hook(checked, "beartype.beartype")
 
-# Real data, read where it is present; it has no licence to be part of the project.
+# Real data, used if present. Its licence does not allow the project to include it.
 REAL_DATA = pathlib.Path(os.environ.get("USAM_JAX_REAL_DATA", ROOT.parent / "shared"))
 
 
 def model_config(**changes) -> ConfigDict:
-    """`config.model` of U-SAM, or of the network that `name` gives, with these fields changed."""
+    """`config.model` of the network `name` (default usam) with these fields changed."""
     from usam_jax import models
 
     config = models.make_config(changes.pop("name", "usam"))
@@ -42,11 +42,11 @@ def model_config(**changes) -> ConfigDict:
 
 
 def phantom_config(network: str = "usam", **changes) -> ConfigDict:
-    """The demo's config, smaller: seconds instead of minutes."""
+    """The demo's config, made small enough to train in seconds."""
     from configs import phantom
     from usam_jax.models import usam
 
-    # Half the demo's blocks compile in little more than half its time.
+    # Half the demo's blocks, since compile time grows with their number.
     usam.VARIANTS["smallest"] = usam.Variant(48, 2, 2, (1,), window=7, dim=32)
     config = phantom.get_config(network)
     if "variant" in config.model:
@@ -66,7 +66,7 @@ def phantom_config(network: str = "usam", **changes) -> ConfigDict:
 
 
 def save_run(workdir: pathlib.Path, config: ConfigDict, variables, packed=None) -> None:
-    """A workdir as a run leaves it whose best checkpoint holds `variables`."""
+    """Write a workdir as a run leaves it, with `variables` as its best checkpoint."""
     import jax
 
     from usam_jax import models
@@ -90,13 +90,14 @@ def save_run(workdir: pathlib.Path, config: ConfigDict, variables, packed=None) 
 
 
 def write_care(root: pathlib.Path, num_train: int, num_test: int) -> None:
-    """A data set in CARE's layout, of phantoms: NAME.npz with float64 image and label."""
+    """Write phantoms in CARE's layout: NAME.npz with float64 image and label."""
     from usam_jax.data.datasets.phantom import load_phantom
 
     for seed, (split, count) in enumerate((("train", num_train), ("test", num_test))):
         folder = root / split / f"{split}_npz"
         folder.mkdir(parents=True)
-        images, labels = load_phantom(seed, 7, 224, count)  # labels in every slice
+        # With this patient each slice has labels.
+        images, labels = load_phantom(seed, 7, 224, count)
         names = [str(i) for i in range(1, count + 1)]
         for name, image, label in zip(names, images, labels, strict=True):
             np.savez(folder / f"{name}.npz", image=image.astype(float), label=label.astype(float))
@@ -116,7 +117,7 @@ def assert_same_batches(a: list[dict], b: list[dict]) -> None:
 
 
 def config_maker(name: str, **changes):
-    """Makes the config `name` for a given data root and a folder to pack into."""
+    """A function that makes the config `name` for a data root and a folder to pack into."""
 
     def make(root: pathlib.Path, packed_dir: pathlib.Path) -> ConfigDict:
         config = importlib.import_module(f"configs.{name}").get_config()
@@ -148,7 +149,8 @@ def nnunet_config():
 def nnunet_source(tmp_path_factory):
     from usam_jax.data.phantoms import nifti_export
 
-    root = tmp_path_factory.mktemp("nnunet") / "Dataset 001 Rektum Ü"  # as people name folders
+    # A space and an umlaut, as in people's folders.
+    root = tmp_path_factory.mktemp("nnunet") / "Dataset 001 Rektum Ü"
     nifti_export.write_nnunet(root, num_train=4, num_test=2, size=48, num_slices=6)
     return root
 
@@ -163,7 +165,7 @@ def nnunet(nnunet_source, tmp_path, nnunet_config):
 
 @pytest.fixture(scope="session")
 def care_samples() -> pathlib.Path:
-    """Three real slices in CARE's layout, where they are at hand; they have no licence to ship."""
+    """Three real slices in CARE's layout. Tests that use them are skipped if absent."""
     folder = REAL_DATA / "care_samples"
     if not folder.is_dir():
         pytest.skip(f"{folder} is not there")
@@ -172,14 +174,14 @@ def care_samples() -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def care_variables():
-    """Full-size variables (ViT-B, three classes) behind the golden figures."""
+    """Full-size variables (ViT-B, three classes) of the golden values."""
     from usam_jax import convert
 
     return convert.from_usam(recipe.state_dict("usam_care"), model_config())
 
 
 # What `make test-fast` leaves out, next to tests that start processes and `@pytest.mark.slow`.
-SLOW_FILES = (  # they compile much
+SLOW_FILES = (  # compiling dominates their time
     "evaluation/test_evaluate.py",
     "export/test_export.py",
     "io/test_torch_fuzz.py",

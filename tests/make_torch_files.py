@@ -50,7 +50,7 @@ def make_views() -> dict[str, torch.Tensor]:
 
 
 def make_training() -> dict[str, Any]:
-    """A checkpoint like that of torchvision's training scripts, with additions of other scripts."""
+    """A checkpoint as torchvision's training scripts write it, with entries of other scripts."""
     model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     schedulers = [

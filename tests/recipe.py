@@ -1,7 +1,7 @@
-"""Weights, inputs and probes behind the golden values, rebuilt from names alone.
+"""Weights, inputs and probes of the golden values, rebuilt from names alone.
 
 Every array comes from NumPy's frozen RandomState stream, seeded by the CRC32 of its name, so that
-the values printed by the PyTorch reference can be compared with anywhere, without its weights.
+the values printed by the PyTorch reference can be compared on any machine, without its weights.
 Layouts are torch's: NCHW, OIHW.
 """
 
@@ -75,7 +75,7 @@ def images(batch: int, salt: str = "", size: int = 224) -> np.ndarray:
 
 
 def masks(batch: int, classes: int, salt: str = "", size: int = 224) -> np.ndarray:
-    """Label maps int64[batch, size, size] of blocks."""
+    """Blocky label maps int64[batch, size, size]."""
     coarse = np.abs(normal(f"mask/{classes}/{size}", (batch, 14, 14), salt)) * 997.0
     cell = np.ones((1, size // 14 + 1, size // 14 + 1), np.int64)
     return np.kron(coarse.astype(np.int64) % classes, cell)[:, :size, :size]
@@ -93,7 +93,7 @@ def boxes(batch: int, salt: str = "", size: int = 224) -> np.ndarray:
 
 
 def probe(name: str, array: np.ndarray, count: int = 64) -> tuple[np.ndarray, np.ndarray]:
-    """Mean, deviation and L2 norm of an array in torch's layout, and `count` sampled values."""
+    """Mean, standard deviation and L2 norm of an array in torch's layout, and `count` samples."""
     flat = np.asarray(array, np.float64).ravel()
     index = stream(f"probe/{name}").randint(0, flat.size, size=count)
     return np.array([flat.mean(), flat.std(), np.sqrt((flat**2).sum())]), flat[index]

@@ -1,4 +1,4 @@
-"""One of several processes that train some steps together; prints the losses as JSON.
+"""One of several processes that train some steps together and print the losses as JSON.
 
 python tests/run_process.py COORDINATOR NUM_PROCESSES PROCESS_ID PACKED_DIR NUM_STEPS
 """

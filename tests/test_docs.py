@@ -1,4 +1,4 @@
-"""README and docs: links exist, commands name what exists, snippets run, the demo's Dice is stated."""
+"""README and docs: links, commands, snippets and the demo's Dice."""
 
 import importlib.util
 import json
@@ -68,7 +68,7 @@ def defined_flags(module: str) -> set[str]:
 
 
 def check_command(command: str) -> str:
-    """What a command names that does not exist; empty if all does."""
+    """The first name in a command that does not exist, or an empty string."""
     words = shlex.split(command.replace("[", "").replace("]", "").replace("...", ""))
     flags, config = defined_flags(module_of(words)), care.get_config()
     for word in (x for x in words if x.startswith("--")):
@@ -115,7 +115,7 @@ def test_adding_a_model_snippet_runs(capsys, monkeypatch):
     assert capsys.readouterr().out == "set()\n"
 
 
-def test_readme_states_the_demos_dice_of_the_record():
+def test_readme_states_the_recorded_dice_of_the_demo():
     record = json.loads((ROOT / "docs/demo/record.json").read_text())
     values = [100 * x for run in record["runs"] for x in run["dice"].values()]
     text = (ROOT / "README.md").read_text()

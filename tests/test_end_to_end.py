@@ -1,4 +1,4 @@
-"""The programs as people start them: separate processes, real files, exit codes."""
+"""The command line: separate processes, real files and exit codes."""
 
 import csv
 import json
@@ -63,14 +63,14 @@ def small(care_root, folder, **changes: str) -> dict[str, str]:
 
 
 def read_metrics(workdir) -> list[dict]:
-    """The figures of a run, without those that tell how fast it was."""
+    """The metrics of a run without those of its speed."""
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [{name: x for name, x in row.items() if "speed/" not in name} for row in rows]
 
 
 @pytest.fixture(scope="module")
 def unbroken(care_root, tmp_path_factory):
-    """A whole small run and what it printed."""
+    """The workdir of a small run that was not interrupted, and the finished process."""
     folder = tmp_path_factory.mktemp("unbroken")
     workdir = folder / "run"
     done = run(command(f"--workdir={workdir}", **small(care_root, folder)))
@@ -93,7 +93,7 @@ def paths_of(kind) -> list:
     return [x.fget for x in vars(kind).values() if isinstance(x, property)]
 
 
-def test_a_run_ends_with_a_table_a_summary_and_pictures(unbroken):
+def test_run_writes_table_summary_and_pictures(unbroken):
     workdir, done = unbroken
     assert "normal rectum" in done.stdout and "tumour" in done.stdout
     assert "3 points per class from the ground truth" in done.stdout
@@ -125,7 +125,7 @@ def test_a_run_ends_with_a_table_a_summary_and_pictures(unbroken):
     assert {"jax", "flax", "orbax-checkpoint"} <= set(record["versions"])
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(unbroken, care_root, tmp_path):
+def test_killed_run_resumes_bit_for_bit(unbroken, care_root, tmp_path):
     workdir = tmp_path / "run"
     arguments = command(f"--workdir={workdir}", **small(care_root, tmp_path))
     process = subprocess.Popen(arguments, cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL)
@@ -142,12 +142,10 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(unbroken, care_root, tm
     expected = read_metrics(unbroken[0])
     assert killed_at < len(expected)
     assert "resuming from step" in done.stderr
-    assert read_metrics(workdir) == expected  # to the last bit of every loss and figure
+    assert read_metrics(workdir) == expected  # bit for bit, every loss and metric
 
 
-def test_evaluation_of_a_run_gives_its_figures_again_and_other_prompts_theirs(
-    unbroken, care_root, tmp_path
-):
+def test_eval_mode_repeats_metrics_and_takes_other_prompts(unbroken, care_root, tmp_path):
     workdir, _ = unbroken
     before = json.loads((workdir / "eval" / "test_points3" / "summary.json").read_text())
     done = run(command("--mode=eval", f"--workdir={workdir}", **small(care_root, tmp_path)))
@@ -163,7 +161,7 @@ def test_evaluation_of_a_run_gives_its_figures_again_and_other_prompts_theirs(
     assert summary["num_slices"] == 4
 
 
-def test_a_run_can_start_from_another_run(unbroken, care_root, tmp_path):
+def test_run_starts_from_another_runs_weights(unbroken, care_root, tmp_path):
     fields = small(care_root, tmp_path, init_from=str(unbroken[0]), **{"train.num_epochs": "1"})
     done = run(command(f"--workdir={tmp_path / 'run'}", **fields))
     assert done.returncode == 0, done.stderr
@@ -172,7 +170,7 @@ def test_a_run_can_start_from_another_run(unbroken, care_root, tmp_path):
 
 
 class Harm:
-    """Unpickled by `pickle`, it makes a folder."""
+    """Creates a folder if `pickle` loads it."""
 
     def __init__(self, path):
         self.path = path
@@ -181,7 +179,7 @@ class Harm:
         return os.mkdir, (self.path,)
 
 
-def test_a_checkpoint_that_would_run_code_is_refused_and_nothing_is_run(care_root, tmp_path):
+def test_run_rejects_malicious_checkpoint_unexecuted(care_root, tmp_path):
     harm = tmp_path / "harm"
     path = tmp_path / "sam.pth"
     path.write_bytes(pickle.dumps({"model": Harm(str(harm))}))
@@ -205,7 +203,7 @@ def test_a_checkpoint_that_would_run_code_is_refused_and_nothing_is_run(care_roo
         (["--mode=eval"], {}, 5, "has no finished checkpoint"),
     ],
 )
-def test_wrong_input_ends_with_its_exit_code_and_no_traceback(
+def test_wrong_input_exits_with_its_code_and_no_traceback(
     care_root, tmp_path, arguments, fields, code, message
 ):
     given = small(care_root, tmp_path, **fields)
@@ -222,7 +220,7 @@ def test_debug_shows_the_traceback(care_root, tmp_path):
     assert "Traceback" in done.stderr
 
 
-def test_a_config_that_does_not_exist_is_an_error():
+def test_missing_config_is_an_error():
     done = run([sys.executable, "-m", "usam_jax.main", "--config=configs/nowhere.py"])
     assert done.returncode == 2
     assert "configs/nowhere.py" in done.stderr and "Traceback" not in done.stderr
@@ -235,7 +233,7 @@ LIMITED = (
 )
 
 
-def test_no_room_while_packing_is_an_error_that_says_so(care_root, tmp_path):
+def test_full_disk_while_packing_is_a_named_error(care_root, tmp_path):
     arguments = command(f"--workdir={tmp_path / 'run'}", **small(care_root, tmp_path))
     limited = [sys.executable, "-c", LIMITED, "8000", *arguments[3:]]
     done = run(limited)
@@ -245,7 +243,7 @@ def test_no_room_while_packing_is_an_error_that_says_so(care_root, tmp_path):
 
 
 @pytest.mark.faults
-def test_no_room_while_saving_leaves_the_last_good_checkpoint(unbroken, care_root, tmp_path):
+def test_full_disk_while_saving_keeps_last_good_checkpoint(unbroken, care_root, tmp_path):
     workdir = tmp_path / "run"
     first = command(f"--workdir={workdir}", **small(care_root, tmp_path))
     process = subprocess.Popen(first, cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL)
@@ -272,7 +270,7 @@ def test_real_slices_train_and_evaluate(care_samples, tmp_path):
     ).all()
 
 
-def test_a_first_command_that_fails_does_not_claim_the_workdir(unbroken, care_root, tmp_path):
+def test_failed_first_command_does_not_claim_the_workdir(unbroken, care_root, tmp_path):
     workdir = tmp_path / "run"
     for wrong in ({"data.root": "nowhere"}, {"init_from": "nowhere.pth"}):
         done = run(command(f"--workdir={workdir}", **small(care_root, tmp_path, **wrong)))
@@ -286,7 +284,7 @@ def test_a_first_command_that_fails_does_not_claim_the_workdir(unbroken, care_ro
 
 
 @pytest.mark.faults
-def test_a_damaged_last_checkpoint_is_skipped_for_the_one_before(unbroken, care_root, tmp_path):
+def test_damaged_last_checkpoint_is_skipped(unbroken, care_root, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(unbroken[0], workdir)
     last = max((workdir / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
@@ -302,7 +300,7 @@ def test_a_damaged_last_checkpoint_is_skipped_for_the_one_before(unbroken, care_
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGINT", marks=pytest.mark.faults)])
-def test_a_signal_saves_and_ends_with_130(unbroken, care_root, tmp_path, name):
+def test_signal_saves_and_exits_with_130(unbroken, care_root, tmp_path, name):
     workdir = tmp_path / "run"
     arguments = command(f"--workdir={workdir}", **small(care_root, tmp_path))
     process = subprocess.Popen(

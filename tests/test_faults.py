@@ -1,4 +1,4 @@
-"""What goes wrong on real machines, done for real to separate processes (`make faults`).
+"""Faults of real machines, caused in separate processes (`make faults`).
 
 Each test is a row of docs/reliability.md.
 """
@@ -47,7 +47,7 @@ def last_checkpoint(workdir: pathlib.Path) -> pathlib.Path:
 
 
 def assert_same_run(workdir, unbroken):
-    """The same figures at every step, and in the end the same parameters, to the last bit."""
+    """Assert the same metrics at every step and the same final parameters, bit for bit."""
     assert read_metrics(workdir) == read_metrics(unbroken)
     config = ConfigDict(json.loads((unbroken / "config.json").read_text())["model"])
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -68,7 +68,7 @@ def unbroken(care_root, tmp_path_factory):
     return workdir
 
 
-def test_sigkill_at_twenty_random_moments_of_a_run(unbroken, care_root, tmp_path):
+def test_run_survives_twenty_sigkills(unbroken, care_root, tmp_path):
     workdir, draw = tmp_path / "run", random.Random(0)
     arguments = command(f"--workdir={workdir}", **small(care_root, tmp_path, **EPOCHS))
     kills = 0
@@ -91,7 +91,7 @@ def test_sigkill_at_twenty_random_moments_of_a_run(unbroken, care_root, tmp_path
     assert_same_run(workdir, unbroken)
 
 
-def test_sigkill_at_twenty_random_moments_of_packing(care_root, tmp_path):
+def test_packing_survives_twenty_sigkills(care_root, tmp_path):
     expected, draw = tmp_path / "unbroken", random.Random(1)
     pack = [sys.executable, "-m", "tools.prepare", str(care_root)]
     assert run([*pack, str(expected)]).returncode == 0
@@ -113,7 +113,7 @@ def test_sigkill_at_twenty_random_moments_of_packing(care_root, tmp_path):
         assert path.read_bytes() == next(target.glob(f"*/{path.name}")).read_bytes()
 
 
-def test_the_last_checkpoint_truncated_at_ten_random_places(unbroken, care_root, tmp_path):
+def test_run_resumes_past_truncated_last_checkpoint(unbroken, care_root, tmp_path):
     draw = random.Random(2)
     for number in range(10):
         workdir = tmp_path / f"run_{number}"
@@ -129,7 +129,7 @@ def test_the_last_checkpoint_truncated_at_ten_random_places(unbroken, care_root,
         assert_same_run(workdir, unbroken)
 
 
-def test_one_of_two_processes_is_killed_and_the_other_ends_within_a_minute(care_root, tmp_path):
+def test_killed_process_ends_the_other_within_a_minute(care_root, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -151,7 +151,7 @@ def test_one_of_two_processes_is_killed_and_the_other_ends_within_a_minute(care_
     processes[1].communicate()
 
 
-def test_two_processes_stop_at_the_same_step_and_one_goes_on_alone(unbroken, care_root, tmp_path):
+def test_two_processes_stop_together_and_one_resumes_alone(unbroken, care_root, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -172,12 +172,12 @@ def test_two_processes_stop_at_the_same_step_and_one_goes_on_alone(unbroken, car
     assert f"resuming from step {step}" in done.stderr
     found, expected = read_metrics(workdir), read_metrics(unbroken)
     assert [x["step"] for x in found] == [x["step"] for x in expected]
-    # Sums over the batch are rounded in another order while there are two.
+    # Two processes sum over the batch in another order, so rounding differs.
     assert abs(found[0]["train/loss"] - expected[0]["train/loss"]) < 1e-5
     assert (workdir / "eval" / "test_points3" / "summary.json").is_file()
 
 
-def test_a_killed_data_worker_ends_the_run_and_says_so(care_root, tmp_path):
+def test_killed_data_worker_ends_the_run_with_an_error(care_root, tmp_path):
     workdir = tmp_path / "run"
     fields = small(
         care_root, tmp_path, **{**EPOCHS, "train.num_epochs": "500", "data.num_workers": "1"}
@@ -198,7 +198,7 @@ def test_a_killed_data_worker_ends_the_run_and_says_so(care_root, tmp_path):
     assert "a process that prepares data was killed" in text and "Traceback" not in text
 
 
-def test_a_workdir_that_may_not_be_written_is_refused(care_root, tmp_path):
+def test_unwritable_workdir_is_rejected(care_root, tmp_path):
     workdir = tmp_path / "run"
     workdir.mkdir(mode=0o555)
     wrap = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
@@ -207,7 +207,7 @@ def test_a_workdir_that_may_not_be_written_is_refused(care_root, tmp_path):
     assert "is not writable" in done.stderr
 
 
-def test_a_clock_that_jumps_back_changes_nothing(unbroken, care_root, tmp_path):
+def test_run_ignores_clock_that_jumps_back(unbroken, care_root, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(unbroken, workdir)
     shutil.rmtree(last_checkpoint(workdir))

@@ -1,4 +1,4 @@
-"""A network in a file of the user's own, through the public commands, with exact resume."""
+"""A network in a file of the user's own: training, exact resume, prediction and export."""
 
 import json
 import signal
@@ -122,7 +122,8 @@ def test_own_network_resumes_exactly(trained, network):
     done = run(arguments)
     assert done.returncode == 0, done.stderr
     assert "resuming from step" in done.stderr
-    assert read_metrics(workdir) == read_metrics(folder / "run")  # dropout follows from the step
+    # Equal despite dropout, which is drawn from seed and step.
+    assert read_metrics(workdir) == read_metrics(folder / "run")
 
 
 def test_own_network_predicts_and_exports(trained):
@@ -160,7 +161,7 @@ def test_frozen_parameters_have_no_optimizer_state(network):
     assert any("body" in x for x in paths) and not any("stem" in x for x in paths)
 
 
-def test_own_network_names_what_is_wrong(tmp_path):
+def test_own_network_file_faults_are_named(tmp_path):
     with pytest.raises(UsageError, match=r"absent\.py, which is not a file"):
         models.get(str(tmp_path / "absent.py"))
     (tmp_path / "broken.py").write_text("import nothing_of_this_name")
@@ -171,7 +172,7 @@ def test_own_network_names_what_is_wrong(tmp_path):
         models.get(str(tmp_path / "empty.py"))
 
 
-def test_prompts_for_a_network_without_prompts_are_refused(network):
+def test_network_without_prompts_rejects_prompts_kind(network):
     done = run(command("--workdir=x", config="configs/phantom.py:unet", **{"prompts.kind": "box"}))
     assert done.returncode == 2
     assert "config.prompts.kind: got 'box', expected none" in done.stderr

@@ -17,7 +17,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def read_requirements(name: str) -> tuple[list[str], list[str]]:
-    """The files that a requirements file includes, and its own requirements."""
+    """The included files and the own requirements of a requirements file."""
     lines = (ROOT / name).read_text().splitlines()
     lines = [x.strip() for x in lines if x.strip() and not x.startswith("#")]
     included = [x.removeprefix("-r ") for x in lines if x.startswith("-r ")]
@@ -63,7 +63,7 @@ def test_console_scripts_run_their_tool(script, monkeypatch, capsys):
 
 
 def load_config(monkeypatch, *arguments: str):
-    """The config of a command line, parsed with flags of its own."""
+    """The config that a command line gives, parsed with a new set of flags."""
     values = flags.FlagValues()
     holder = config_flags.DEFINE_config_file("config", flag_values=values)
     values["config"].parser = config_file.ConfigFileParser()
@@ -81,12 +81,12 @@ def test_config_is_found_by_name_and_path(given, monkeypatch):
     assert config.data.kind == "phantom" and config.train.batch_size == 3
 
 
-def test_config_name_works_in_any_folder(tmp_path, monkeypatch):
+def test_config_name_is_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert load_config(monkeypatch, "--config=word").data.kind == "word"
 
 
-def test_config_file_of_the_user_imports_the_bundled_ones(tmp_path, monkeypatch):
+def test_config_of_the_user_imports_bundled_configs(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(
         "from configs import care\n\ndef get_config(network):\n    config = care.get_config()\n"
         "    config.model.name = network\n    return config\n"

@@ -1,4 +1,4 @@
-"""Every network against its SPEC, and against the values that its published code printed."""
+"""Each network compared with its SPEC and with the values that its published code printed."""
 
 import json
 import re
@@ -19,11 +19,11 @@ from usam_jax.weights import load, maps, name_map
 
 NETWORKS = registry.names()
 GOLDEN = sorted(x.parent.name for x in recipe.GOLDEN.glob("*/golden.npz"))
-SIZE = 32  # of the small networks; a network that takes one size alone gets that
+SIZE = 32  # image size of the small networks, unless a network takes one size only
 
 
 def small_config(name: str, **changes):
-    """The network at its demo's size."""
+    """`config.model` of the network's small version."""
     config = models.make_config(name)
     config.update(models.get(name).small)
     if models.get(name).image_size.accepts(SIZE):
@@ -74,7 +74,7 @@ def test_spec_promptable_means_encode_and_decode(name):
     assert spec.promptable == registry.is_promptable(models.make_model(small_config(name)))
 
 
-def test_published_names_convert_there_and_back(small):
+def test_from_published_inverts_to_published_in_the_zoo(small):
     _, config, _, variables = small
     back = convert.from_published(load.to_published(variables, config), config)
     assert jax.tree.structure(back) == jax.tree.structure(variables)
@@ -96,7 +96,7 @@ def test_network_is_finite_in_bfloat16(small):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_make_model_names_a_wrong_size(name):
+def test_make_model_names_wrong_size(name):
     config = small_config(name)
     accepts = models.get(name).image_size.accepts
     config.image_size = next(x for x in (33, 0) if not accepts(x))
@@ -104,7 +104,7 @@ def test_make_model_names_a_wrong_size(name):
         models.make_model(config)
 
 
-def test_make_model_names_networks_and_fields():
+def test_make_model_lists_networks_and_fields():
     with pytest.raises(UsageError, match=rf"got 'nounet', expected one of {', '.join(NETWORKS)}"):
         models.get("nounet")
     config = small_config("unet")
@@ -113,7 +113,7 @@ def test_make_model_names_networks_and_fields():
         models.make_model(config)
 
 
-# ---- values of the published code ----
+# Values of the published code.
 
 
 def read_golden(name: str):
@@ -125,7 +125,7 @@ def read_golden(name: str):
 
 
 def golden_state_dict(manifest, source) -> dict[str, np.ndarray]:
-    """The weights behind the values: `recipe.tensor`, scaled by the first rule that applies."""
+    """The weights of the golden values: `recipe.tensor`, scaled by the first rule that applies."""
     tensors = {}
     for name, shape in manifest.items():
         rules = (x for x in source.get("scaled", []) if re.search(x["pattern"], name))
@@ -145,13 +145,13 @@ def published(request):
 
 
 def to_torch_layout(x) -> np.ndarray:
-    """Maps [b *s c] to [b c *s]; tokens [b n d] and other arrays stay."""
+    """Maps [b *s c] to [b c *s] and leaves tokens [b n d] and other arrays unchanged."""
     x = np.asarray(x)
     return np.moveaxis(x, -1, 1) if x.ndim >= 4 else x
 
 
 def assert_probe(golden, stage: str, array, tolerance: float) -> None:
-    """`array` (torch's layout) is `stage` at the samples, within `tolerance` of its deviation."""
+    """Assert that samples of `array` (torch's layout) equal `stage`."""
     assert array.shape == tuple(golden[f"{stage}/shape"]), stage
     found = np.asarray(array, np.float64).ravel()[golden[f"{stage}/index"]]
     deviation = golden[f"{stage}/summary"][1]
@@ -162,7 +162,7 @@ def assert_probe(golden, stage: str, array, tolerance: float) -> None:
     np.testing.assert_allclose(summary[1:], golden[f"{stage}/summary"][1:], rtol=10 * tolerance)
 
 
-def test_parameter_count_is_the_published_one(published):
+def test_parameter_count_equals_the_published_one(published):
     name, _, _, _, variables = published
     manifest = read_golden(name)[2]
     buffers = ("running_mean", "running_var", "num_batches_tracked")
@@ -170,7 +170,7 @@ def test_parameter_count_is_the_published_one(published):
     assert sum(x.size for x in jax.tree.leaves(variables["params"])) == count
 
 
-def test_stages_and_logits_are_the_published_ones(published):
+def test_stages_and_logits_equal_the_published_ones(published):
     _, golden, source, config, variables = published
     model, tolerances = models.make_model(config), source["tolerances"]
     images = jnp.asarray(recipe.images(2))
@@ -196,7 +196,7 @@ def torch_tensors(tree, collection: str, network: str) -> dict[str, np.ndarray]:
     return tensors
 
 
-def test_sgd_steps_are_the_published_ones(published):
+def test_zoo_sgd_steps_equal_the_published_ones(published):
     name, golden, source, config, variables = published
     model, tolerances = models.make_model(config), source["tolerances"]
     params = variables["params"]
@@ -229,7 +229,7 @@ def test_sgd_steps_are_the_published_ones(published):
 
 
 def assert_rows(golden, kind: str, tensors: dict[str, np.ndarray], tolerances) -> None:
-    """The norms of gradients, or the samples of BatchNorm buffers, of all rows of a kind."""
+    """Assert the gradients' norms or the buffers' samples of all golden rows of a kind."""
     rows = {key.partition("/")[2]: row for key, row in golden.items() if key.startswith(f"{kind}/")}
     known = set(golden["zero_grad"].tolist()) if kind == "grad" else set()
     assert rows.keys() | known == tensors.keys()

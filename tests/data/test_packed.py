@@ -240,7 +240,7 @@ def test_prepare_rejects_npz_with_pickle_unexecuted(care, tmp_path):
     assert not (tmp_path / "harm").exists()
 
 
-def test_care_labels_above_last_class_count_as_it(care):
+def test_care_labels_above_last_class_are_clipped(care):
     root, config = care
     rewrite(slice_file(root, "1"), label=np.full((224, 224), 5.0))
     assert np.unique(prepare.prepare(config.data).labels("train")[0]) == [2]

@@ -1,4 +1,4 @@
-"""Evaluation: each slice once, each way to prompt from one encoding, cases on their own voxels."""
+"""Evaluation of a checkpoint: prompt modes, pooled and per-case metrics, and reports."""
 
 import csv
 import dataclasses
@@ -30,7 +30,7 @@ ALL = ("none", "points1", "points3", "points5", "box", "points2_box")
 
 @pytest.fixture(scope="module")
 def phantoms(tmp_path_factory):
-    """The small config with all ways to prompt, its packed phantoms, and a model not yet trained."""
+    """The small config with all prompt modes, its packed phantoms, and an untrained model."""
     folder = tmp_path_factory.mktemp("packed")
     config = phantom_config(**{"data.packed_dir": str(folder), "data.num_patients": (3, 3)})
     config.data.slices_per_patient = 7
@@ -45,7 +45,7 @@ def predict(phantoms, num_devices: int):
     mesh = make_mesh(num_devices)
     halves = inference.make_forward(model, mesh)
     modes = [prompt_modes.main_mode(config), *prompt_modes.other_modes(config)]
-    part = Subset("test", np.arange(21))  # no multiple of the batch of 8, nor of 8 devices
+    part = Subset("test", np.arange(21))  # neither a multiple of the batch of 8 nor of 8 devices
     network = evaluate.Model(halves, jax.tree.map(np.asarray, variables), mesh)
     return evaluate.predict_subset(network, packed, part, config, modes), halves
 
@@ -55,13 +55,13 @@ def one_device(phantoms):
     return predict(phantoms, 1)
 
 
-def test_a_way_to_prompt_gives_what_a_model_prompted_so_alone_gives(phantoms, one_device):
+def test_predict_equals_the_model_alone_for_one_prompt_mode(phantoms, one_device):
     config, packed, model, variables = phantoms
     done, halves = one_device
     assert halves.encode._cache_size() == halves.decode._cache_size() == 1
     assert set(done.counts) == {*ALL, "points3", "points3_moved4", "points3_moved12"}
     modes = {x.name: x for x in prompt_modes.other_modes(config)}
-    apply, mode = jax.jit(model.apply), modes["points1"]  # fewer points than the arrays hold
+    apply, mode = jax.jit(model.apply), modes["points1"]  # fewer points than there is room for
     for row in (3, 10):
         image, label = packed.images("test")[row], packed.labels("test")[row]
         made = mode(label, row, mode.num_points)
@@ -73,12 +73,12 @@ def test_a_way_to_prompt_gives_what_a_model_prompted_so_alone_gives(phantoms, on
         for c in range(3):
             p, y = expected == c, label == c
             true = [(p & y).sum(), (p & ~y).sum(), (~p & y).sum()]
-            # Rounding may turn a pixel or two where two classes are alike.
+            # Rounding may change a pixel or two at which two classes have nearly equal logits.
             assert np.abs(done.counts["points1"][row][c] - true).max() <= 2
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_arrays_of_one_shape_hold_the_prompts_of_each_way(phantoms, name):
+def test_prompt_mode_pads_its_prompts_to_one_shape(phantoms, name):
     config, packed, *_ = phantoms
     config = config.copy_and_resolve_references()
     config.prompts.kind = "none"
@@ -100,7 +100,7 @@ def test_arrays_of_one_shape_hold_the_prompts_of_each_way(phantoms, name):
     np.testing.assert_array_equal(made["boxes_xyxy"], alone.get("boxes_xyxy", np.zeros(4)))
 
 
-def test_pooled_dice_is_that_of_all_slices_at_once_on_one_device_and_on_eight(phantoms, one_device):
+def test_pooled_dice_equals_a_count_over_all_slices(phantoms, one_device):
     config, packed, _, variables = phantoms
     done, halves = one_device
     on_eight, other_halves = predict(phantoms, 8)
@@ -114,7 +114,7 @@ def test_pooled_dice_is_that_of_all_slices_at_once_on_one_device_and_on_eight(ph
         for rows, found in outcomes
     ]
     truth = packed.labels("test")
-    figures = {}
+    mean_dice = {}
     for name, counts in done.counts.items():
         predicted = np.concatenate([x[name] for x in batches])
         assert predicted.shape == truth.shape
@@ -124,18 +124,18 @@ def test_pooled_dice_is_that_of_all_slices_at_once_on_one_device_and_on_eight(ph
             p, y = predicted == c, truth == c
             assert pooled.dice[of_class] == pytest.approx(2 * (p & y).sum() / (p.sum() + y.sum()))
             assert pooled.iou[of_class] == pytest.approx((p & y).sum() / (p | y).sum())
-            if name in done.results:  # and the cases add up to it
+            if name in done.results:  # the counts of the cases add up to the pooled counts
                 cases = [x.scores[c - 1] for x in done.results[name]]
                 assert sum(x["TP"] for x in cases) == (p & y).sum()
                 assert sum(x["FP"] for x in cases) == (p & ~y).sum()
                 assert sum(x["FN"] for x in cases) == (~p & y).sum()
-        figures[name] = pooled.mean_dice
-    assert len(set(figures.values())) > 4  # else a mix-up of prompts could not be seen
-    assert done.results == on_eight.results  # every figure of every case, in order
+        mean_dice[name] = pooled.mean_dice
+    assert len(set(mean_dice.values())) > 4  # otherwise swapped prompts would go unnoticed
+    assert done.results == on_eight.results  # every metric of every case, in order
     assert [x.name for x in done.results["none"]] == [x["name"] for x in packed.cases("test")]
 
 
-def test_points_are_moved_by_what_is_asked_and_the_same_each_time(phantoms):
+def test_jittered_modes_displace_points_reproducibly(phantoms):
     config, packed, *_ = phantoms
     near, far = prompt_modes.jittered_modes(config)
     row = int(np.argmax([x.any() for x in packed.labels("test")]))
@@ -154,12 +154,12 @@ def test_points_are_moved_by_what_is_asked_and_the_same_each_time(phantoms):
     assert inside.any() and not np.array_equal(far(label, row, 6)["points_xy"], a["points_xy"])
 
 
-def test_volumes_are_scored_on_the_voxels_of_their_label_files(nnunet, monkeypatch):
+def test_case_scorer_scores_volumes_on_their_own_voxels(nnunet, monkeypatch):
     root, config = nnunet
     config.model.image_size = 32
     for path in (*root.glob("imagesTs/*.nii.gz"), *root.glob("labelsTs/*.nii.gz")):
         image = nibabel.load(path)
-        stretched = image.affine @ np.diag([1.3, 0.9, 1.6, 1])  # three spacings that differ
+        stretched = image.affine @ np.diag([1.3, 0.9, 1.6, 1])  # three different spacings
         voxels = np.asanyarray(image.dataobj)
         nibabel.save(nibabel.Nifti1Image(voxels, stretched), path)
     packed = prepare.prepare(config.data)
@@ -191,7 +191,7 @@ def test_volumes_are_scored_on_the_voxels_of_their_label_files(nnunet, monkeypat
             assert score["n_ref"] == (truth == c).sum()
             assert score["reference_volume"] == pytest.approx((truth == c).sum() * voxel_ml)
             if score["n_ref"] > 100:
-                assert 0.7 < score["Dice"] < 1  # 48 pixels to 32 and back
+                assert 0.7 < score["Dice"] < 1  # resampled from 48 pixels to 32 and back
         assert {x["status"] for x in missed.scores} <= {"missed", "absent"}
     label_file = type(packed.folder)(packed.cases("test")[0]["label_file"])
     label_file.write_bytes(label_file.read_bytes() + b" ")
@@ -199,20 +199,20 @@ def test_volumes_are_scored_on_the_voxels_of_their_label_files(nnunet, monkeypat
         score_all()
     label_file.unlink()
     results, on_source = score_all()
-    assert not on_source  # all cases on the packed slices, not some here and some there
+    assert not on_source  # all cases on the packed slices, none on its label file
     assert {s["Dice"] for x in results["truth"] for s in x.scores} <= {1.0, None}
 
 
 @pytest.fixture
 def run(phantoms, tmp_path):
-    """A workdir as a run leaves it, with the model as it was made."""
+    """A workdir as a run leaves it, with an untrained model."""
     config, packed, _, variables = phantoms
     config = config.copy_and_resolve_references()
     save_run(tmp_path, config, variables, packed)
     return config, tmp_path
 
 
-def test_a_run_is_told_in_files_a_table_pictures_and_a_report(run, one_device, capsys):
+def test_evaluate_workdir_writes_files_table_and_report(run, one_device, capsys):
     done_modes = one_device[0].results
     config, workdir = run
     summary = evaluate.evaluate_workdir(config, workdir)
@@ -220,7 +220,7 @@ def test_a_run_is_told_in_files_a_table_pictures_and_a_report(run, one_device, c
     folder = workdir / "eval" / "test_points3"
     saved = json.loads((folder / "summary.json").read_text())
     assert saved == json.loads(json.dumps(summary))
-    # What nnU-Net's summary has.
+    # The fields of nnU-Net's summary.
     assert {"metric_per_case", "mean", "foreground_mean"} <= saved.keys()
     of_case = saved["metric_per_case"][0]
     assert {"metrics", "prediction_file", "reference_file"} <= of_case.keys()
@@ -242,33 +242,33 @@ def test_a_run_is_told_in_files_a_table_pictures_and_a_report(run, one_device, c
     assert other["prompts"] == "none (automatic)"
     assert other["pooled"]["dice"] == saved["other_prompts"]["none"]["dice"]
     assert [x["pixels"] for x in saved["noise"]] == [0.0, 4.0, 12.0]
-    for name, figures in one_device[0].counts.items():
-        pooled = evaluate.pooled_metrics(figures, tuple(config.data.classes))
+    for name, counts in one_device[0].counts.items():
+        pooled = evaluate.pooled_metrics(counts, tuple(config.data.classes))
         if name in done_modes:
-            told = json.loads((workdir / "eval" / f"test_{name}" / "summary.json").read_text())
-            assert told["pooled"] == pooled
+            of_mode = json.loads((workdir / "eval" / f"test_{name}" / "summary.json").read_text())
+            assert of_mode["pooled"] == pooled
             for c, of_class in enumerate(config.data.classes[1:], start=1):
-                found = [x["metrics"][str(c)]["TP"] for x in told["metric_per_case"]]
+                found = [x["metrics"][str(c)]["TP"] for x in of_mode["metric_per_case"]]
                 assert sum(found) == pooled["pixels"][of_class]["true_positive"]
-            row = next(x for x in printed.splitlines() if told["prompts"] in x and "│" in x)
+            row = next(x for x in printed.splitlines() if of_mode["prompts"] in x and "│" in x)
             assert f"{100 * pooled['dice']['mean']:.2f}" in row
         else:
             moved = float(name.rpartition("moved")[2])
-            (told,) = [x for x in saved["noise"] if x["pixels"] == moved]
-            assert told["dice"] == pooled["dice"]
+            (jittered,) = [x for x in saved["noise"] if x["pixels"] == moved]
+            assert jittered["dice"] == pooled["dice"]
     for text in ("5 points per class from the ground truth", "none (automatic)", "false"):
         assert text in printed
-    assert "paper" not in printed  # its figures say nothing about phantoms
+    assert "paper" not in printed  # the paper has no results on phantoms
 
 
-def test_a_model_is_not_evaluated_on_other_classes(run):
+def test_evaluate_workdir_rejects_other_classes(run):
     config, workdir = run
     config.data.classes = ("background", "tumour", "normal rectum")
     with pytest.raises(WeightsError, match="was trained with the classes"):
         evaluate.evaluate_workdir(config, workdir)
 
 
-def test_the_training_part_is_evaluated_with_all_slices_of_its_cases(phantoms):
+def test_whole_cases_adds_the_untrained_slices_of_cases(phantoms):
     config, packed, *_ = phantoms
     data = config.data.copy_and_resolve_references()
     data.train_on_empty = False
@@ -281,18 +281,18 @@ def test_the_training_part_is_evaluated_with_all_slices_of_its_cases(phantoms):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("prompts", ("clicks",), "found 'clicks', expected none, box, pointsN"),
+        ("prompts", ("clicks",), "got 'clicks', expected none, box, pointsN"),
         ("prompt_jitter_px", (0.0,), "expected pixels above 0"),
     ],
 )
-def test_prompts_that_do_not_exist_are_named(phantoms, field, value, message):
+def test_prompt_modes_name_invalid_field(phantoms, field, value, message):
     config = phantoms[0].copy_and_resolve_references()
     config.eval[field] = value
     with pytest.raises(UsageError, match=message):
         prompt_modes.other_modes(config) + prompt_modes.jittered_modes(config)
 
 
-def test_pictures_show_the_largest_error_and_the_largest_tumour(phantoms, one_device):
+def test_choose_rows_picks_largest_error_and_largest_tumour(phantoms, one_device):
     config, packed, *_ = phantoms
     done, _ = one_device
     results, cases = done.results["points3"], packed.cases("test")
@@ -316,7 +316,7 @@ def test_pictures_show_the_largest_error_and_the_largest_tumour(phantoms, one_de
     assert rank_cases([dataclasses.replace(x, scores=[]) for x in results]) == [0, 1, 2]
 
 
-def test_the_papers_figures_stand_beside_ours_on_its_data_alone(capsys):
+def test_pooled_table_shows_paper_rows_on_its_data_only(capsys):
     from configs import care, word
     from usam_jax.evaluation import published_results
 
@@ -327,15 +327,16 @@ def test_the_papers_figures_stand_beside_ours_on_its_data_alone(capsys):
         classes = tuple(config.get_config().data.classes)
         rows = published_results.rows_for(kind, classes, "test")
         assert [x["dice"]["mean"] for x in rows] == means
-        for row in rows:  # as printed, so rounded; 0.06 off for one row of the paper's Table 3
+        # Printed values are rounded; the mean of one row of the paper's Table 3 is off by 0.06.
+        for row in rows:
             mean = np.mean([x for name, x in row["dice"].items() if name != "mean"])
             assert mean == pytest.approx(row["dice"]["mean"], abs=0.065)
-        figures = dict.fromkeys([*classes[1:], "mean"], 0.5)
+        metrics = dict.fromkeys([*classes[1:], "mean"], 0.5)
         summary = {
             "split": "test",
             "num_slices": 1,
             "prompts": "none (automatic)",
-            "pooled": {"dice": figures, "iou": figures},
+            "pooled": {"dice": metrics, "iou": metrics},
             "other_prompts": {},
             "paper": rows,
         }

@@ -1,4 +1,4 @@
-"""An exported run: a program that needs this package no more, weights for two worlds, and a card."""
+"""An exported run: a program that runs without this package, weights, and a model card."""
 
 import functools
 import hashlib
@@ -34,10 +34,10 @@ from usam_jax.weights.name_map import NameMap
 from usam_jax.weights.run_checkpoint import read_config
 
 BATCHES = (1, 3, 8)
-# Which of two points count and, last, whether the box does.
+# Whether the first point, the second point and the box are given.
 GIVEN = {"none": [0, 0, 0], "points": [1, 1, 0], "box": [0, 0, 1], "point_box": [1, 0, 1]}
 FINGERPRINT = 64 * "a"
-# What a user has: jax and numpy, and for the card's code OpenCV.
+# A user's script: it needs jax, numpy and, for the card's code, OpenCV.
 RUN = """
 import sys
 sys.modules |= {"usam_jax": None, "flax": None}
@@ -63,7 +63,7 @@ np.savez("found.npz", image=scope["image"], of_card=scope["labels"], **found)
 
 
 def make_inputs(size: int) -> dict[str, np.ndarray]:
-    """Eight slices, two points and a box on each."""
+    """Eight slices with two points and a box each, and the prompt modes of `GIVEN`."""
     rng = np.random.default_rng(3)
     corners = np.sort(rng.uniform(0, size, (8, 2, 2)), axis=1)
     return {
@@ -76,7 +76,7 @@ def make_inputs(size: int) -> dict[str, np.ndarray]:
 
 
 def write_summary(folder, step: int, prompts: str, classes: tuple[str, ...]) -> float:
-    """An evaluation's summary as evaluate.py writes it, as far as the card reads it; its pooled Dice."""
+    """Write an evaluation's fields that the card reads, and return the pooled Dice."""
     rng = np.random.default_rng(step)
     truth, predicted = rng.integers(0, 3, (2, 4, 8, 8)).astype(np.uint8)
     scoring = evaluate.make_scoring(phantom_config())
@@ -85,18 +85,18 @@ def write_summary(folder, step: int, prompts: str, classes: tuple[str, ...]) -> 
     pooled = evaluate.pooled_metrics(rng.integers(1, 50, (4, 3, 3)), classes)
     folder.mkdir(parents=True)
     common = {"checkpoint_step": step, "data_fingerprint": FINGERPRINT, "split": "test"}
-    figures = {"prompts": prompts, "pooled": pooled, "num_slices": 4}
-    write_json(folder / "summary.json", common | figures | summarise([result], scoring, True))
+    results = {"prompts": prompts, "pooled": pooled, "num_slices": 4}
+    write_json(folder / "summary.json", common | results | summarise([result], scoring, True))
     return pooled["dice"]["mean"]
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """A run with two evaluations of its checkpoint and one of an older, and its exported folder."""
+    """A run with evaluations of its checkpoint and of an older one, and its export."""
     config = phantom_config(**{"data.clahe_limit": 2.0, "init_from": "weights/secret/sam.pth"})
     workdir, folder = (tmp_path_factory.mktemp(name) for name in ("run", "exported"))
     variables = init_variables(config.model, jax.random.key(0))
-    # Fresh weights hardly heed prompts.
+    # With fresh weights, prompts change the logits by less than the test demands.
     variables["params"] = jax.tree.map(lambda x: 1.35 * x, variables["params"])
     save_run(workdir, config, variables)
     parts = {"train": ["train/patient_7"] * 5, "val": [], "test": ["test/patient_8"]}
@@ -105,7 +105,7 @@ def exported(tmp_path_factory):
     write_summary(workdir / "eval" / "test_none", 1, "none (automatic)", classes)
     write_summary(workdir / "eval" / "test_box", 1, "box from the ground truth", classes)
     write_summary(workdir / "eval" / "val_old", 9, "an older checkpoint", classes)
-    # The checker of the tests takes no symbolic batch for an int.
+    # jaxtyping rejects the symbolic batch size, which is not an int.
     jaxtyping.config.update("jaxtyping_disable", True)
     try:
         artifact.export_run(workdir, folder, torch=True)
@@ -116,7 +116,7 @@ def exported(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def live(exported):
-    """The model of this package on all eight slices, by the number of the way to prompt."""
+    """Logits of the model for all eight slices, one array per prompt mode."""
     config, _, _, variables = exported
     *arrays, modes = make_inputs(32).values()
     model = make_model(config.model)
@@ -135,7 +135,7 @@ def live(exported):
     return predict, predict(variables)
 
 
-def test_the_program_alone_gives_what_the_package_gives(exported, live, tmp_path):
+def test_exported_program_equals_the_package(exported, live, tmp_path):
     _, workdir, folder, _ = exported
     for name in ("model.jax_export", "README.md"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
@@ -151,7 +151,7 @@ def test_the_program_alone_gives_what_the_package_gives(exported, live, tmp_path
     for number, logits in enumerate(live[1]):
         expected = np.asarray(jax.nn.softmax(logits))
         _, middle, highest = np.moveaxis(np.sort(expected), -1, 0)
-        clear = highest - middle > 1e-5  # elsewhere rounding decides
+        clear = highest - middle > 1e-5  # elsewhere the label depends on rounding
         assert clear.mean() > 0.99
         for n in BATCHES:
             labels = found[f"labels_{number}_{n}"]
@@ -162,7 +162,7 @@ def test_the_program_alone_gives_what_the_package_gives(exported, live, tmp_path
             )
     none, points, box, _ = map(jax.nn.softmax, live[1])
     assert np.abs(points - none).max() > 0.01 and np.abs(box - points).max() > 0.01
-    # The code on the card prepares a slice as the training's were prepared.
+    # The card's code prepares a slice in the same way as the training slices.
     prepared = make_preparation(read_config(workdir), "phantom").from_hu(hu, (1.0, 1.0))
     np.testing.assert_array_equal(found["image"], prepared)
     assert found["of_card"].shape == (1, 32, 32)
@@ -173,7 +173,7 @@ def test_the_program_alone_gives_what_the_package_gives(exported, live, tmp_path
     ("transposed", "clahe_limit", "shape"),
     [(False, 0.0, (30, 20)), (True, 2.5, (512, 400)), (True, 0.0, (96, 96))],
 )
-def test_the_cards_code_prepares_a_slice_of_any_kind(
+def test_card_code_prepares_slices_as_the_package_does(
     tmp_path, monkeypatch, pixel_mm, transposed, clahe_limit, shape
 ):
     preparation = Preparation(96, 35.0, 300.0, "clip", clahe_limit, transposed)
@@ -191,7 +191,7 @@ def test_the_cards_code_prepares_a_slice_of_any_kind(
     np.testing.assert_array_equal(scope["image"], preparation.from_hu(hu, pixel_mm))
 
 
-def test_the_weights_start_another_run_with_the_same_logits(exported, live):
+def test_exported_weights_give_a_new_run_the_same_logits(exported, live):
     config, _, folder, variables = exported
     config = config.copy_and_resolve_references()
     config.init_from = str(folder / "model.safetensors")
@@ -204,7 +204,7 @@ def test_the_weights_start_another_run_with_the_same_logits(exported, live):
     assert_same_tree(again, jax.device_get(variables))
 
 
-def test_files_tell_what_they_are_and_whose_they_are_not(exported):
+def test_export_describes_the_model_and_omits_private_data(exported):
     config, workdir, folder, _ = exported
     described = json.loads((folder / "config.json").read_text())
     names = {"model.jax_export", "model.safetensors", "usam.safetensors"}
@@ -275,13 +275,13 @@ def test_card_of_network_without_prompts(exported):
     assert not any(text in card for text in ("points", "prompts_given", "a box"))
 
 
-def test_packed_data_are_said_to_be_what_they_were_packed_from(tmp_path):
+def test_source_kind_of_packed_data_is_their_source(tmp_path):
     saved = {"data": {"kind": "packed"}}
     write_json(tmp_path / "data.json", {"kind": "care"})
     assert source_kind(tmp_path, saved) == "care"
 
 
-def test_another_folder_is_not_overwritten_and_an_export_is(exported, monkeypatch):
+def test_export_run_overwrites_only_an_earlier_export(exported, monkeypatch):
     _, workdir, folder, _ = exported
     with pytest.raises(UsageError, match="holds something else than an exported model"):
         artifact.export_run(workdir, workdir, torch=False)
@@ -292,16 +292,16 @@ def test_another_folder_is_not_overwritten_and_an_export_is(exported, monkeypatc
     artifact.export_run(workdir, folder, torch=False)
     assert (folder / "model.jax_export").read_bytes() == b"another"
     assert (folder / "model.safetensors").read_bytes() == before
-    assert not (folder / "usam.safetensors").exists()  # not of an earlier export
+    assert not (folder / "usam.safetensors").exists()  # not left over from the earlier export
 
 
-def test_a_model_too_large_for_the_format_is_refused_before_anything_is_written():
+def test_make_artefact_rejects_weights_above_the_size_limit():
     huge = {"params": {"kernel": np.broadcast_to(np.float32(0), (1 << 29,))}}
     with pytest.raises(WeightsError, match=r"take 2.15 GB, .* holds at most 2.13 GB"):
         artifact.make_artefact(model_config(), huge)
 
 
-def test_the_tool_names_a_folder_without_a_run(tmp_path):
+def test_export_tool_names_folder_without_a_run(tmp_path):
     command = [sys.executable, "-m", "tools.export", str(tmp_path / "no"), str(tmp_path / "out")]
     done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == WeightsError.exit_code
@@ -315,7 +315,7 @@ def assert_same_tree(a, b) -> None:
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
-def test_published_weights_come_back_under_their_names(tmp_path):
+def test_to_published_restores_names_and_tensors(tmp_path):
     published = recipe.state_dict("usam_care")
     variables = convert.from_usam(published, model_config())
     found = load.to_published(variables, model_config())
@@ -328,7 +328,7 @@ def test_published_weights_come_back_under_their_names(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["usam", "sam_s"])
-def test_any_model_goes_there_and_back(exported, name):
+def test_from_published_inverts_to_published(exported, name):
     config = model_config(name=name, variant="smallest", image_size=32, num_classes=5)
     rng = np.random.default_rng(0)
     flat = {

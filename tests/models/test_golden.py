@@ -1,7 +1,7 @@
-"""Every figure that the published PyTorch code printed, met by the port (float32, CPU).
+"""U-SAM compared with the values that the published PyTorch code printed (float32, CPU).
 
-Tolerances: the published code on one thread against itself on two differs by 1e-6 of the logits'
-norm, up to 0.6 % of a gradient's norm (a ReLU that flips at zero), and 4e-4 in AdamW losses.
+Tolerances: between one thread and two, the published code itself differs by 1e-6 of the logits'
+norm, by up to 0.6 % of a gradient's norm (a ReLU that flips at zero), and by 4e-4 in AdamW losses.
 """
 
 import functools
@@ -39,13 +39,13 @@ def load(name: str) -> dict[str, np.ndarray]:
 
 
 def assert_probe(golden, name: str, array, rtol_norm: float) -> None:
-    """`array` (torch's layout) is `golden` at the samples, within `rtol_norm` of its RMS."""
+    """Assert that samples of `array` (torch's layout) equal `golden`, relative to its RMS."""
     row = list(golden["names"]).index(name)
     value = golden["value"][row]
     summary, sampled = recipe.probe(name, array, int(np.isfinite(value).sum()))
     rms = golden["summary"][row][2] / np.sqrt(np.size(array))
     np.testing.assert_allclose(sampled, value[: sampled.size], rtol=0, atol=rtol_norm * rms)
-    # The norm, relative; mean and deviation are bounded by it.
+    # The tolerance is relative to the norm, which bounds mean and deviation.
     np.testing.assert_allclose(
         summary, golden["summary"][row], rtol=rtol_norm, atol=rtol_norm * rms
     )
@@ -131,7 +131,7 @@ def make_grad_fn():
 
 
 def run_steps(variables, tx, num_steps: int):
-    """Losses [steps, 3] (total, cross entropy, Dice) and what step 0 left behind."""
+    """Losses [steps, 3] (total, cross entropy, Dice), and gradients and state after step 0."""
     params, frozen = split_params(variables["params"], SPEC)
     rest = {k: v for k, v in variables.items() if k != "params"}
     opt_state = tx.init(params)
@@ -151,7 +151,7 @@ def run_steps(variables, tx, num_steps: int):
 
 
 def torch_tensors(tree, collection: str = "params") -> dict[str, np.ndarray]:
-    """The tree's arrays under their names in the published checkpoint, in torch's layout."""
+    """The tree's arrays in torch's layout under their names in the published checkpoint."""
     out = {}
     for path, array in traverse_util.flatten_dict(tree).items():
         leaf = name_map.make_leaf((collection, *path), array.shape, usam.PUBLISHED)
@@ -160,9 +160,10 @@ def torch_tensors(tree, collection: str = "params") -> dict[str, np.ndarray]:
 
 
 def has_gradient(name: str) -> bool:
-    """Whether the true gradient is other than zero.
+    """Whether the exact gradient differs from zero.
 
-    A bias before BatchNorm and a key's bias in attention change no output: theirs is rounding.
+    A bias before BatchNorm and a key's bias in attention change no output, so that only rounding
+    is left of their gradient.
     """
     before_norm = name.endswith((".conv.bias", "final_output.0.bias"))
     return not before_norm and not name.endswith("k_proj.bias")
@@ -196,14 +197,14 @@ def test_adamw_steps_equal_the_published_ones(care_variables):
             found, samples = recipe.probe(name, grads[tensor], 8)
             np.testing.assert_allclose(found[2], summary[2], rtol=0.02, err_msg=name)
             rms = summary[2] / np.sqrt(grads[tensor].size)
-            # A gradient's deviation is 2 % of its norm; a sample may hold several times its share.
+            # The norm is 2 % off at most; a single sample may be off by several times more.
             np.testing.assert_allclose(samples, value[:8], rtol=0.1, atol=0.1 * rms, err_msg=name)
         elif kind == "update" and has_gradient(tensor):
-            # Adam's first step is a sign: compare where the gradient is well above rounding.
+            # Adam's first step is the gradient's sign, so compare where it exceeds rounding.
             gradient = grads[tensor].ravel()
             index = recipe.stream(f"probe/{name}").randint(0, gradient.size, size=8)
             clear = np.abs(gradient[index]) > 0.1 * np.linalg.norm(gradient) / gradient.size**0.5
-            # A difference of two float32 parameters of order one; some gradients are near eps.
+            # Parameters of order one limit the precision of their float32 difference.
             found, expected = updates[tensor].ravel()[index][clear], value[:8][clear]
             np.testing.assert_allclose(found, expected, rtol=5e-3, atol=2.4e-7, err_msg=name)
         else:
@@ -219,15 +220,15 @@ def test_sgd_steps_equal_the_published_ones(care_variables):
     np.testing.assert_allclose(rows, golden, rtol=0, atol=2e-5)
 
 
-def test_fresh_model_takes_from_sam_what_the_published_one_takes():
+def test_from_sam_loads_what_the_published_model_loads():
     golden = load("sam_to_usam")
     params, report = convert.from_sam(recipe.state_dict("sam_vit_b"), model_config())
     tensors = torch_tensors(params) | torch_tensors(report.constants, "constants")
     tensors = {name.removeprefix("sam."): value for name, value in tensors.items()}
     for name in golden["names"]:
-        assert_probe(golden, name, tensors[name], 1e-5)  # float32 weights of the interpolation
+        assert_probe(golden, name, tensors[name], 1e-5)  # interpolation weights are float32
     unused = {name for name, why in report.left.items() if why != usam.FRESH}
-    # The published code also loads what it then never uses.
+    # The published code also loads tensors that it never uses.
     also_loaded = {n for n in unused if "iou_prediction_head" not in n}
     assert {*report.loaded, *also_loaded} == set(golden["loaded"])
     assert len(report.resized) == 9

@@ -294,7 +294,7 @@ def test_init_variables_follows_torchs_distributions():
         ("num_classes", 1),
     ],
 )
-def test_make_model_names_a_setting_that_does_not_exist(field, value):
+def test_make_model_names_invalid_setting(field, value):
     with pytest.raises(UsageError, match=f"config.model.{field}: got {value!r}"):
         make_model(tiny(**{field: value}))
 

@@ -1,4 +1,4 @@
-"""Each CPU form equals its reference, and a program contains the forms of its platform alone."""
+"""CPU forms equal their references, and a program contains its platform's forms only."""
 
 import functools
 
@@ -104,7 +104,7 @@ def test_cpu_form_equals_reference(case, dtype):
         np.testing.assert_allclose(a, b, rtol=0, atol=TOLERANCE[dtype] * max(1, abs(b).max()))
 
 
-def test_every_op_with_a_cpu_form_is_compared():
+def test_cases_cover_every_op_with_a_cpu_form():
     chosen = {name for name in ops.__all__ if hasattr(cpu, name) and name != "convolve"}
     assert chosen == FORMS.keys() == {name for name, *_ in CASES.values()}
     for name, (reference, _) in FORMS.items():
@@ -170,7 +170,7 @@ def lower_with(monkeypatch, position: int, platform: str) -> str:
 
 @pytest.mark.parametrize("transform", [lambda f: f, jax.checkpoint], ids=["plain", "remat"])
 @pytest.mark.parametrize(("platform", "position"), [("cuda", 0), ("tpu", 0), ("cpu", 1)])
-def test_program_contains_its_platforms_forms_alone(platform, position, transform, monkeypatch):
+def test_program_contains_only_its_platforms_forms(platform, position, transform, monkeypatch):
     own, other = (
         set(products(lower_with(monkeypatch, i, platform))) for i in (position, 1 - position)
     )
@@ -178,13 +178,13 @@ def test_program_contains_its_platforms_forms_alone(platform, position, transfor
     assert set(products(lower([platform], transform=transform))) == own
 
 
-def test_compiled_cpu_program_makes_no_choice():
+def test_compiled_cpu_program_has_no_choice():
     function, arguments = gradient_function()
     compiled = jax.jit(function).lower(*arguments).compile()
     assert "conditional(" not in compiled.as_text()
 
 
-def test_program_for_two_platforms_makes_no_choice_on_a_cpu():
+def test_program_for_two_platforms_has_no_choice_on_a_cpu():
     function, shapes = gradient_function()
     arguments = jax.tree.map(lambda x: 1 + normal(*x.shape, scale=0.1), shapes)
     exported = jax.export.export(jax.jit(function), platforms=("cpu", "cuda"))(*shapes)

@@ -1,4 +1,4 @@
-"""From a CT file to a mask that lies exactly on it, and from clicks to labels."""
+"""Prediction: masks of CT files on their own voxels, and labels of clicks on one slice."""
 
 import itertools
 import json
@@ -36,10 +36,7 @@ OBLIQUE = np.array([[0.96, 0.2, -0.2], [-0.17, 0.97, 0.17], [0.23, -0.13, 0.96]]
 
 
 class Bright:
-    """In place of a network: class 1 where a slice is bright, 2 where it is brighter.
-
-    It tells by class 3 where its points are.
-    """
+    """Stands in for a network: class 1 on bright pixels, 2 on brighter ones, 3 on its points."""
 
     classes = ("background", "bright", "brighter", "point")
     step = 7
@@ -59,7 +56,7 @@ class Bright:
 
 
 def make_pattern(shape):
-    """HU of air with an object that no turn or flip maps onto itself; (column, row, slice)."""
+    """HU and labels [column row slice] of an object that no turn or flip maps onto itself."""
     labels = np.zeros(shape, np.uint8)
     w, h, n = shape
     labels[w // 4 : w // 2, h // 3 : h // 2, 2 : n - 3] = 1
@@ -69,7 +66,7 @@ def make_pattern(shape):
 
 
 def write(path, hu, axes, affine, dtype=np.int16, slope=1.0, inter=0.0):
-    """A file with these axes whose voxels lie as (column, row, slice) under an LPS `affine`."""
+    """Write `hu` [column row slice], which has an LPS `affine`, to a file with the axes `axes`."""
     turn = ornt_transform(io_orientation(affine), axcodes2ornt(axes))
     voxels = nibabel.orientations.apply_orientation(hu, turn)
     turned = affine @ inv_ornt_aff(turn, hu.shape)
@@ -97,7 +94,7 @@ def predict(path, out, size, **options):
 
 @pytest.mark.parametrize("rotation", [np.eye(3), OBLIQUE], ids=["straight", "oblique"])
 @pytest.mark.parametrize("axes", AXES)
-def test_a_mask_lies_on_its_ct_whatever_the_axes(tmp_path, axes, rotation):
+def test_mask_matches_its_ct_in_all_orientations(tmp_path, axes, rotation):
     hu, labels = make_pattern((40, 40, 9))
     affine = np.eye(4)
     affine[:3, :3] = rotation @ np.diag([-1.5, -1.5, 4.0])
@@ -121,7 +118,7 @@ def test_a_mask_lies_on_its_ct_whatever_the_axes(tmp_path, axes, rotation):
 @pytest.mark.parametrize(
     ("dtype", "slope", "inter"), [("<i2", 1, 0), (">i2", 1, -1024), ("<i2", 2, -500)]
 )
-def test_scaled_and_big_endian_files_keep_their_header(tmp_path, end, dtype, slope, inter):
+def test_mask_keeps_header_of_scaled_and_big_endian_files(tmp_path, end, dtype, slope, inter):
     hu, labels = make_pattern((40, 36, 9))
     affine = np.diag([-0.8, -1.2, 5.0, 1.0])  # pixels higher than wide
     write(tmp_path / f"ct{end}", hu, "LPS", affine, np.dtype(dtype), slope, inter)
@@ -135,7 +132,7 @@ def test_scaled_and_big_endian_files_keep_their_header(tmp_path, end, dtype, slo
     assert mask.header.get_slope_inter() in ((1.0, 0.0), (None, None))
 
 
-def test_a_model_of_transposed_slices_gets_them_so(tmp_path):
+def test_predict_slices_transposes_for_transposed_models(tmp_path):
     hu, labels = make_pattern((40, 32, 9))
     write(tmp_path / "ct.nii", hu, "LPS", np.diag([-1.5, -1.5, 4.0, 1.0]))
     source = output.read_source(tmp_path / "ct.nii")
@@ -149,12 +146,12 @@ def test_a_model_of_transposed_slices_gets_them_so(tmp_path):
     }
     upright = labels.transpose(2, 1, 0)
     np.testing.assert_array_equal(found[4], upright[4])
-    assert found[3][5, 30] == 3  # the point came and went the same way
+    assert found[3][5, 30] == 3  # the point and its label are transposed alike
     first = seen[0][3]
     np.testing.assert_array_equal(first[:, 4:-4] > 120, upright[3].T > 0)
 
 
-def test_points_and_boxes_come_to_their_voxel_from_voxels_and_from_mm(tmp_path):
+def test_read_clicks_and_read_box_find_their_voxels(tmp_path):
     affine = np.eye(4)
     affine[:3, :3] = OBLIQUE @ np.diag([-1.5, -1.5, 4.0])
     hu, _ = make_pattern((40, 40, 9))
@@ -173,7 +170,7 @@ def test_points_and_boxes_come_to_their_voxel_from_voxels_and_from_mm(tmp_path):
         assert found.point_labels.tolist() == [1, 0]
     corners = np.argwhere(voxels > 0)
     low, high = corners.min(0), corners.max(0)
-    text = ",".join(map(str, [*high, *low]))  # corners in either order
+    text = ",".join(map(str, [*high, *low]))  # the corners may come in any order
     boxes = clicks.read_box(text, source.geometry)
     inside = source.hu > 0
     assert sorted(boxes) == np.flatnonzero(inside.any((1, 2))).tolist()
@@ -199,7 +196,7 @@ def test_points_and_boxes_come_to_their_voxel_from_voxels_and_from_mm(tmp_path):
         ('{"space": "voxel", "points": [{"at": [1, 2, 8.5]}]}', "lies outside the volume"),
     ],
 )
-def test_a_points_file_that_is_wrong_is_told_what_is(tmp_path, content, message):
+def test_read_clicks_names_the_fault_of_a_points_file(tmp_path, content, message):
     hu, _ = make_pattern((40, 40, 9))
     write(tmp_path / "ct.nii", hu, "LPS", np.diag([-1.5, -1.5, 4.0, 1.0]))
     geometry = nifti.read_geometry(tmp_path / "ct.nii")
@@ -211,7 +208,7 @@ def test_a_points_file_that_is_wrong_is_told_what_is(tmp_path, content, message)
 
 
 class Follower(Bright):
-    """Finds the bright object around a point, in slices that have one; as a model with prompts does."""
+    """Stands in for a promptable network: only finds bright pixels if a point is on them."""
 
     classes = ("background", "bright", "brighter")
 
@@ -225,14 +222,14 @@ class Follower(Bright):
 
 
 def write_points(path, source, places, label=1):
-    """A points file in mm from (column, row, slice) of slices that lie as an LPS file's voxels."""
+    """Write a points file in mm for `places` (column, row, slice) of an LPS volume."""
     affine = np.array(source.geometry.affine)
     points = [{"at": (affine @ [*at, 1])[:3].tolist(), "label": label} for at in places]
     path.write_text(json.dumps({"space": "world", "points": points}))
     return str(path)
 
 
-def test_points_of_a_file_are_carried_and_the_mask_comes_last(tmp_path, monkeypatch):
+def test_predict_volume_propagates_and_writes_mask_last(tmp_path, monkeypatch):
     hu, labels = make_pattern((40, 40, 16))
     hu[..., 9], labels[..., 9] = -1000, 0
     write(tmp_path / "ct.nii.gz", hu, "LPS", np.diag([-1.5, -1.5, 4.0, 1.0]))
@@ -242,15 +239,15 @@ def test_points_of_a_file_are_carried_and_the_mask_comes_last(tmp_path, monkeypa
     mask = tmp_path / "mask.nii.gz"
     options = Options(propagate=True, last=8)
     request = Request(options, points, None, True)
-    told = predict_volume(Follower(40), tmp_path / "ct.nii.gz", mask, request)
+    entry = predict_volume(Follower(40), tmp_path / "ct.nii.gz", mask, request)
     expected = np.where(np.arange(16) < 9, labels, 0)
     found = np.asarray(nibabel.load(mask).dataobj)
     np.testing.assert_array_equal(found, expected)
     spread = nibabel.load(tmp_path / "mask_probabilities.nii.gz").get_fdata()
     np.testing.assert_array_equal(spread.argmax(-1), found)
-    assert told["slices"] == 8  # 8 down to 1, where nothing is any more
+    assert entry["slices"] == 8  # slices 8 to 1; nothing is found in slice 1
     voxel_ml = 1.5 * 1.5 * 4 / 1000
-    assert told["volume_ml"]["bright"] == pytest.approx((found == 1).sum() * voxel_ml)
+    assert entry["volume_ml"]["bright"] == pytest.approx((found == 1).sum() * voxel_ml)
     about = json.loads((tmp_path / "mask.json").read_text())
     assert about["prompts"] == "on slices [6], propagated to their neighbours"
     with pytest.raises(UsageError, match=r"prompts on slice 6 of .* asks for 7 to 8"):
@@ -267,9 +264,9 @@ def fail(*_arguments):
     raise OSError("full")
 
 
-def test_a_box_and_the_largest_part_are_asked_for_by_volume(tmp_path):
+def test_predict_volume_applies_box_and_keep_largest(tmp_path):
     hu, labels = make_pattern((40, 40, 9))
-    hu[2:6, 30:36, 3] = 60  # another bright part
+    hu[2:6, 30:36, 3] = 60  # a second, smaller bright component
     write(tmp_path / "ct.nii", hu, "LPS", np.diag([-1.5, -1.5, 4.0, 1.0]))
     seen = []
 
@@ -279,17 +276,17 @@ def test_a_box_and_the_largest_part_are_asked_for_by_volume(tmp_path):
             return super().decode(images, given)
 
     request = Request(Options(keep_largest=True), None, "5,6,2,20,30,4")
-    told = predict_volume(Boxed(40), tmp_path / "ct.nii", tmp_path / "m.nii", request)
+    entry = predict_volume(Boxed(40), tmp_path / "ct.nii", tmp_path / "m.nii", request)
     np.testing.assert_array_equal(np.asarray(nibabel.load(tmp_path / "m.nii").dataobj), labels)
     assert [x is not None for x in seen[:9]] == [False, False, True, True, True] + [False] * 4
     np.testing.assert_array_equal(seen[2], [5, 6, 20, 30])
-    assert told["warnings"] == []
+    assert entry["warnings"] == []
 
 
-def test_points_come_to_the_same_place_of_a_smaller_and_of_a_transposed_slice():
+def test_preparation_maps_points_like_resized_pixels():
     for transposed in (False, True):
         preparation = Preparation(32, 40.0, 400.0, "clip", 0.0, transposed)
-        shape, pixel_mm = (48, 64), (1.0, 1.0)  # half the size, with rows of air around
+        shape, pixel_mm = (48, 64), (1.0, 1.0)  # resized by half and padded with rows of air
         hu = np.full(shape, -1000.0)
         hu[20:22, 40:42] = 400
         image = preparation.from_hu(hu, pixel_mm)
@@ -306,7 +303,7 @@ def test_points_come_to_the_same_place_of_a_smaller_and_of_a_transposed_slice():
         assert spread[20:22, 40:42, 1].min() > 0.5 > spread[:16, :, 1].max()
 
 
-def test_a_flipped_pass_has_its_clicks_where_they_were():
+def test_predict_slices_mirrors_clicks_of_the_flipped_pass():
     hu = np.full((2, 40, 40), -1000, np.int16)
     affine = tuple(map(tuple, np.eye(4).tolist()))
     geometry = Geometry((40, 40, 2), "LPS", affine, hu.shape, (4.0, 1.0, 1.0))
@@ -316,7 +313,7 @@ def test_a_flipped_pass_has_its_clicks_where_they_were():
     assert np.argwhere(found[1]).tolist() == [[9, 6]] and not found[0].any()
 
 
-def test_a_model_of_rows_and_columns_gets_its_points_so(monkeypatch, workdir):
+def test_decode_swaps_points_for_rowcol_models(monkeypatch, workdir):
     loaded = model.load_network(workdir[0])
     loaded.config["prompts"]["order"] = "rowcol"
     seen = []
@@ -325,7 +322,7 @@ def test_a_model_of_rows_and_columns_gets_its_points_so(monkeypatch, workdir):
     assert seen[0]["points_xy"][0, 0].tolist() == [30, 7]
 
 
-def test_volumes_of_a_folder_that_would_share_a_mask_are_refused(tmp_path):
+def test_find_inputs_rejects_volumes_that_share_a_mask(tmp_path):
     hu, _ = make_pattern((40, 40, 9))
     for name in ("a.nii", "a.nii.gz"):
         write(tmp_path / name, hu, "LPS", np.diag([-1.5, -1.5, 4.0, 1.0]))
@@ -335,9 +332,9 @@ def test_volumes_of_a_folder_that_would_share_a_mask_are_refused(tmp_path):
         output.require_output(tmp_path / "m.nii.gz", several=True)
 
 
-def test_clicks_are_carried_up_and_down_until_nothing_is_there(tmp_path):
+def test_predict_slices_propagates_until_nothing_is_found(tmp_path):
     hu, labels = make_pattern((40, 40, 16))
-    hu[..., 9], labels[..., 9] = -1000, 0  # a gap
+    hu[..., 9], labels[..., 9] = -1000, 0  # a gap that stops the propagation
     write(tmp_path / "ct.nii", hu, "LPS", np.diag([-1.5, -1.5, 4.0, 1.0]))
     source = output.read_source(tmp_path / "ct.nii")
     x, y, _ = np.argwhere(labels == 1)[0]
@@ -349,14 +346,14 @@ def test_clicks_are_carried_up_and_down_until_nothing_is_there(tmp_path):
 
     alone = [number for number, found in run(Options()) if found.any()]
     assert alone == [6]
-    carried = run(Options(propagate=True))
-    numbers = [number for number, _ in carried]
-    assert numbers == [6, 7, 8, 9, 5, 4, 3, 2, 1]  # each once; 9 and 1 are empty, so it ends there
-    for number, found in carried:
+    propagated = run(Options(propagate=True))
+    numbers = [number for number, _ in propagated]
+    assert numbers == [6, 7, 8, 9, 5, 4, 3, 2, 1]  # stops at 9 and 1, which are empty
+    for number, found in propagated:
         np.testing.assert_array_equal(found, labels[..., number].T)
 
 
-def test_a_range_of_slices_flips_and_the_largest_part():
+def test_predict_slices_range_flip_and_keep_largest():
     hu = np.full((10, 40, 40), -1000, np.int16)
     hu[:, 5:10, 5:12] = 60
     geometry = Geometry(
@@ -405,7 +402,7 @@ def test_a_range_of_slices_flips_and_the_largest_part():
         ),
     ],
 )
-def test_a_file_that_is_no_ct_is_refused_by_name(tmp_path, make, message):
+def test_read_source_names_a_file_that_is_not_a_ct(tmp_path, make, message):
     path = tmp_path / "ct.nii"
     make(path)
     with pytest.raises(DataError, match=message) as caught:
@@ -413,14 +410,14 @@ def test_a_file_that_is_no_ct_is_refused_by_name(tmp_path, make, message):
     assert str(path) in str(caught.value)
 
 
-def test_values_that_are_no_hu_are_doubted():
+def test_values_warning_flags_values_that_are_not_hu():
     assert "values from 0 to 1" in output.values_warning(np.linspace(0, 1, 9))
     assert not output.values_warning(np.array([-1000, 300]))
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A run with a small model as it was made, and its variables."""
+    """A run with a small untrained model, that model and its variables."""
     folder = tmp_path_factory.mktemp("run")
     config = phantom_config()
     model = make_model(config.model)
@@ -429,7 +426,7 @@ def workdir(tmp_path_factory):
     return folder, model, variables
 
 
-def test_a_click_gives_what_the_model_gives_and_does_not_compile_again(workdir):
+def test_predictor_equals_the_model_and_compiles_once(workdir):
     folder, model, variables = workdir
     predictor = Predictor.load(folder)
     rng = np.random.default_rng(0)
@@ -437,7 +434,7 @@ def test_a_click_gives_what_the_model_gives_and_does_not_compile_again(workdir):
     predictor.set_image(image)
     points = np.array([[4.0, 9.0], [20.0, 7.0]])
     labels, probabilities = predictor.predict(points, [1, 0])
-    exact = np.floor(image * 255) / 255  # as it is packed
+    exact = np.floor(image * 255) / 255  # rounded as packed slices are
     prompts = Prompts(jnp.asarray(points, jnp.float32)[None], jnp.array([[1, 0]]))
     logits = jax.jit(model.apply)(variables, jnp.asarray(exact, jnp.float32)[None], prompts)
     np.testing.assert_allclose(probabilities, jax.nn.softmax(logits)[0], atol=1e-4)
@@ -452,7 +449,7 @@ def test_a_click_gives_what_the_model_gives_and_does_not_compile_again(workdir):
     assert (model._encode._cache_size(), model._decode._cache_size()) == before
 
 
-def test_slices_of_any_size_come_back_on_their_own_pixels(workdir):
+def test_predictor_returns_labels_on_the_slices_own_pixels(workdir):
     predictor = Predictor.load(workdir[0])
     predictor.set_slice(np.random.default_rng(0).uniform(-1000, 400, (50, 70)), (0.9, 0.7))
     labels, probabilities = predictor.predict([[69.0, 49.0]], [1], [0, 0, 69, 49])
@@ -460,7 +457,7 @@ def test_slices_of_any_size_come_back_on_their_own_pixels(workdir):
     np.testing.assert_allclose(probabilities.sum(-1), 1, atol=1e-5)
 
 
-def test_threads_have_an_image_each(workdir):
+def test_predictor_keeps_one_image_per_thread(workdir):
     predictor = Predictor.load(workdir[0])
     images = np.random.default_rng(1).random((4, 32, 32))
     alone = []
@@ -471,7 +468,7 @@ def test_threads_have_an_image_each(workdir):
 
     def work(i):
         predictor.set_image(images[i])
-        barrier.wait()  # all have set theirs before any predicts
+        barrier.wait()  # all threads have set their image before any of them predicts
         found[i] = predictor.predict([[5, 5]])[1]
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
@@ -497,12 +494,12 @@ def test_threads_have_an_image_each(workdir):
         ),
     ],
 )
-def test_what_is_no_slice_is_refused(workdir, call, error, message):
+def test_predictor_rejects_what_is_not_a_slice(workdir, call, error, message):
     with pytest.raises(error, match=message):
         call(Predictor.load(workdir[0]))
 
 
-def test_clicks_outside_the_image_are_refused(workdir):
+def test_predictor_rejects_invalid_clicks(workdir):
     predictor = Predictor.load(workdir[0])
     predictor.set_image(np.zeros((40, 60)))
     for arguments, message in (
@@ -515,26 +512,25 @@ def test_clicks_outside_the_image_are_refused(workdir):
             predictor.predict(*arguments)
 
 
-def test_many_clicks_find_room():
+def test_pad_clicks_grows_for_many_clicks():
     many = Clicks(np.zeros((40, 2), np.float32), np.ones(40, np.int32))
     arrays = model.pad_clicks([many, NO_CLICKS])
     assert arrays["points_xy"].shape == (2, 64, 2)
     assert arrays["prompts_given"].sum(1).tolist() == [40, 0]
 
 
-def test_a_folder_is_predicted_past_a_bad_volume_and_gone_on_with(workdir, tmp_path):
+def test_predict_folder_skips_bad_volume_and_existing_masks(workdir, tmp_path):
     folder, *_ = workdir
     write_nnunet(tmp_path / "data", num_train=2, num_test=0, size=40, num_slices=5)
     images, out, report = tmp_path / "data" / "imagesTr", tmp_path / "masks", tmp_path / "run.json"
     bad = images / "broken.nii.gz"
     bad.write_bytes(min(images.iterdir()).read_bytes()[:900])
-    # The tests' smallest size is no size of the programs.
     command = ["-i", images, "-o", out, f"--checkpoint={folder}", f"--report={report}"]
     done = run_smallest(*command, "--save-probabilities")
     assert done.returncode == 4, done.stderr
     assert f"1 of 3 volumes failed: {bad}" in done.stderr and "Traceback" not in done.stderr
-    told = json.loads(report.read_text())["volumes"]
-    assert sorted(x["status"] for x in told.values()) == ["done", "done", "failed"]
+    entries = json.loads(report.read_text())["volumes"]
+    assert sorted(x["status"] for x in entries.values()) == ["done", "done", "failed"]
     for path in images.glob("phantom*"):
         ct, mask = nibabel.load(path), nibabel.load(out / path.name)
         np.testing.assert_array_equal(mask.affine, ct.affine)
@@ -552,6 +548,7 @@ def test_a_folder_is_predicted_past_a_bad_volume_and_gone_on_with(workdir, tmp_p
     assert "0 predicted, 2 there already" in again.stderr
 
 
+# The variant "smallest" exists in the tests only, so the program has to be given it.
 SMALLEST = (
     "import runpy, sys; from usam_jax.models import usam; "
     "usam.VARIANTS['smallest'] = usam.Variant(48, 2, 2, (1,), window=7, dim=32); "
@@ -580,7 +577,7 @@ def run_smallest(*arguments):
         (("-i", "{ct}", "-o", "m.nii", "--checkpoint=nowhere"), 5, "no finished checkpoint"),
     ],
 )
-def test_wrong_usage_ends_with_its_exit_code(workdir, tmp_path, arguments, code, message):
+def test_predict_usage_error_exits_with_its_code(workdir, tmp_path, arguments, code, message):
     ct = tmp_path / "ct.nii"
     write(ct, make_pattern((40, 40, 9))[0], "LPS", np.diag([-1.5, -1.5, 4.0, 1.0]))
     before = ct.read_bytes()

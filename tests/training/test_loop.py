@@ -1,4 +1,4 @@
-"""The step, its sharding, the optimiser and the figures of an evaluation."""
+"""The training loop: step, sharding, loss, checkpoints, records and pooled metrics."""
 
 import dataclasses
 import hashlib
@@ -68,23 +68,19 @@ def bytes_per_device(state) -> int:
     return sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state))
 
 
-def test_eight_devices_give_the_losses_of_one_with_the_state_on_each_or_split(
-    packed_phantoms, one_device_run
-):
+def test_eight_devices_give_the_losses_of_one(packed_phantoms, one_device_run):
     config, packed = packed_phantoms
     alike, _, state, _ = run_steps(config, packed, 8, NUM_STEPS)
     split, _, split_state, step = run_steps(changed(config, train__fsdp=True), packed, 8, NUM_STEPS)
-    # Sums over the batch are taken in another order; BatchNorm and Dice still see all of it.
+    # Only the order of sums differs: BatchNorm and Dice are computed over the whole batch.
     np.testing.assert_allclose(alike, one_device_run[0], rtol=0, atol=1e-5)
     np.testing.assert_allclose(split, one_device_run[0], rtol=0, atol=1e-5)
     assert bytes_per_device(split_state) < bytes_per_device(state) / 4
     assert step._cache_size() == 1
 
 
-@pytest.mark.faults  # for its minutes: each process compiles for itself
-def test_two_processes_of_four_devices_give_the_losses_of_one_device(
-    packed_phantoms, one_device_run
-):
+@pytest.mark.faults  # takes minutes, since each process compiles for itself
+def test_two_processes_give_the_losses_of_one_device(packed_phantoms, one_device_run):
     config, _ = packed_phantoms
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -107,18 +103,16 @@ def test_two_processes_of_four_devices_give_the_losses_of_one_device(
         np.testing.assert_allclose(found["losses"], one_device_run[0], rtol=0, atol=1e-5)
 
 
-def test_accumulation_equals_devices_that_see_their_share_alone(packed_phantoms):
+def test_grad_accumulation_equals_per_device_statistics(packed_phantoms):
     config, packed = packed_phantoms
     devices = changed(config, train__statistics="device")
-    parts = changed(config, train__accumulate=2)
+    parts = changed(config, train__grad_accum_steps=2)
     a, *_ = run_steps(devices, packed, 2, 3)
     b, *_ = run_steps(parts, packed, 1, 3)
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
 
 
-def test_a_step_that_is_not_finite_changes_nothing_but_its_count(
-    packed_phantoms, one_device_run, tmp_path
-):
+def test_train_step_skips_update_if_loss_is_not_finite(packed_phantoms, one_device_run, tmp_path):
     config, packed = packed_phantoms
     config = changed(config, train__ema_decay=0.75, model__remat=True)
     mesh = make_mesh(1)
@@ -127,7 +121,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_count(
     state = training.start_fn()
     begun = jax.tree.map(np.array, {x: getattr(state, x) for x in ("params", "batch_stats")})
     state, values = training.train_step(state, shard_batch(next(iterator), mesh))
-    # Computing activations twice may round otherwise, fused with other operations.
+    # Recomputed activations may be fused with other operations and rounded differently.
     np.testing.assert_allclose(values["train/loss"], one_device_run[0][0, 0], rtol=0, atol=1e-5)
     good = jax.tree.map(np.array, state)
     done = {"params": good.params, "batch_stats": good.batch_stats}
@@ -153,11 +147,11 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_count(
     assert training.train_step._cache_size() == 1
 
 
-def test_the_step_is_compiled_once(one_device_run):
+def test_train_step_compiles_once(one_device_run):
     assert one_device_run[3]._cache_size() == 1
 
 
-def test_all_but_the_prompt_encoder_is_trained(one_device_run):
+def test_train_step_updates_all_but_the_prompt_encoder(one_device_run):
     _, before, state, _ = one_device_run
     after = jax.tree.map(np.array, state.variables())
     same = jax.tree.map(np.array_equal, before, after)
@@ -177,7 +171,7 @@ def test_all_but_the_prompt_encoder_is_trained(one_device_run):
         ("unet", {"optimizer.name": "sgd", "optimizer.learning_rates.all": 0.1}),
     ],
 )
-def test_networks_train(packed_phantoms, network, changes):
+def test_train_step_lowers_loss_of_each_network(packed_phantoms, network, changes):
     given, packed = packed_phantoms
     config = phantom_config(network, **changes)
     config.data = given.data
@@ -188,7 +182,7 @@ def test_networks_train(packed_phantoms, network, changes):
     assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype(jnp.float32)}
 
 
-def test_learning_rates_decay_as_published():
+def test_polynomial_decay_equals_the_published_schedule():
     factor_fn = optimizer.polynomial_decay(100)
     np.testing.assert_allclose(factor_fn(0), 1.0)
     np.testing.assert_allclose(factor_fn(50), 0.5**0.9, rtol=1e-6)
@@ -198,7 +192,7 @@ def test_learning_rates_decay_as_published():
     np.testing.assert_allclose(warm(60), 0.5**0.9, rtol=1e-6)
 
 
-def test_loss_is_its_formula_written_in_numpy():
+def test_segmentation_loss_equals_its_formula_in_numpy():
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(2, 5, 5, 3)).astype(np.float32)
     labels = rng.integers(0, 3, (2, 5, 5))
@@ -219,7 +213,7 @@ def test_loss_is_its_formula_written_in_numpy():
     np.testing.assert_allclose(loss, 0.4 * ce + 0.6 * dice, rtol=1e-5)
 
 
-def test_pooled_scores_equal_a_count_over_all_slices_and_leave_padding_out():
+def test_pooled_scores_count_all_slices_without_padding():
     rng = np.random.default_rng(1)
     labels, predicted = rng.integers(0, 4, (2, 7, 6, 6))
     labels[labels == 3] = 0
@@ -233,16 +227,16 @@ def test_pooled_scores_equal_a_count_over_all_slices_and_leave_padding_out():
         p, y = predicted[:5] == c, labels[:5] == c
         assert scores.dice[name] == 2 * (p & y).sum() / (p.sum() + y.sum())
         assert scores.iou[name] == (p & y).sum() / (p | y).sum()
-    assert scores.dice["c"] is None  # neither there nor predicted: no figure, and not in the mean
+    assert scores.dice["c"] is None  # neither present nor predicted, so not in the mean
     assert scores.mean_dice == (scores.dice["a"] + scores.dice["b"]) / 2
 
 
-def test_a_batch_must_split_over_the_devices():
+def test_check_batch_size_rejects_indivisible_batch():
     with pytest.raises(UsageError, match=r"config.train.batch_size: got 6, .* multiple of the 8"):
         check_batch_size(6, make_mesh(8), "config.train.batch_size")
 
 
-def test_contradicting_settings_are_named():
+def test_check_all_names_invalid_field():
     config = phantom_config()
     config.model.num_classes = 4
     with pytest.raises(UsageError, match=r"config.model.num_classes: got 4"):
@@ -258,12 +252,12 @@ def test_contradicting_settings_are_named():
             checks.check_all(phantom_config(**{field: value}), make_mesh(1))
 
 
-def test_metrics_of_a_broken_run_are_dropped_past_its_checkpoint(tmp_path):
+def test_metric_writer_drops_rows_past_the_checkpoint(tmp_path):
     with MetricWriter(tmp_path, 0) as writer:
         for step in (1, 2, 3):
             writer.write(step, {"train/loss": 1.0 / step})
     with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 4, "train/lo')  # killed while writing
+        file.write('{"step": 4, "train/lo')  # a process that was killed while writing
     with MetricWriter(tmp_path, 2) as writer:
         writer.write(3, {"train/loss": 0.5, "val/dice/tumour": None})
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
@@ -272,15 +266,15 @@ def test_metrics_of_a_broken_run_are_dropped_past_its_checkpoint(tmp_path):
 
 
 def finish_run(workdir, config) -> None:
-    """What a run with a finished checkpoint leaves, as far as the config goes."""
+    """Write the checkpoint folder and the config of a run that has a finished checkpoint."""
     (workdir / "checkpoints" / "5").mkdir(parents=True)
     (workdir / "config.json").write_text(config.to_json_best_effort())
 
 
-def test_a_workdir_keeps_to_its_config_once_it_has_a_checkpoint(tmp_path):
+def test_check_config_rejects_changed_config_of_a_run(tmp_path):
     other = phantom_config(**{"train.batch_size": 4, "prompts.kind": "none"})
     (tmp_path / "config.json").write_text(phantom_config().to_json_best_effort())
-    run_checkpoint.check_config(tmp_path, other)  # nothing was trained yet, so nothing is lost
+    run_checkpoint.check_config(tmp_path, other)  # allowed, since no checkpoint exists yet
     finish_run(tmp_path, phantom_config())
     run_checkpoint.check_config(tmp_path, phantom_config())
     with pytest.raises(UsageError) as caught:
@@ -289,7 +283,7 @@ def test_a_workdir_keeps_to_its_config_once_it_has_a_checkpoint(tmp_path):
     assert "config.prompts.kind: got 'none', expected 'points'" in str(caught.value)
 
 
-def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+def test_best_step_rejects_checkpoint_of_another_model(tmp_path):
     config = phantom_config()
     with pytest.raises(WeightsError, match="has no finished checkpoint"):
         run_checkpoint.best_step(tmp_path, config.model)
@@ -300,14 +294,14 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
         run_checkpoint.best_step(tmp_path, phantom_config(**{"model.variant": "vit_b"}).model)
 
 
-def test_a_damaged_config_of_a_run_is_named(tmp_path):
+def test_check_config_names_damaged_config(tmp_path):
     finish_run(tmp_path, phantom_config())
     (tmp_path / "config.json").write_text('{"model"')
     with pytest.raises(UserError, match=r"config\.json: damaged"):
         run_checkpoint.check_config(tmp_path, phantom_config())
 
 
-def test_the_best_and_the_last_two_checkpoints_stay(packed_phantoms, one_device_run, tmp_path):
+def test_checkpoints_keeps_best_and_last_two(packed_phantoms, one_device_run, tmp_path):
     config, _ = packed_phantoms
     _, _, state, _ = one_device_run
     write_json(tmp_path / "config.json", json.loads(config.to_json_best_effort()))
@@ -318,7 +312,7 @@ def test_the_best_and_the_last_two_checkpoints_stay(packed_phantoms, one_device_
     half_saved = tmp_path / "checkpoints" / "6.orbax-checkpoint-tmp"
     half_saved.mkdir()
     reopened = run_checkpoint.Checkpoints(tmp_path, read_only=True)
-    assert half_saved.exists()  # it may be a running training's
+    assert half_saved.exists()  # another process may be writing it
     assert reopened.best_step == 2
     assert reopened.latest_step == 5
     target = run_checkpoint.abstract_arrays(
@@ -340,7 +334,7 @@ def test_the_best_and_the_last_two_checkpoints_stay(packed_phantoms, one_device_
         run_checkpoint.load_variables(tmp_path, model, 2, device)
 
 
-def test_a_checkpoint_that_will_not_fit_is_not_begun(one_device_run, tmp_path, monkeypatch):
+def test_checkpoints_save_rejects_full_disk(one_device_run, tmp_path, monkeypatch):
     with run_checkpoint.Checkpoints(tmp_path) as saved:
         saved.save(1, one_device_run[2], 0.5)
         saved.wait()
@@ -353,9 +347,7 @@ def test_a_checkpoint_that_will_not_fit_is_not_begun(one_device_run, tmp_path, m
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint(
-    packed_phantoms, tmp_path
-):
+def test_train_stops_at_a_loss_that_is_not_finite(packed_phantoms, tmp_path):
     config, _ = packed_phantoms
     config = config.copy_and_resolve_references()
     rates = {f"optimizer.learning_rates.{part}": 1e30 for part in config.optimizer.learning_rates}
@@ -365,7 +357,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint(
     assert not list(tmp_path.glob("checkpoints/*tmp*"))
 
 
-def test_a_run_is_not_evaluated_on_what_it_was_trained_on(packed_phantoms, tmp_path):
+def test_check_unseen_rejects_slices_that_were_trained_on(packed_phantoms, tmp_path):
     config, packed = packed_phantoms
     parts = splits.split_subsets(packed, config.data, "val")
     splits.write_record(tmp_path, packed, parts)
@@ -383,7 +375,7 @@ def test_a_run_is_not_evaluated_on_what_it_was_trained_on(packed_phantoms, tmp_p
     packed.manifest["fingerprint"] = before
 
 
-def test_progress_inside_progress_is_drawn_on_a_terminal(monkeypatch):
+def test_progress_nests_on_a_terminal(monkeypatch):
     stream = io.StringIO()
     monkeypatch.setattr(console, "console", Console(file=stream, force_terminal=True, width=120))
     with console.Progress("training", 2, "steps") as outer:
@@ -396,7 +388,7 @@ def test_progress_inside_progress_is_drawn_on_a_terminal(monkeypatch):
     assert "training" in text and "evaluating" in text and "2/2" in text and "loss 0.5" in text
 
 
-def test_the_weights_that_a_run_began_with_are_recorded(packed_phantoms, tmp_path):
+def test_run_record_names_initial_weights(packed_phantoms, tmp_path):
     config, packed = packed_phantoms
     (tmp_path / "sam.pth").write_bytes(b"weights")
     config = changed(config, init_from=str(tmp_path / "sam.pth"))

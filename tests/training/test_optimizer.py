@@ -1,4 +1,4 @@
-"""The optimiser beside torch's AdamW, parameter groups and schedule."""
+"""Optimizers compared with torch's, parameter groups and checks of `config.optimizer`."""
 
 import adamw_problem as problem
 import jax
@@ -31,11 +31,11 @@ def our_steps() -> dict[str, np.ndarray]:
 
 def assert_close(found, expected):
     for part, steps in expected.items():
-        # Steps are of 1e-4 and 1e-3; float32 rounds parameters of order 1 at 1e-7 a step.
+        # Steps are 1e-4 and 1e-3, and float32 rounds parameters of order 1 by 1e-7 per step.
         np.testing.assert_allclose(found[part], steps, rtol=0, atol=3e-6)
 
 
-def test_thirty_steps_equal_torchs():
+def test_adamw_steps_equal_stored_torch_steps():
     found = our_steps()
     with np.load(problem.GOLDEN) as expected:
         assert_close(found, {part: expected[part] for part in problem.RATES})
@@ -45,7 +45,7 @@ def make_spec(*groups):
     return ModelSpec(config=ConfigDict, build=lambda _: None, param_groups=groups)
 
 
-def test_group_of_names_an_uncovered_parameter():
+def test_group_of_names_uncovered_parameter():
     spec = make_spec(("encoder/.*", "encoder"))
     assert group_of("encoder/kernel", spec) == "encoder"
     with pytest.raises(UsageError, match="the parameter head/kernel: got no learning-rate group"):
@@ -72,7 +72,7 @@ def test_group_of_takes_the_first_match():
         ("momentum", 1.0, "config.optimizer.momentum"),
     ],
 )
-def test_optimizer_check_names_the_field(field, value, message):
+def test_optimizer_check_names_invalid_field(field, value, message):
     config = care.get_config().optimizer
     optimizer.check(config, SPEC)
     config[field] = value
@@ -80,7 +80,7 @@ def test_optimizer_check_names_the_field(field, value, message):
         optimizer.check(config, SPEC)
 
 
-def test_sgd_is_torchs_with_nesterov_momentum_and_decay():
+def test_sgd_steps_equal_torchs_formula():
     config = ConfigDict(
         {
             "name": "sgd",
@@ -96,14 +96,14 @@ def test_sgd_is_torchs_with_nesterov_momentum_and_decay():
     for gradient in (1.0, -0.5, 0.25):
         updates, state = tx.update({"w": jnp.float32(gradient)}, state, params)
         params = optax.apply_updates(params, updates)
-        decayed = gradient + 0.01 * expected  # torch.optim.SGD's documentation, step by step
+        decayed = gradient + 0.01 * expected  # the formula in torch.optim.SGD's documentation
         buffer = 0.9 * buffer + decayed
         expected -= 0.1 * (decayed + 0.9 * buffer)
         np.testing.assert_allclose(params["w"], expected, rtol=1e-6)
 
 
 @pytest.mark.parity
-def test_the_kept_steps_are_those_of_torch():
+def test_adamw_stored_steps_equal_torch():
     expected = problem.torch_steps()
     assert_close(our_steps(), expected)
     with np.load(problem.GOLDEN) as kept:

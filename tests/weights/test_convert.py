@@ -1,4 +1,4 @@
-"""Checkpoints of other programs: names, layouts, and errors that list everything at once."""
+"""Checkpoints of other programs: names, layouts, and errors that list every problem."""
 
 import json
 
@@ -21,7 +21,7 @@ def sam():
     return recipe.state_dict("sam_vit_b")
 
 
-def test_every_layout_converts_there_and_back():
+def test_leaf_from_torch_inverts_to_torch():
     for leaf in name_map.model_leaves(model_config(variant="tiny", image_size=112), usam.PUBLISHED):
         array = np.arange(np.prod(leaf.shape), dtype=np.float32).reshape(leaf.shape)
         tensors = leaf.to_torch(array)
@@ -29,18 +29,18 @@ def test_every_layout_converts_there_and_back():
         np.testing.assert_array_equal(leaf.from_torch(tensors), array)
 
 
-def test_names_of_the_hub_are_those_of_sam_tensor_by_tensor():
+def test_hub_names_map_to_sams_names():
     hub = json.loads((recipe.USAM / "hugging_face_manifest.json").read_text())
     arrays = {name: np.broadcast_to(np.float32(0), shape) for name, shape in hub.items()}
     renamed = {name_map.rename(name, usam.HUB_NAMES): x.shape for name, x in arrays.items()}
     assert renamed == recipe.manifest("sam_vit_b")
-    # A saved file has one matrix of the two that are the same, under either name.
+    # Of two equal matrices a saved file has one, under either name.
     for name in [name for name in hub if "positional_embedding" in name]:
         one = {other: array for other, array in arrays.items() if other != name}
         assert {name_map.rename(other, usam.HUB_NAMES) for other in one} == renamed.keys()
 
 
-def test_missing_unknown_and_misshapen_tensors_are_listed_together(sam):
+def test_from_sam_lists_all_faulty_tensors_at_once(sam):
     faulty = dict(sam)
     del faulty["image_encoder.neck.0.weight"]
     del faulty["prompt_encoder.no_mask_embed.weight"]
@@ -60,14 +60,14 @@ def test_missing_unknown_and_misshapen_tensors_are_listed_together(sam):
         assert text in str(caught.value)
 
 
-def test_published_weights_of_other_classes_are_refused_by_name():
+def test_from_usam_names_tensor_of_other_classes():
     shapes = recipe.manifest("usam_word").items()
     word = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes}
     with pytest.raises(WeightsError, match=r"final_output.3.weight: got \(17, 32, 1, 1\)"):
         convert.from_usam(word, model_config(num_classes=3))
 
 
-def test_baseline_s_takes_the_patch_embedding_too(sam):
+def test_from_sam_gives_baseline_s_the_patch_embedding(sam):
     params, report = convert.from_sam(sam, model_config(name="sam_s"))
     kernel = params["image_encoder"]["patch_embed"]["proj"]["kernel"]
     expected = sam["image_encoder.patch_embed.proj.weight"].transpose(2, 3, 1, 0)
@@ -75,7 +75,7 @@ def test_baseline_s_takes_the_patch_embedding_too(sam):
     assert "image_encoder.patch_embed.proj.weight" in report.loaded
 
 
-def test_report_tells_what_was_left_out_and_why(sam):
+def test_from_sam_report_counts_loaded_resized_and_left(sam):
     _, report = convert.from_sam(sam, model_config())
     text = str(report)
     assert "loaded 265 tensors, 9 of them resized" in text
@@ -83,7 +83,7 @@ def test_report_tells_what_was_left_out_and_why(sam):
     assert len(report.left) + len(report.loaded) == len(sam)
 
 
-def test_converted_file_gives_the_same_start_as_the_original(sam, tmp_path):
+def test_converted_file_gives_the_same_initial_weights(sam, tmp_path):
     config = model_config()
     save_file(sam, tmp_path / "sam.safetensors")
     convert_tool.convert(tmp_path / "sam.safetensors", tmp_path / "ours.safetensors", config)
@@ -96,7 +96,7 @@ def test_converted_file_gives_the_same_start_as_the_original(sam, tmp_path):
         np.testing.assert_array_equal(a[path], b[path])
 
 
-def test_a_file_of_another_size_is_refused_with_its_name(tmp_path):
+def test_read_weights_names_file_of_another_size(tmp_path):
     config = model_config(variant="tiny", image_size=112)
     arrays = {
         "/".join(x.path): np.zeros(x.shape, np.float32)

@@ -1,4 +1,4 @@
-"""Runs of earlier versions: their config is upgraded, their checkpoints are read."""
+"""Runs of earlier versions: upgrading their config and reading their checkpoints."""
 
 import copy
 
@@ -24,7 +24,7 @@ OLD_NAMES = {
 
 
 def old_config(config) -> dict:
-    """The config as version 1 saved it."""
+    """A config as version 1 saved it."""
     saved = saved_config.to_json(config)
     saved.pop("schema_version")
     for new, (section, old) in OLD_NAMES.items():
@@ -43,7 +43,7 @@ def test_upgrade_renames_the_fields_of_version_1():
     assert saved == before
 
 
-def test_upgrade_makes_a_network_of_version_1s_baseline():
+def test_upgrade_turns_baseline_of_version_1_into_a_network():
     config = phantom_config("sam_s")
     saved = old_config(config)
     saved["model"] |= {"arch": "sam", "num_skips": 4, "num_mask_tokens": 0}
@@ -56,7 +56,7 @@ def test_upgrade_keeps_todays_config():
     assert saved_config.upgrade(saved) == {k: v for k, v in saved.items() if k != "schema_version"}
 
 
-def test_upgrade_names_a_version_that_is_not_known():
+def test_upgrade_names_unknown_version():
     with pytest.raises(UserError, match=r"got schema_version 3, expected at most 2"):
         saved_config.upgrade({"schema_version": 3})
 
@@ -66,8 +66,8 @@ def variables():
     return jax.device_get(models.init_variables(phantom_config().model, jax.random.key(0)))
 
 
-def test_restore_reads_a_state_of_version_1(variables, tmp_path):
-    """Its optimizer had a group for the frozen prompt encoder, one label per part of the model."""
+def test_restore_reads_state_of_version_1(variables, tmp_path):
+    """Version 1 had an optimizer group for the frozen prompt encoder, and one label per part."""
     config, mesh = phantom_config(), make_mesh(1)
     spec = models.get("usam")
     factor_fn = optimizer.polynomial_decay(9)
