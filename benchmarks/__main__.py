@@ -26,7 +26,10 @@ PICTURES = ROOT / "docs" / "performance"
 
 
 class Benchmark(NamedTuple):
-    """`function` is "module:name" in this package and returns rows; `summary` is for --help."""
+    """`function` is "module:name" in this package and returns rows.
+
+    `summary` is for --help.
+    """
 
     function: str
     summary: str

@@ -53,7 +53,10 @@ def measure_cost() -> list[Row]:
 
 
 def measure_part(part: str, where: str, num_points: int = POINTS, **changes: int) -> list[Row]:
-    """Cost of the whole forward pass or of the decoder; `changes` are fields of config.model."""
+    """Cost of the whole forward pass or of the decoder.
+
+    `changes` are fields of config.model.
+    """
     config = care.get_config().model
     config.update({"image_size": IMAGE_SIZE, "num_classes": CLASSES} | changes)
     model = make_model(config)

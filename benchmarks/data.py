@@ -25,7 +25,10 @@ NUM_OPENED = 100_000
 
 
 def measure_data() -> list[Row]:
-    """This loader and the published one, in turn so that other load affects both; best of each."""
+    """This loader and the published one, in turn so that other load affects both.
+
+    Best of each.
+    """
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     with tempfile.TemporaryDirectory() as folder:
         config = write_slices(pathlib.Path(folder))
@@ -70,7 +73,10 @@ def packing_rate(config: ConfigDict, number: int) -> float:
 
 
 def write_slices(folder: pathlib.Path) -> ConfigDict:
-    """Write phantoms in CARE's layout, compressed alike; returns the config that packs them."""
+    """Write phantoms in CARE's layout, compressed alike.
+
+    Returns the config that packs them.
+    """
     config = care.get_config()
     config.data.root, config.data.packed_dir = str(folder / "care"), str(folder / "packed")
     for seed, (split, count) in enumerate((("train", NUM_SLICES), ("test", 1))):

@@ -1,4 +1,4 @@
-"""The demo with several seeds, as docs/demo/record.json and the picture at the top of README.md.
+"""The demo with several seeds: docs/demo/record.json and README.md's picture.
 
 README.md states the range of Dice that the record has; a test compares the two.
 """
@@ -23,7 +23,10 @@ MODE = ("test", "points3")  # the evaluation that the report shows
 
 
 def measure_demo() -> None:
-    """Train and evaluate the demo once per seed; about ten minutes on two CPU cores."""
+    """Train and evaluate the demo once per seed.
+
+    About ten minutes on two CPU cores.
+    """
     with tempfile.TemporaryDirectory() as folder:
         runs = [run_demo(pathlib.Path(folder) / str(seed), seed) for seed in SEEDS]
         FOLDER.mkdir(parents=True, exist_ok=True)

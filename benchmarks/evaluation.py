@@ -69,7 +69,10 @@ def measure_model(config: ConfigDict, packed: Packed) -> float:
 
 
 def measure_scoring(config: ConfigDict, packed: Packed) -> tuple[float, list[CaseResult]]:
-    """Score slightly shifted labels in each prompt mode; CPU seconds per slice, and the results."""
+    """Score slightly shifted labels in each prompt mode.
+
+    CPU seconds per slice, and the results.
+    """
     labels = np.roll(packed.labels("train"), SHIFT, 2)
     modes = [x.name for x in (main_mode(config), *other_modes(config))]
     results: dict[str, list[CaseResult]] = {}

@@ -32,7 +32,7 @@ def cpu_seconds(function: Callable[[], object]) -> float:
 
 
 def make_product_limit(dtype: str) -> Callable[[float], float]:
-    """Make a function that repeats a large matrix product for some seconds and returns its FLOP/s.
+    """Make a function that repeats a large matrix product and returns its FLOP/s.
 
     Call it for as long as the run that it limits, so that other load affects both alike. It has
     JAX's default precision, which for float32 on a GPU is TensorFloat-32.

@@ -25,7 +25,10 @@ def write_page(page: pathlib.Path, results: pathlib.Path) -> None:
 
 
 def make_tables(rows: list[dict[str, str]]) -> str:
-    """Markdown tables, one per device; a result that was measured once has no first value."""
+    """Markdown tables, one per device.
+
+    A result that was measured once has no first value.
+    """
     devices: dict[str, dict[str, list[dict[str, str]]]] = {}
     for row in rows:
         devices.setdefault(row["device"], {}).setdefault(row["what"], []).append(row)

@@ -99,7 +99,10 @@ def make_gradient(model: Any, part: str, method: Any, variables: Any, x: Any) ->
 
 
 def measure_update(config: Any, params: Any) -> float:
-    """Seconds of one update of all parameters; the median of several."""
+    """Seconds of one update of all parameters.
+
+    The median of several.
+    """
     spec = models.get(config.model.name)
     params = split_params(params, spec)[0]
     tx = make_optimizer(config.optimizer, polynomial_decay(100), spec)

@@ -55,7 +55,10 @@ def measure_clicks(predictor: Predictor, hu: np.ndarray) -> list[float]:
 
 
 def measure_volume(network: Network, hu: np.ndarray) -> tuple[float, float]:
-    """CPU seconds per slice of the model alone and of the whole; each the minimum of several runs."""
+    """CPU seconds per slice of the model alone and of the whole.
+
+    Each the minimum of several runs.
+    """
     n, h, w = hu.shape
     geometry = Geometry(
         (w, h, n), "LPS", tuple(map(tuple, np.eye(4).tolist())), hu.shape, (5, 0.8, 0.8)

@@ -31,7 +31,10 @@ NEAR_S, FAR_S = 20e-6, 50e-6  # assumed; a small NCCL sum within a host, and ove
 
 
 class Setup(NamedTuple):
-    """GPUs joined in a ring; `rate` is that of its slowest link, in bytes/s each way."""
+    """GPUs joined in a ring.
+
+    `rate` is that of its slowest link, in bytes/s each way.
+    """
 
     name: str
     num_gpus: int

@@ -194,7 +194,7 @@ def draw_skips(path: pathlib.Path, results: Results, kind: str, label: str) -> N
 
 
 def main(config: ConfigDict, arguments: list[str]) -> None:
-    """Run the sweep, and write its table and figures."""
+    """Run the sweep, and write its table and plots."""
     if arguments or not all(x.isdecimal() for x in SEEDS.value):
         raise UsageError(
             f"got {arguments} and --seeds={SEEDS.value}, expected flags and integers\n{__doc__}"

@@ -76,7 +76,10 @@ def logged(path: pathlib.Path) -> Iterator[None]:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Run the selected steps; 1 if one of them failed."""
+    """Run the selected steps.
+
+    Returns 1 if one of them failed.
+    """
     steps, checks = (select(x, arguments.only, arguments.skip) for x in (STEPS, CHECKS))
     if arguments.list:
         for step in (*steps, *checks):

@@ -117,7 +117,10 @@ def describe() -> tuple[str, str]:
 
 
 def suspend_checks(run: Settings) -> None:
-    """Suspend the checks that run in the background; `run.timing` holds back those to come."""
+    """Suspend the checks that run in the background.
+
+    `run.timing` holds back those to come.
+    """
     run.timing.touch()
     signal_checks(run, signal.SIGSTOP)
 
@@ -145,7 +148,9 @@ def quiet() -> Iterator[None]:
 def seconds_in_a_row(
     run: Callable[[], Any], wait: Callable[[Any], object], total: float = 1.0
 ) -> float:
-    """Seconds per call if only the last of many calls is waited for; the median of three rows.
+    """Seconds per call if only the last of many calls is waited for.
+
+    The median of three rows.
 
     `total` is the time that one row may take.
     """

@@ -1,4 +1,7 @@
-"""Times of a new process up to its first training step, for `model.warm`; prints them as JSON."""
+"""Times of a new process up to its first training step, for `model.warm`.
+
+Prints them as JSON.
+"""
 
 import json
 import sys

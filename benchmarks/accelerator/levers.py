@@ -127,7 +127,10 @@ def try_batch_norm(batch: str) -> None:
 
 
 def try_update() -> None:
-    """AdamW of all parameters, per array and per parameter group; norms of the gradients."""
+    """AdamW of all parameters, per array and per parameter group.
+
+    Norms of the gradients.
+    """
     config = model.make_config("bfloat16", 32)
     params = init_variables(config.model, jax.random.key(0))["params"]
     leaves = jax.tree.leaves(params)

@@ -1,4 +1,4 @@
-"""Measurements of the model: what the other benchmarks measure, and calls in a row in addition."""
+"""Measurements of the model, by the other benchmarks and as calls in a row."""
 
 import contextlib
 import functools
@@ -59,7 +59,10 @@ profiled: dict[str, Any] = {}  # the step that `profile` looks at, kept by `trai
 
 
 def make_config(dtype: str, batch: str | int, *options: str, network: str = "usam") -> ConfigDict:
-    """configs/care.py without weights; `options` may contain "remat"."""
+    """configs/care.py without weights.
+
+    `options` may contain "remat".
+    """
     run = settings()
     config = care.get_config(network)
     config.init_from, config.model.dtype, config.model.remat = "", dtype, "remat" in options
@@ -93,7 +96,10 @@ def add_memory(compiled: Any, name: str) -> None:
 
 
 def compile_timed(lower: Callable[[], Any], name: str) -> Any:
-    """The compiled program; adds the times of tracing and of compiling or loading it."""
+    """The compiled program.
+
+    Adds the times of tracing and of compiling or loading it.
+    """
     cache = settings().keep / "jax"
     before = len(list(cache.glob("*")))
     start = time.perf_counter()

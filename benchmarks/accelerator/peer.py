@@ -1,4 +1,7 @@
-"""SAM's image encoder in torch at 224x224, from transformers and timm; starts no JAX."""
+"""SAM's image encoder in torch at 224x224, from transformers and timm.
+
+Starts no JAX.
+"""
 
 import copy
 import importlib.util

@@ -40,7 +40,10 @@ def dry_config(model: str = "usam") -> ConfigDict:
 
 
 def dry_slices(folder: pathlib.Path) -> ConfigDict:
-    """Phantoms of the small size; files in CARE's layout have 224 pixels a side."""
+    """Phantoms of the small size.
+
+    Files in CARE's layout have 224 pixels a side.
+    """
     config = dry_config()
     config.data.kind, config.data.root, config.data.packed_dir = "phantom", "", str(folder)
     config.data.phantom_seed = 1

@@ -42,7 +42,10 @@ COLUMNS = (
 
 
 class Event(NamedTuple):
-    """One run of an operation on the device; `start` and `length` in seconds."""
+    """One run of an operation on the device.
+
+    `start` and `length` in seconds.
+    """
 
     kernel: str
     operation: str

@@ -46,7 +46,9 @@ class Lane:
         self.suspended, self.last_look = 0.0, time.time()
 
     def advance(self) -> bool:
-        """Start a worker if none runs, or supervise it; False if nothing is left to do.
+        """Start a worker if none runs, or supervise it.
+
+        Returns False if nothing is left to do.
 
         Raises StopAll if the worker found that no later step makes sense.
         """
@@ -145,7 +147,10 @@ class Lane:
 
 
 def run_all(run: Settings, steps: list[Step], checks: list[Step]) -> int:
-    """Run both lanes until they or the budget end; the number of steps that failed."""
+    """Run both lanes until they or the budget end.
+
+    Returns the number of steps that failed.
+    """
     for path in (run.timing, run.background):  # left by a run that was killed
         path.unlink(missing_ok=True)
     lanes = Lane(run, steps, checks=False), Lane(run, checks, checks=True)

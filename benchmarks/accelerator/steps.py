@@ -6,7 +6,9 @@ from typing import NamedTuple
 
 
 class Step(NamedTuple):
-    """`call` is "module:function argument ..."; `limit` and `likely` are seconds.
+    """`call` is "module:function argument ...".
+
+    `limit` and `likely` are seconds.
 
     A module without a dot is one of this package. A step with `jax` False starts no JAX.
     """

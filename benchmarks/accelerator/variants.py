@@ -1,4 +1,4 @@
-"""Other forms of parts of the model: the only module here that names the model's inner functions.
+"""Other forms of the model's operations.
 
 After a change of usam_jax/models adapt the replacements below; tests/benchmarks/test_accelerator.py
 checks that each of them still changes the traced program.

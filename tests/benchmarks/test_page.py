@@ -1,4 +1,7 @@
-"""The tables and plots of the performance page; nothing here is timed."""
+"""The tables and plots of the performance page.
+
+Nothing here is timed.
+"""
 
 from benchmarks.cost import FORWARD, MEMORY, OPERATIONS, SECONDS, draw_cost
 from benchmarks.page import write_page

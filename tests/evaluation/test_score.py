@@ -1,4 +1,4 @@
-"""Score and compare folders of predictions through the command-line tools and their exit codes."""
+"""Score and compare folders of predictions through the command-line tools."""
 
 import csv
 import json
@@ -24,7 +24,10 @@ NAMES = [f"case_{i}" for i in range(1, 7)]
 
 
 def call(tool, *arguments) -> int:
-    """Run a tool and return its exit code; flags and the signal handler are restored."""
+    """Run a tool and return its exit code.
+
+    Flags and the signal handler are restored.
+    """
     handler = signal.getsignal(signal.SIGTERM)
     try:
         with flagsaver.flagsaver():

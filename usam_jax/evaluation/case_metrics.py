@@ -49,7 +49,9 @@ def score_case(
     spacing: tuple[float, float, float] | None,
     scoring: Scoring,
 ) -> list[ClassScore]:
-    """Score each foreground class of a case; both labels are uint8[n h w] of the same shape.
+    """Score each foreground class of a case.
+
+    Both labels are uint8[n h w] of the same shape.
 
     `spacing` is (z, y, x) in mm; if it is None, distances are in pixels and volumes are numbers of
     pixels. HD95 is the larger of the two directed 95th percentiles of the distances between

@@ -128,7 +128,10 @@ def from_nnunet_summary(summary: dict[str, Any], folder: pathlib.Path) -> Evalua
 
 
 def nnunet_metrics(metrics: dict[str, Any]) -> ClassScore:
-    """Dice, IoU and status; None instead of the NaN that nnU-Net writes for an absent class."""
+    """Dice, IoU and status.
+
+    None instead of the NaN that nnU-Net writes for an absent class.
+    """
     status = class_status(metrics["n_ref"], metrics["n_pred"])
     overlap = {x: metrics[x] for x in ("Dice", "IoU")}
     return {x: None if math.isnan(y) else y for x, y in overlap.items()} | {"status": status}
@@ -266,7 +269,9 @@ def holm_correction(p_values: list[float | None]) -> list[float | None]:
 
 
 def compare(a: Evaluation, b: Evaluation, metric: str) -> dict[str, Any]:
-    """Compare a metric of two evaluations; the result is ready for JSON.
+    """Compare a metric of two evaluations.
+
+    The result is ready for JSON.
 
     Raises DataError if the evaluations are not comparable, UsageError if one lacks the metric.
     """

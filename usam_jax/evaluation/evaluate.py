@@ -1,4 +1,4 @@
-"""Evaluation of a run: best checkpoint -> predictions -> case scores -> tables and figures."""
+"""Evaluation of a run: best checkpoint -> predictions -> case scores -> tables, plots."""
 
 import pathlib
 from typing import Any, NamedTuple
@@ -130,7 +130,7 @@ def evaluate_workdir(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any
     """Evaluate the best checkpoint of a run on `config.eval.split`, and return the summary.
 
     Writes `eval/SPLIT_PROMPTS/` in `workdir`: `summary.json`, `per_case.csv`, `report.html` and its
-    figures for `config.prompts`, and the first two for each of `config.eval.prompts`.
+    plots for `config.prompts`, and the first two for each of `config.eval.prompts`.
 
     Raises UsageError if the config is invalid, WeightsError if there is no checkpoint or it is one
     of another model, and DataError if the run was trained on slices of a split other than `train`.
@@ -215,14 +215,14 @@ def predict_shown(
     mode: PromptMode,
     done: Predicted,
 ) -> list[ReportSlice]:
-    """Predict the slices of the figures again: the first pass does not keep its predictions."""
+    """Predict the report's slices again, since the first pass keeps no predictions."""
     counts = dict(zip(subset.rows.tolist(), done.counts[mode.name], strict=True))
     results = done.results[mode.name]
     case_of = {x["name"]: x for x in packed.cases(subset.split)}
     cases = [case_of[x.name] for x in results]
     chosen = choose_rows(results, cases, counts, make_scoring(config))
     shown = Subset(subset.split, np.array(sorted(chosen)))
-    batches = stream(*model[:2], packed, shown, [mode], config, model.mesh, "figures")
+    batches = stream(*model[:2], packed, shown, [mode], config, model.mesh, "report slices")
     return [
         make_report_slice(row, predicted, chosen, results, packed, subset.split, mode)
         for rows, by_mode in batches

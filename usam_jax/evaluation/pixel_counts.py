@@ -26,7 +26,9 @@ def count_pixels(
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """Pooled metrics by name of the foreground class; None if truth and prediction both lack it.
+    """Pooled metrics by name of the foreground class.
+
+    None if truth and prediction both lack it.
 
     The means are over the foreground classes with a value.
     """
@@ -60,7 +62,10 @@ def mean_of(values: dict[str, float | None]) -> float | None:
 
 
 def pooled_scores(counts: np.ndarray, classes: tuple[str, ...]) -> Scores:
-    """Scores from sums over all slices, as in the paper; `counts` are int[n k 3] of `count_pixels`."""
+    """Scores from sums over all slices, as in the paper.
+
+    `counts` are int[n k 3] of `count_pixels`.
+    """
     dice, iou, pixels = {}, {}, {}
     for name, row in list(zip(classes, counts.sum(0, dtype=np.int64), strict=True))[1:]:
         tp, fp, fn = (int(x) for x in row)

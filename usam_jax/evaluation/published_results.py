@@ -1,4 +1,4 @@
-"""Results that the paper reports, in per cent, shown next to those of a run and marked as such.
+"""Results that the paper reports, in per cent.
 
 Source: Tables 2 to 4 of "CARE: A Large Scale CT Image Dataset and Clinical Applicable Benchmark
 Model for Rectal Cancer Segmentation". Dice and IoU are pooled over the slices of the test sets.
@@ -43,7 +43,9 @@ TABLES = {"care": CARE, "word": WORD, "word_npy": WORD}
 
 
 def rows_for(kind: str, classes: tuple[str, ...], split: str) -> list[dict[str, Any]]:
-    """The paper's rows for a data set, with our class names; empty if it has none or on other splits.
+    """The paper's rows for a data set, with our class names.
+
+    Empty if it has none or on other splits.
 
     The paper reports results on the test sets only.
     """

@@ -29,7 +29,10 @@ SEED = 0
 
 
 def summarise(results: list[CaseResult], scoring: Scoring, in_mm: bool) -> dict[str, Any]:
-    """All statistics over the cases, ready for JSON; `in_mm` says whether their spacing is known."""
+    """All statistics over the cases, ready for JSON.
+
+    `in_mm` says whether their spacing is known.
+    """
     names, patients = scoring.classes[1:], patient_numbers(results)
     by_class = {name: [x.scores[i] for x in results] for i, name in enumerate(names)}
     statistics: dict[str, Any] = {}
@@ -81,7 +84,10 @@ def summarise(results: list[CaseResult], scoring: Scoring, in_mm: bool) -> dict[
 
 
 def patient_numbers(results: list[CaseResult]) -> np.ndarray:
-    """A number per case, int[n], equal for cases of one patient; unknown patients all differ."""
+    """A number per case, int[n], equal for cases of one patient.
+
+    Unknown patients all differ.
+    """
     names = [x.patient if x.patient is not None else f"case {i}" for i, x in enumerate(results)]
     return np.unique(names, return_inverse=True)[1]
 

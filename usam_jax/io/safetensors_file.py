@@ -1,4 +1,7 @@
-"""Write arrays as safetensors; `torch_checkpoint` reads them."""
+"""Write arrays as safetensors.
+
+`torch_checkpoint` reads them.
+"""
 
 import pathlib
 from collections.abc import Mapping

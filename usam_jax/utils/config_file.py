@@ -17,7 +17,7 @@ OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
 
 
 class ConfigFileParser(flags.ArgumentParser):
-    """Parses `care`, `care:NETWORK`, `PATH/care.py` or `PATH/care.py:NETWORK` to a locked config.
+    """Parse `care`, `care:NETWORK` or `PATH/care.py[:NETWORK]` to a locked config.
 
     What follows the colon is the argument of the file's `get_config`. Raises UsageError if the file
     or an overridden field does not exist.

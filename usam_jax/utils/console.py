@@ -29,7 +29,10 @@ def format_time(seconds: float) -> str:
 
 
 class Progress:
-    """Progress through `total` units, of which an earlier run did `done`; a context manager."""
+    """Progress through `total` units, of which an earlier run did `done`.
+
+    A context manager.
+    """
 
     def __init__(self, what: str, total: int, unit: str, done: int = 0) -> None:
         self.what, self.total, self.unit = what, total, unit

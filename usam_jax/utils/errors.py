@@ -6,7 +6,9 @@ DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class UserError(Exception):
-    """An error that the user can fix; the message says what was found, expected, and to do.
+    """An error that the user can fix.
+
+    The message says what was found, expected, and to do.
 
     Raised itself (exit code 1) for what is none of the kinds below, such as a non-finite loss.
     """
@@ -34,7 +36,10 @@ class DataError(UserError):
 
 
 class SomeFailed(UserError):
-    """Some of several outputs failed; the others are written (exit code 4)."""
+    """Some of several outputs failed.
+
+    The others are written (exit code 4).
+    """
 
     exit_code = 4
 
@@ -52,7 +57,10 @@ class Stopped(Exception):
 
 
 def list_some(items: list[str], limit: int = 20) -> str:
-    """`items` as indented lines; after `limit` items, only the number of the others."""
+    """`items` as indented lines.
+
+    After `limit` items, only the number of the others.
+    """
     lines = [f"  {item}" for item in items[:limit]]
     if len(items) > limit:
         lines.append(f"  ... and {len(items) - limit} more")

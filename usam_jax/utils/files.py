@@ -1,4 +1,7 @@
-"""Reading and writing files; a file is written under a temporary name, then renamed."""
+"""Reading and writing files.
+
+A file is written under a temporary name, then renamed.
+"""
 
 import contextlib
 import hashlib

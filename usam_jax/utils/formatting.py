@@ -24,12 +24,18 @@ def unit_of(metric: str, summary: dict[str, Any]) -> str:
 
 
 def format_number(value: float | None, digits: int = 2) -> str:
-    """A number with a fixed number of decimals; None becomes `MISSING`."""
+    """A number with a fixed number of decimals.
+
+    None becomes `MISSING`.
+    """
     return MISSING if value is None else f"{value:.{digits}f}"
 
 
 def percent(share: float | None, digits: int = 2, missing: str = "absent") -> str:
-    """A share from 0 to 1 in per cent, without the sign; None becomes `missing`."""
+    """A share from 0 to 1 in per cent, without the sign.
+
+    None becomes `missing`.
+    """
     return missing if share is None else format_number(100 * share, digits)
 
 
@@ -39,20 +45,29 @@ def format_value(value: float | None, metric: str, digits: int = 2) -> str:
 
 
 def format_interval(interval: list[float] | None, metric: str, digits: int = 2) -> str:
-    """`[low, high]` in the unit of `unit_of`; None becomes `MISSING`."""
+    """`[low, high]` in the unit of `unit_of`.
+
+    None becomes `MISSING`.
+    """
     if interval is None:
         return MISSING
     return f"[{', '.join(format_value(x, metric, digits) for x in interval)}]"
 
 
 def format_mean_sd(statistics: dict[str, Any], metric: str) -> str:
-    """`mean ± sd` of statistics with these two keys; the mean alone if `sd` is None."""
+    """`mean ± sd` of statistics with these two keys.
+
+    The mean alone if `sd` is None.
+    """
     mean, sd = (format_value(statistics[x], metric) for x in ("mean", "sd"))
     return mean if statistics["sd"] is None else f"{mean} ± {sd}"
 
 
 def format_p(p: float | None) -> str:
-    """A p-value with three decimals, `<0.001` below that; None becomes `MISSING`."""
+    """A p-value with three decimals, `<0.001` below that.
+
+    None becomes `MISSING`.
+    """
     if p is None:
         return MISSING
     return "<0.001" if p < 0.001 else f"{p:.3f}"

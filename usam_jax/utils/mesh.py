@@ -1,4 +1,4 @@
-"""Where arrays live: a `data` mesh over the devices, batches split over it, the state on each."""
+"""The `data` mesh over all devices, and how batches and states lie on it."""
 
 from typing import Any
 
@@ -50,7 +50,10 @@ def check_batch_size(batch_size: int, mesh: Mesh, field: str) -> None:
 
 
 def all_processes(flag: bool) -> bool:
-    """If `flag` is true in every process; all of them have to ask."""
+    """If `flag` is true in every process.
+
+    All of them have to ask.
+    """
     if jax.process_count() == 1:
         return flag
     return bool(np.all(multihost_utils.process_allgather(np.array(flag))))

@@ -16,7 +16,10 @@ TWO_SERIES = ("#0072b2", "#e69f00")  # on white
 
 
 def class_colours(num_classes: int) -> list[Any]:
-    """A colour for each foreground class; `num_classes` counts the background."""
+    """A colour for each foreground class.
+
+    `num_classes` counts the background.
+    """
     if num_classes <= 3:
         return list(TWO_CLASSES[: num_classes - 1])
     return [colormaps["tab20"](i % 20) for i in range(num_classes - 1)]
@@ -30,6 +33,9 @@ def outline(axes: Any, label: np.ndarray, colours: list[Any]) -> None:
 
 
 def save_figure(figure: Figure, path: pathlib.Path, dpi: int = DPI) -> None:
-    """Save a figure atomically; the format follows the ending of `path`."""
+    """Save a figure atomically.
+
+    The format follows the ending of `path`.
+    """
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=dpi)

@@ -26,7 +26,9 @@ def enable_compilation_cache() -> None:
 
 
 def keep_memory() -> None:
-    """Let each CPU step reuse the previous step's memory; call it before JAX starts its devices.
+    """Let each CPU step reuse the previous step's memory.
+
+    Call it before JAX starts its devices.
 
     By default glibc returns freed pages to the system, which clears them again for the next step.
     Without glibc nothing changes. glibc keeps only the main thread's allocations of any size, so
@@ -82,14 +84,20 @@ def in_cluster() -> bool:
 
 
 class Profile:
-    """Traces the steps from first to last for TensorBoard; a context manager. (0, 0): none."""
+    """Traces the steps from first to last for TensorBoard.
+
+    A context manager. (0, 0): none.
+    """
 
     def __init__(self, steps: tuple[int, int], workdir: pathlib.Path) -> None:
         self.first, self.last = steps
         self.folder, self.running = Workdir(workdir).tensorboard, False
 
     def before(self, step: int) -> None:
-        """Start or stop the trace; call it before each step."""
+        """Start or stop the trace.
+
+        Call it before each step.
+        """
         wanted = self.first <= step <= self.last
         if wanted and not self.running:
             jax.profiler.start_trace(str(self.folder))
@@ -110,7 +118,9 @@ class Profile:
 
 
 class StopSignal:
-    """Turns SIGTERM and Ctrl-C into a request to stop after the step; a context manager.
+    """Turns SIGTERM and Ctrl-C into a request to stop after the step.
+
+    A context manager.
 
     A second Ctrl-C stops at once. If one of several processes gets SIGTERM, all of them stop after
     the same step.

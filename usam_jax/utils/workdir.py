@@ -1,4 +1,7 @@
-"""Every path that a run writes; docs/reference/workdir.md describes the files."""
+"""Every path that a run writes.
+
+Docs/reference/workdir.md describes the files.
+"""
 
 import dataclasses
 import pathlib

@@ -1,4 +1,7 @@
-"""XLA flags that programs set before JAX starts its devices; imports no JAX."""
+"""XLA flags that programs set before JAX starts its devices.
+
+Imports no JAX.
+"""
 
 import os
 
@@ -20,5 +23,8 @@ def repeat_exactly() -> None:
 
 
 def add(flag: str) -> None:
-    """Append a flag to those of the user; of a repeated flag XLA takes the last."""
+    """Append a flag to those of the user.
+
+    Of a repeated flag XLA takes the last.
+    """
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()

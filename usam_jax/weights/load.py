@@ -115,7 +115,7 @@ def read_weights(path: pathlib.Path, config: ConfigDict) -> tuple[Variables, str
 
 
 def name_source(tensors: StateDict, config: ConfigDict) -> str:
-    """An error that names the network whose published checkpoint `tensors` is, if it is another one."""
+    """An error that names the network of a published checkpoint, if it is another one."""
     for network in registry.names():
         published = maps_of(network)[0]
         names = wanted_names(model_leaves(make_config(network), published), published)

@@ -81,7 +81,10 @@ def paragraph(text: str) -> str:
 
 
 def table(head: Any, rows: list[Any], caption: str = "", kind: str = "metrics") -> str:
-    """A table whose rows start with their name; a row of one cell is a heading for those below."""
+    """A table whose rows start with their name.
+
+    A row of one cell is a heading for those below.
+    """
     lines = [f'<div class="scroll"><table class="{kind}">']
     if caption:
         lines.append(f"<caption>{escape(caption)}</caption>")

@@ -1,4 +1,4 @@
-"""The operations that the networks are built from, each with a form for CPUs if XLA needs one.
+"""The operations of the networks, each with a form for CPUs if XLA needs one.
 
 `activation`, `attention`, `conv`, `linear` and `norm` hold the references. `cpu` holds the forms
 that XLA:CPU compiles to faster code. Networks call the names below. A program that is compiled or

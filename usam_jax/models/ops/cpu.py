@@ -1,4 +1,4 @@
-"""The forms of `ops` that XLA:CPU compiles to faster code, with the same values and gradients.
+"""The forms of `ops` that XLA:CPU compiles to faster code.
 
 Each form states what XLA does to the reference, then the gain that was measured: ViT-B in float32
 at 224x224 with 4 slices on two cores unless stated otherwise. Custom gradients are for reverse
@@ -244,7 +244,9 @@ def relative_to_absolute(x: Float[Array, "*n s o"]) -> Float[Array, "*n s s"]:
 
 @jax.custom_vjp
 def qk_logits(q: Float[Array, "b n t c"], k: Float[Array, "b n s c"]) -> Float[Array, "b n t s"]:
-    """`q . k`, multiplied in the dtype of `k`, summed and returned in float32; gradients likewise.
+    """`q . k`, multiplied in the dtype of `k`, summed and returned in float32.
+
+    Gradients likewise.
 
     JAX's own gradient multiplies in float32.
     """

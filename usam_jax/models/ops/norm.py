@@ -13,7 +13,9 @@ def normalise(
     axes: tuple[int, ...],
     epsilon: float,
 ) -> tuple[Float[Array, "*n d"], Array, Array]:
-    """`(x - mean) / sqrt(variance + epsilon) * scale + bias` in the dtype of `x`, mean, variance.
+    """Normalise `x`, then apply scale and bias, and return mean and variance too.
+
+    `y = (x - mean) / sqrt(variance + epsilon) * scale + bias`, in the dtype of `x`.
 
     Mean and variance are taken along `axes`, which stay as axes of size 1. They are float32 and
     have no gradient of their own. The variance is biased and takes two passes, as in torch.

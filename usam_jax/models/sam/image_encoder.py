@@ -1,4 +1,4 @@
-"""SAM's vision transformer: windowed and global attention with decomposed relative positions."""
+"""SAM's vision transformer, with windowed and global attention."""
 
 import jax.numpy as jnp
 from flax import linen as nn

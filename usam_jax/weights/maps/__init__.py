@@ -1,4 +1,4 @@
-"""Name maps by network: each file defines `MAPS`, the map of its own published checkpoint first."""
+"""Name maps by network. Each file defines `MAPS`, the published checkpoint's first."""
 
 import importlib
 
