@@ -61,8 +61,17 @@ def phantom_config(network: str = "usam", **changes) -> ConfigDict:
     config.train.log_every_steps = 1
     config.eval.batch_size = 8
     config.eval.every_epochs = 1
-    config.update_from_flattened_dict(changes)
+    set_fields(config, changes)
     return config
+
+
+def set_fields(config: ConfigDict, changes: dict) -> None:
+    """Set fields by dotted name. Raises KeyError for one that does not exist, unlike ConfigDict."""
+    for name in changes:
+        section = config
+        for part in name.split("."):
+            section = section[part]
+    config.update_from_flattened_dict(changes)
 
 
 def save_run(workdir: pathlib.Path, config: ConfigDict, variables, packed=None) -> None:
@@ -122,7 +131,7 @@ def config_maker(name: str, **changes):
     def make(root: pathlib.Path, packed_dir: pathlib.Path) -> ConfigDict:
         config = importlib.import_module(f"configs.{name}").get_config()
         paths = {"data.root": str(root), "data.packed_dir": str(packed_dir)}
-        config.update_from_flattened_dict({**paths, **changes})
+        set_fields(config, {**paths, **changes})
         return config
 
     return make

@@ -21,7 +21,6 @@ from conftest import ROOT, write_care
 from ml_collections import ConfigDict
 from test_end_to_end import command, environment, read_metrics, run, small
 
-from usam_jax.models import make_model
 from usam_jax.weights import run_checkpoint
 
 pytestmark = pytest.mark.faults
@@ -53,8 +52,7 @@ def assert_same_run(workdir, unbroken):
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     step = int(last_checkpoint(unbroken).name)
     found, expected = (
-        run_checkpoint.load_variables(x, make_model(config), step, device)
-        for x in (workdir, unbroken)
+        run_checkpoint.load_variables(x, config, step, device) for x in (workdir, unbroken)
     )
     assert jax.tree.all(jax.tree.map(np.array_equal, found, expected))
 

@@ -393,7 +393,7 @@ def test_points_can_be_ordered_as_row_and_column(care):
 def test_train_batches_reject_batch_above_split_size(care):
     _, config = care
     config.train.batch_size = 16
-    with pytest.raises(UsageError, match="found 16, but there are only 12 slices"):
+    with pytest.raises(UsageError, match="got 16, but there are only 12 slices"):
         loader.train_batches(prepare.prepare(config.data), np.arange(12), config)
 
 

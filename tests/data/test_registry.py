@@ -89,7 +89,7 @@ def test_list_cases_says_what_an_absent_data_set_holds(tmp_path, kind, message):
         ("intensity", "clipped", "data.intensity"),
         ("window_width", 0.0, "data.window_width"),
         ("clahe_limit", -1.0, "data.clahe_limit"),
-        ("image_size", 40, "model.image_size"),
+        ("image_size", 8, "model.image_size"),
         ("val_fraction", 1.0, "data.val_fraction"),
         ("num_folds", 1, "data.num_folds"),
         ("augment_scale", -0.1, "data.augment_scale"),

@@ -21,7 +21,8 @@ from usam_jax.data.preprocessing import Preparation
 from usam_jax.io import nifti
 from usam_jax.io.geometry import Geometry
 from usam_jax.models import Prompts, init_variables, make_model
-from usam_jax.predict import Predictor, clicks, model, output, slices
+from usam_jax.predict import Predictor, clicks, output, slices
+from usam_jax.predict import model as predict_model
 from usam_jax.predict.model import NO_CLICKS, Clicks
 from usam_jax.predict.slices import Options, predict_slices
 from usam_jax.predict.volume import Request, predict_volume
@@ -317,7 +318,7 @@ def test_decode_swaps_points_for_rowcol_models(monkeypatch, workdir):
     loaded = model.load_network(workdir[0])
     loaded.config["prompts"]["order"] = "rowcol"
     seen = []
-    monkeypatch.setattr(model, "_decode", lambda *x: seen.append(x[-1]))
+    monkeypatch.setattr(predict_model, "_decode", lambda *x: seen.append(x[-1]))
     loaded.decode(None, [Clicks(np.array([[7.0, 30.0]], np.float32), np.ones(1, np.int32))])
     assert seen[0]["points_xy"][0, 0].tolist() == [30, 7]
 
@@ -439,14 +440,14 @@ def test_predictor_equals_the_model_and_compiles_once(workdir):
     logits = jax.jit(model.apply)(variables, jnp.asarray(exact, jnp.float32)[None], prompts)
     np.testing.assert_allclose(probabilities, jax.nn.softmax(logits)[0], atol=1e-4)
     np.testing.assert_array_equal(labels, probabilities.argmax(-1))
-    before = model._encode._cache_size(), model._decode._cache_size()
+    before = predict_model._encode._cache_size(), predict_model._decode._cache_size()
     for count in range(4):
         predictor.predict(
             rng.uniform(0, 31, (count, 2)), None, [1, 2, 20, 21] if count % 2 else None
         )
     predictor.set_image(rng.random((32, 32)))
     predictor.predict()
-    assert (model._encode._cache_size(), model._decode._cache_size()) == before
+    assert (predict_model._encode._cache_size(), predict_model._decode._cache_size()) == before
 
 
 def test_predictor_returns_labels_on_the_slices_own_pixels(workdir):

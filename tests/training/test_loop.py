@@ -133,7 +133,7 @@ def test_train_step_skips_update_if_loss_is_not_finite(packed_phantoms, one_devi
     with run_checkpoint.Checkpoints(tmp_path) as saved:
         saved.save(1, state, 0.5)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    loaded = run_checkpoint.load_variables(tmp_path, training.model, 1, device)
+    loaded = run_checkpoint.load_variables(tmp_path, config.model, 1, device)
     assert jax.tree.all(jax.tree.map(np.array_equal, loaded, state.variables()))
     batch = next(iterator)
     state, values = training.train_step(
@@ -323,15 +323,14 @@ def test_checkpoints_keeps_best_and_last_two(packed_phantoms, one_device_run, tm
     same = jax.tree.map(np.array_equal, restored.params, state.params)
     assert jax.tree.all(same)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    model = loop.make_model(config.model)
-    variables = run_checkpoint.load_variables(tmp_path, model, 2, device)
+    variables = run_checkpoint.load_variables(tmp_path, config.model, 2, device)
     assert variables.keys() == {"params", "batch_stats", "constants"}
     assert jax.tree.all(jax.tree.map(np.array_equal, variables, state.variables()))
     for path in (tmp_path / "checkpoints" / "2" / "state").rglob("*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[:10])
     with pytest.raises(WeightsError, match=r"checkpoints/2: a damaged checkpoint"):
-        run_checkpoint.load_variables(tmp_path, model, 2, device)
+        run_checkpoint.load_variables(tmp_path, config.model, 2, device)
 
 
 def test_checkpoints_save_rejects_full_disk(one_device_run, tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ def read_description(path: pathlib.Path) -> dict[str, Any]:
         raise DataError(f"{path} is not there, expected nnU-Net's description") from error
     except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
         raise DataError(
-            f"{path}: found no usable description ({error!r}), expected labels (name: number), "
+            f"{path}: got no usable description ({error!r}), expected labels (name: number), "
             "channel_names and file_ending as nnU-Net v2 writes them",
             "for a data set of the Medical Segmentation Decathlon or of nnU-Net v1, run "
             "nnUNetv2_convert_MSD_dataset or nnUNetv2_convert_old_nnUNet_dataset first",
@@ -69,6 +69,6 @@ def listed_files(
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
-            f"{path}: found no usable list under dataset ({error!r}), expected for each case "
+            f"{path}: got no usable list under dataset ({error!r}), expected for each case "
             "images (one file) and label"
         ) from error

@@ -1,6 +1,6 @@
 """Every path that a run writes.
 
-Docs/reference/workdir.md describes the files.
+The table in docs/reference/workdir.md describes the files.
 """
 
 import dataclasses
