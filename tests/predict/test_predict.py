@@ -315,7 +315,7 @@ def test_predict_slices_mirrors_clicks_of_the_flipped_pass():
 
 
 def test_decode_swaps_points_for_rowcol_models(monkeypatch, workdir):
-    loaded = model.load_network(workdir[0])
+    loaded = predict_model.load_network(workdir[0])
     loaded.config["prompts"]["order"] = "rowcol"
     seen = []
     monkeypatch.setattr(predict_model, "_decode", lambda *x: seen.append(x[-1]))
@@ -515,7 +515,7 @@ def test_predictor_rejects_invalid_clicks(workdir):
 
 def test_pad_clicks_grows_for_many_clicks():
     many = Clicks(np.zeros((40, 2), np.float32), np.ones(40, np.int32))
-    arrays = model.pad_clicks([many, NO_CLICKS])
+    arrays = predict_model.pad_clicks([many, NO_CLICKS])
     assert arrays["points_xy"].shape == (2, 64, 2)
     assert arrays["prompts_given"].sum(1).tolist() == [40, 0]
 
