@@ -15,6 +15,7 @@ from usam_jax.models.common.layers import ConvUnit
 from usam_jax.models.common.up_block import UpBlock
 from usam_jax.models.ops import activation, attention, conv, cpu, linear, norm
 from usam_jax.models.sam.image_encoder import Block
+from usam_jax.utils.mesh import batch_sharding, make_mesh, replicated
 
 FORMS = {
     "matmul": (linear.matmul, cpu.matmul),
@@ -178,9 +179,17 @@ def test_program_contains_only_its_platforms_forms(platform, position, transform
     assert set(products(lower([platform], transform=transform))) == own
 
 
-def test_compiled_cpu_program_has_no_choice():
-    function, arguments = gradient_function()
-    compiled = jax.jit(function).lower(*arguments).compile()
+@pytest.mark.parametrize("num_devices", [1, 2])
+def test_compiled_cpu_program_makes_no_choice(num_devices):
+    """Also with the batch sharded, since the partitioner runs before XLA removes conditionals."""
+    function, (params, stats, x) = gradient_function()
+    mesh = make_mesh(num_devices)
+    x = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh))
+    params, stats = (
+        jax.tree.map(lambda y: jax.ShapeDtypeStruct(y.shape, y.dtype, sharding=replicated(mesh)), z)
+        for z in (params, stats)
+    )
+    compiled = jax.jit(function).lower(params, stats, x).compile()
     assert "conditional(" not in compiled.as_text()
 
 

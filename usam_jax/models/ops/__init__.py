@@ -35,13 +35,14 @@ def per_platform(reference: Callable[P, R], *, cpu: Callable[P, R]) -> Callable[
     """`reference` with its form for CPUs: arrays are positional, static arguments keywords.
 
     Lowering drops the other platforms' forms, also from gradients, so the choice costs tracing time
-    alone. `jit` makes that once per shape instead of once per layer.
+    alone. `jit` traces the forms once per shape instead of once per layer. It is inlined because
+    XLA's partitioner would otherwise meet each choice as a conditional inside a function, which
+    then stays and keeps all-reduces from being combined.
     """
-
     parameters = inspect.signature(reference).parameters.values()
     keywords = [x.name for x in parameters if x.kind is x.KEYWORD_ONLY]
 
-    @functools.partial(jax.jit, static_argnames=keywords)
+    @functools.partial(jax.jit, static_argnames=keywords, inline=True)
     @functools.wraps(reference)
     def op(*arrays: P.args, **static: P.kwargs) -> R:
         return jax.lax.platform_dependent(
