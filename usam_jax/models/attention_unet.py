@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from usam_jax.models import ops
 from usam_jax.models.common.layers import BatchNorm, ConvUnit, Dtype, conv
-from usam_jax.models.common.spec import InputSpec, ModelSpec, multiple_of
+from usam_jax.models.common.spec import ModelSpec, multiple_of
 from usam_jax.models.unet import LEVELS, ConvBlock
 from usam_jax.utils.errors import UsageError
 
@@ -69,7 +69,7 @@ class AttentionUNet(nn.Module):
         skips = []
         for level, features in enumerate(widths, start=1):
             x = x if level == 1 else ops.max_pool(x)
-            x = ConvBlock(features, self.dtype, name=f"down{level}")(x, train)
+            x = ConvBlock(features, self.dtype, level == 1, name=f"down{level}")(x, train)
             skips.append(x)
         for level in range(LEVELS, 1, -1):
             features, skip = widths[level - 2], skips[level - 2]
@@ -98,7 +98,6 @@ SPEC = ModelSpec(
     config=attention_unet_config,
     build=build,
     image_size=multiple_of(2 ** (LEVELS - 1)),
-    input=InputSpec(channels=3),
     paper="1804.03999",
     code="github.com/LeeJunHyun/Image_Segmentation@5e9da93",
     small={"width": 8},

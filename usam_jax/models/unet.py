@@ -7,21 +7,22 @@ from ml_collections import ConfigDict
 
 from usam_jax.models import ops
 from usam_jax.models.common.layers import ConvUnit, Dtype, conv
-from usam_jax.models.common.spec import InputSpec, ModelSpec, multiple_of
+from usam_jax.models.common.spec import ModelSpec, multiple_of
 from usam_jax.utils.errors import UsageError
 
 LEVELS = 5
 
 
 class ConvBlock(nn.Module):
-    """Two conv units (convolution, BatchNorm, ReLU): [b h w d] to [b h w e]."""
+    """Two conv units (convolution, BatchNorm, ReLU), the first of a grey image if `grey`."""
 
     features: int
     dtype: Dtype
+    grey: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w d"], train: bool) -> Float[Array, "b h w e"]:
-        x = ConvUnit(self.features, self.dtype, name="unit_0")(x, train)
+        x = ConvUnit(self.features, self.dtype, self.grey, name="unit_0")(x, train)
         return ConvUnit(self.features, self.dtype, name="unit_1")(x, train)
 
 
@@ -46,7 +47,7 @@ class UNet(nn.Module):
         skips = []
         for level, features in enumerate(widths, start=1):
             x = x if level == 1 else ops.max_pool(x)
-            x = ConvBlock(features, self.dtype, name=f"down{level}")(x, train)
+            x = ConvBlock(features, self.dtype, level == 1, name=f"down{level}")(x, train)
             skips.append(x)
         for level in range(LEVELS, 1, -1):
             features, skip = widths[level - 2], skips[level - 2]
@@ -75,7 +76,6 @@ SPEC = ModelSpec(
     config=unet_config,
     build=build,
     image_size=multiple_of(2 ** (LEVELS - 1)),
-    input=InputSpec(channels=3),
     paper="1505.04597",
     code="github.com/LeeJunHyun/Image_Segmentation@5e9da93",
     small={"width": 8},
