@@ -44,6 +44,7 @@ def model_config(**changes) -> ConfigDict:
 def phantom_config(network: str = "usam", **changes) -> ConfigDict:
     """The demo's config, made small enough to train in seconds."""
     from configs import phantom
+    from usam_jax import models
     from usam_jax.models import usam
 
     # Half the demo's blocks, since compile time grows with their number.
@@ -52,7 +53,8 @@ def phantom_config(network: str = "usam", **changes) -> ConfigDict:
     if "variant" in config.model:
         config.model.variant = "smallest"
         config.prompts.kind = "points"
-    config.model.image_size = 32
+    if models.get(network).image_size.accepts(32):
+        config.model.image_size = 32
     config.data.num_patients = (3, 2)
     config.data.slices_per_patient = 8
     config.data.val_fraction = 0.3

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import recipe
+from conftest import phantom_config
 from flax import traverse_util
 
 from usam_jax import convert, models
@@ -19,15 +20,11 @@ from usam_jax.weights import load, maps, name_map
 
 NETWORKS = registry.names()
 GOLDEN = sorted(x.parent.name for x in recipe.GOLDEN.glob("*/golden.npz"))
-SIZE = 32  # image size of the small networks, unless a network takes one size only
 
 
 def small_config(name: str, **changes):
     """`config.model` of the network's small version."""
-    config = models.make_config(name)
-    config.update(models.get(name).small)
-    if models.get(name).image_size.accepts(SIZE):
-        config.image_size = SIZE
+    config = phantom_config(name).model
     config.update(changes)
     return config
 
