@@ -83,14 +83,19 @@ def measure_function(function: Any, *arguments: Any) -> dict[str, float]:
     """What one call of the compiled function costs, by unit."""
     lowered = jax.jit(function).lower(*arguments)
     # Counted before XLA optimises, so that the count is the same on all devices.
-    operations = lowered.cost_analysis()["flops"]
+    analysis: Any = lowered.cost_analysis()
+    operations = analysis["flops"]
     compiled = lowered.compile()
     jax.block_until_ready(compiled(*arguments))  # touches the memory
     seconds: list[float] = []
     while len(seconds) < MIN_ROUNDS or sum(seconds) < MIN_SECONDS:
         seconds.append(cpu_seconds(lambda: jax.block_until_ready(compiled(*arguments))))
-    memory = compiled.memory_analysis().temp_size_in_bytes
-    return {SECONDS: min(seconds), MEMORY: memory / 1e9, OPERATIONS: operations / 1e9}
+    memory: Any = compiled.memory_analysis()
+    return {
+        SECONDS: min(seconds),
+        MEMORY: memory.temp_size_in_bytes / 1e9,
+        OPERATIONS: operations / 1e9,
+    }
 
 
 def series(rows: list[Row], part: str, varied: str, unit: str) -> tuple[list[int], list[float]]:

@@ -94,7 +94,7 @@ def published_batches(paths: list[pathlib.Path], size: int) -> Iterator[dict[str
     """Endless batches as the published loader makes them, without anything prepared or cached."""
     rng = np.random.default_rng(0)
     while True:
-        yield loader.stack([published_slice(x, rng) for x in rng.choice(paths, size)])
+        yield loader.stack([published_slice(x, rng) for x in rng.choice(np.array(paths), size)])
 
 
 def published_slice(path: pathlib.Path, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -104,7 +104,7 @@ def published_slice(path: pathlib.Path, rng: np.random.Generator) -> dict[str, n
     image = augment.random_clahe(image, rng)
     draw = rng.random()
     if draw < augment.RIGHT_ANGLE_SHARE:
-        turns, axis = rng.integers(4), rng.integers(2)
+        turns, axis = int(rng.integers(4)), int(rng.integers(2))
         image, label = (np.flip(np.rot90(x, turns), axis).copy() for x in (image, label))
     elif draw < augment.RIGHT_ANGLE_SHARE + augment.ROTATION_SHARE:
         degrees = rng.uniform(-augment.MAX_DEGREES, augment.MAX_DEGREES)

@@ -4,6 +4,7 @@ import pathlib
 import tempfile
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -92,10 +93,8 @@ def write_report(
     """Write the results and the report of an evaluation of shifted labels."""
     scoring, mode = evaluate.make_scoring(config), main_mode(config)
     labels, shifted = packed.labels("train"), np.roll(packed.labels("train"), SHIFT, 2)
-    valid = np.ones(len(labels), bool)
-    counts = pixel_counts.count_pixels(
-        shifted.astype(np.int32), labels.astype(np.int32), valid, len(scoring.classes)
-    )
+    arrays = (shifted.astype(np.int32), labels.astype(np.int32), np.ones(len(labels), bool))
+    counts = pixel_counts.count_pixels(*map(jnp.asarray, arrays), len(scoring.classes))
     pooled = evaluate.pooled_metrics(np.asarray(counts), scoring.classes)
     chosen = choose_rows(
         results, packed.cases("train"), dict(enumerate(np.asarray(counts))), scoring

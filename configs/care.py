@@ -30,7 +30,6 @@ def get_config(model: str = "usam") -> ConfigDict:
     # The fields of the network itself are documented in usam_jax/models/NAME.py.
     config.model = models.make_config(model)
     config.model.num_classes = 3  # background included
-    config.model.image_size = 224  # pixels; SPEC.image_size says which sizes a network takes
     config.model.dtype = "float32"  # of computation: float32 or bfloat16; parameters are float32
 
     config.data = data = ConfigDict()
@@ -100,4 +99,5 @@ def get_config(model: str = "usam") -> ConfigDict:
     # Tolerance of NSD in mm (pixels if the spacing is unknown): one, or one per foreground class.
     evaluation.nsd_tolerance_mm = (2.0,)
     evaluation.empty_policy = "worst"  # missed classes and false alarms: worst score, or skip
+    config.lock()  # a misspelt field in a config that derives from this one is an error
     return config

@@ -16,14 +16,16 @@ def get_config(model: str = "usam") -> ConfigDict:
     spec = models.get(model)
     config = care.get_config(model)
     config.init_from = ""
+    if spec.image_size.accepts(112):
+        config.model.image_size = 112
     config.model.update(spec.small)
-    config.model.image_size = 112
     config.data.kind = "phantom"
     config.data.root = ""
     config.data.clahe_limit = 0.0  # no contrast equalisation
-    config.data.phantom_seed = 1
-    config.data.num_patients = (48, 12)  # in the training and test splits
-    config.data.slices_per_patient = 24
+    with config.unlocked():
+        config.data.phantom_seed = 1
+        config.data.num_patients = (48, 12)  # in the training and test splits
+        config.data.slices_per_patient = 24
     config.data.train_on_empty = True  # the test set has slices without foreground too
     if spec.promptable:
         config.prompts.kind = "mixed"  # one short training serves all prompt modes

@@ -50,7 +50,7 @@ def phantom_config(network: str = "usam", **changes) -> ConfigDict:
     # Half the demo's blocks, since compile time grows with their number.
     usam.VARIANTS["smallest"] = usam.Variant(48, 2, 2, (1,), window=7, dim=32)
     config = phantom.get_config(network)
-    if "variant" in config.model:
+    if network in ("usam", "sam_s"):
         config.model.variant = "smallest"
         config.prompts.kind = "points"
     if models.get(network).image_size.accepts(32):
@@ -200,6 +200,9 @@ SLOW_FILES = (  # compiling dominates their time
     "models/test_models.py",
     "predict/test_predict.py",
     "test_end_to_end.py",
+    "test_own_network.py",
+    "test_zoo.py",
+    "weights/test_saved_config.py",
     "training/test_compiled.py",
     "training/test_loop.py",
     "training/test_optimizer.py",

@@ -173,6 +173,8 @@ def test_own_network_file_faults_are_named(tmp_path):
 
 
 def test_network_without_prompts_rejects_prompts_kind(network):
-    done = run(command("--workdir=x", config="configs/phantom.py:unet", **{"prompts.kind": "box"}))
+    done = run(
+        command("--workdir=x", config=f"configs/phantom.py:{network}", **{"prompts.kind": "box"})
+    )
     assert done.returncode == 2
     assert "config.prompts.kind: got 'box', expected none" in done.stderr

@@ -54,21 +54,14 @@ def test_spec_logits_have_images_shape_in_float32(name):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_spec_groups_cover_every_parameter_once(name):
+def test_spec_groups_cover_every_parameter(name):
     spec, config = models.get(name), small_config(name)
     params = models.variable_shapes(config)["params"]
     flat = traverse_util.flatten_dict(params, sep="/")
     found = {group_of(path, spec) for path in flat}
     assert found - {None} == set(spec.groups)
     trainable, frozen = split_params(params, spec)
-    assert len(jax.tree.leaves(trainable)) + len(jax.tree.leaves(frozen)) == len(flat)
     assert merge_params(trainable, frozen) == params
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_spec_promptable_means_encode_and_decode(name):
-    spec = models.get(name)
-    assert spec.promptable == registry.is_promptable(models.make_model(small_config(name)))
 
 
 def test_from_published_inverts_to_published_in_the_zoo(small):
@@ -78,11 +71,13 @@ def test_from_published_inverts_to_published_in_the_zoo(small):
     jax.tree.map(np.testing.assert_array_equal, back, variables)
 
 
-def test_network_is_deterministic_without_train(small):
+def test_network_treats_each_image_alone_without_train(small):
     _, config, model, variables = small
     apply = jax.jit(model.apply)
     images = make_images(config)
-    np.testing.assert_array_equal(apply(variables, images), apply(variables, images))
+    both, swapped = apply(variables, images), apply(variables, images[::-1])
+    np.testing.assert_allclose(swapped[::-1], both, rtol=0, atol=1e-5)
+    assert not np.allclose(both[0], both[1], rtol=0, atol=1e-5)
 
 
 def test_network_is_finite_in_bfloat16(small):
@@ -106,7 +101,10 @@ def test_make_model_lists_networks_and_fields():
         models.get("nounet")
     config = small_config("unet")
     config.name = "usam"
-    with pytest.raises(UsageError, match=r"the network usam has .*--config=configs/care.py:usam"):
+    with pytest.raises(
+        UsageError,
+        match=r"network usam has no field .*width.* misses .*--config=configs/care.py:usam",
+    ):
         models.make_model(config)
 
 

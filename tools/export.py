@@ -7,7 +7,7 @@ The folder DEST gets
   model.safetensors   the weights, for --config.init_from
   config.json         preprocessing, classes, prompts and checksums
   README.md           a model card with the results in WORKDIR/eval
-  usam.safetensors    with --torch: the weights under the published PyTorch names
+  NETWORK_torch.safetensors    with --torch: the weights under the published PyTorch names
 """
 
 import pathlib

@@ -62,10 +62,9 @@ def main(config: ConfigDict, arguments: list[str]) -> None:
     name_classes(config)
     runtime.keep_memory()
     checks.check_all(config, make_mesh())
-    name, _ = cli.config_name()
-    network = registry.short_name(config.model.name)
-    suffix = "" if network == "usam" else f"_{network}"
-    workdir = pathlib.Path(WORKDIR.value or f"runs/{name}{suffix}")
+    name, network = cli.config_name()
+    name += f"_{registry.short_name(network)}" if network else ""
+    workdir = pathlib.Path(WORKDIR.value or f"runs/{name}")
 
     def run(folder: pathlib.Path) -> dict:
         if MODE.value == "train":

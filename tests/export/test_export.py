@@ -199,7 +199,7 @@ def test_exported_weights_give_a_new_run_the_same_logits(exported, live):
     loaded = load.load_initial(config, fresh)
     predict, expected = live
     np.testing.assert_array_equal(predict(loaded), expected)
-    config.init_from = str(folder / "usam.safetensors")
+    config.init_from = str(folder / "usam_torch.safetensors")
     again = load.load_initial(config, fresh)
     assert_same_tree(again, jax.device_get(variables))
 
@@ -207,7 +207,7 @@ def test_exported_weights_give_a_new_run_the_same_logits(exported, live):
 def test_export_describes_the_model_and_omits_private_data(exported):
     config, workdir, folder, _ = exported
     described = json.loads((folder / "config.json").read_text())
-    names = {"model.jax_export", "model.safetensors", "usam.safetensors"}
+    names = {"model.jax_export", "model.safetensors", "usam_torch.safetensors"}
     assert {x.name for x in folder.iterdir()} == names | {"config.json", "README.md"}
     for name in names:
         digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
@@ -292,7 +292,7 @@ def test_export_run_overwrites_only_an_earlier_export(exported, monkeypatch):
     artifact.export_run(workdir, folder, torch=False)
     assert (folder / "model.jax_export").read_bytes() == b"another"
     assert (folder / "model.safetensors").read_bytes() == before
-    assert not (folder / "usam.safetensors").exists()  # not left over from the earlier export
+    assert not (folder / "usam_torch.safetensors").exists()  # not left over from the earlier export
 
 
 def test_make_artefact_rejects_weights_above_the_size_limit():

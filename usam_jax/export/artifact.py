@@ -160,6 +160,7 @@ def export_run(workdir: pathlib.Path, folder: pathlib.Path, torch: bool) -> None
     require_own(folder)
     saved = run_checkpoint.require_config(workdir)
     config = ConfigDict(saved["model"])
+    ignored = maps_of(config.name)[0].ignored if torch else ()
     step, variables = run_checkpoint.load_best(workdir, config)
     description = describe_run(workdir, saved, step)
     artefact = make_artefact(config, variables)
@@ -169,7 +170,7 @@ def export_run(workdir: pathlib.Path, folder: pathlib.Path, torch: bool) -> None
         with atomic_write(folder / ARTEFACT) as temporary:
             temporary.write_bytes(artefact)
         save_weights(folder / WEIGHTS, load.flatten(variables), description)
-        published = f"{description['model']['name']}.safetensors"
+        published = f"{description['model']['name']}_torch.safetensors"
         (folder / published).unlink(missing_ok=True)  # of an earlier export
         if torch:
             save_weights(folder / published, load.to_published(variables, config), description)
@@ -183,7 +184,6 @@ def export_run(workdir: pathlib.Path, folder: pathlib.Path, torch: bool) -> None
     for name in (*names, CONFIG, CARD):
         console.info(f"{folder / name}: {(folder / name).stat().st_size / 1e6:.1f} MB")
     if torch:
-        ignored = maps_of(config.name)[0].ignored
         reasons = "\n".join(f"  {pattern}: {reason}" for pattern, reason in ignored)
         console.info(
             f"{published} lacks tensors that affect no output. Load with strict=False:\n{reasons}"

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from usam_jax.models import ops
 from usam_jax.models.common.layers import BatchNorm, ConvUnit, Dtype, conv
-from usam_jax.models.common.spec import ModelSpec, multiple_of
+from usam_jax.models.common.spec import ModelSpec, multiple_of, refuse_prompts
 from usam_jax.models.unet import LEVELS, ConvBlock
 from usam_jax.utils.errors import UsageError
 
@@ -64,6 +64,7 @@ class AttentionUNet(nn.Module):
     def __call__(
         self, images: Float[Array, "b h w"], prompts: None = None, train: bool = False
     ) -> Float[Array, "b h w k"]:
+        refuse_prompts(prompts)
         widths = [self.width * 2**level for level in range(LEVELS)]
         x = SPEC.input.normalize(images, self.dtype)
         skips = []

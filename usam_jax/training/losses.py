@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from usam_jax.utils.errors import UsageError
+
 CE_WEIGHT, DICE_WEIGHT = 0.4, 0.6
 SMOOTH = 1e-5
 
@@ -44,11 +46,11 @@ def weighted_loss(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Return the weighted sum of the losses of all outputs, and `ce` and `dice` of "logits".
 
-    Labels are resized to the size of each output by nearest neighbour. Raises ValueError if
+    Labels are resized to the size of each output by nearest neighbour. Raises UsageError if
     `outputs` and `weights` do not have the same keys.
     """
     if set(outputs) != set(weights):
-        raise ValueError(
+        raise UsageError(
             f"SPEC.loss_weights: got {sorted(weights)}, expected the outputs that the network "
             f"returns and sows, {sorted(outputs)}"
         )

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from usam_jax.models.common.prompts import batch_images, batch_prompts
 from usam_jax.models.common.spec import ModelSpec, group_of, merge_params, split_params
 from usam_jax.training import losses
+from usam_jax.utils.errors import UsageError
 from usam_jax.utils.mesh import batch_sharding, place_state, replicated
 
 TrainStep = Callable[["TrainState", dict[str, Any]], tuple["TrainState", dict[str, Any]]]
@@ -212,12 +213,12 @@ def make_train_step(
 def sown(tree: dict[str, Any]) -> dict[str, Any]:
     """Return the arrays that a network sowed, by path joined with slashes.
 
-    Raises ValueError if a network sows an array more than once.
+    Raises UsageError if a network sows an array more than once.
     """
     flat = traverse_util.flatten_dict(tree, sep="/")
     for name, values in flat.items():
         if len(values) != 1:
-            raise ValueError(f"{name}: got {len(values)} sown values, expected 1")
+            raise UsageError(f"{name}: got {len(values)} sown values, expected 1")
     return {name: values[0] for name, values in flat.items()}
 
 

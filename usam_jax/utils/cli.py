@@ -93,7 +93,7 @@ def explain_device_error(text: str) -> str:
     if "RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower():
         return (
             f"the device is out of memory ({first}). Try a smaller config.train.batch_size, "
-            "config.train.grad_accum_steps=2, config.model.remat=True or "
+            "config.train.grad_accum_steps=2, config.model.remat=True (U-SAM and S) or "
             "config.model.dtype=bfloat16."
         )
     return (

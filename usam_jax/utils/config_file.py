@@ -29,9 +29,20 @@ class ConfigFileParser(flags.ArgumentParser):
         # Config files import each other as `configs`: an edited copy of the folder comes first.
         make_importable("configs", path.parent if path.parent.name == "configs" else None)
         config = runpy.run_path(str(path))["get_config"](*network)
+        refuse_renamed_fields(path, config)
         check_overrides(config, sys.argv)
         config.lock()
         return config
+
+
+def refuse_renamed_fields(path: pathlib.Path, config: ConfigDict) -> None:
+    """Raise UsageError if a config file sets a field under its old name, which nothing reads."""
+    for section, renamed in RENAMED.items():
+        for old, new in renamed.items():
+            if old in config.get(section, {}):
+                raise UsageError(
+                    f"{path}: got the field {section}.{old}, expected {section}.{new}, its name now"
+                )
 
 
 def find_config(given: str) -> pathlib.Path:

@@ -116,15 +116,19 @@ def read_weights(path: pathlib.Path, config: ConfigDict) -> tuple[Variables, str
 
 def name_source(tensors: StateDict, config: ConfigDict) -> str:
     """An error that names the network of a published checkpoint, if it is another one."""
+    complete = {}
     for network in registry.names():
         published = maps_of(network)[0]
         names = wanted_names(model_leaves(make_config(network), published), published)
-        if network != config.name and names <= set(tensors):
-            return (
-                f"got weights of {published.source}, expected ones of the network {config.name}. "
-                f"Give --config=configs/NAME.py:{network}"
-            )
-    return ""
+        if names <= set(tensors):
+            complete[network] = len(names)
+    network = max(complete, key=lambda x: complete[x], default=config.name)
+    if network == config.name:
+        return ""
+    return (
+        f"got weights of {maps_of(network)[0].source}, expected ones of the network {config.name}. "
+        f"Give --config=configs/NAME.py:{network}"
+    )
 
 
 def from_flat(arrays: StateDict, config: ConfigDict) -> Variables:

@@ -21,7 +21,6 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
 from usam_jax.models import variable_shapes
-from usam_jax.models.common import registry
 from usam_jax.utils import console
 from usam_jax.utils.errors import UsageError, WeightsError, list_some
 from usam_jax.utils.files import read_json, require_folder
@@ -274,7 +273,7 @@ def best_step(workdir: pathlib.Path, model: ConfigDict) -> int:
         raise WeightsError(
             f"{workdir} holds a checkpoint of the network {trained['name']}, expected one of "
             f"{given['name']}. Give the config that the run was trained with: "
-            f"--config=configs/NAME.py:{registry.short_name(trained['name'])}"
+            f"--config=configs/NAME.py:{trained['name']}"
         )
     given |= {name: trained[name] for name in ("dtype", "remat") if name in trained}
     changed = differences({"model": given}, {"model": trained})

@@ -1,6 +1,7 @@
 """Networks by name: a file of `usam_jax/models` with a `SPEC`, or a user's Python file."""
 
 import functools
+import hashlib
 import importlib
 import importlib.util
 import pathlib
@@ -63,13 +64,15 @@ def load(name: str) -> ModuleType:
 def _load_file(path: pathlib.Path) -> ModuleType:
     if not path.is_file():
         raise UsageError(f"config.model.name: got {path}, which is not a file")
-    spec = importlib.util.spec_from_file_location(f"usam_jax_network_{path.stem}", path)
+    digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]  # two files may have one stem
+    spec = importlib.util.spec_from_file_location(f"usam_jax_network_{path.stem}_{digest}", path)
     assert spec is not None and spec.loader is not None  # because the name ends in .py
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # Dataclasses and Flax look up the module.
     try:
         spec.loader.exec_module(module)
     except Exception as error:
+        del sys.modules[spec.name]
         raise UsageError(f"{path}: got {type(error).__name__} when loading it: {error}") from error
     if not isinstance(getattr(module, "SPEC", None), ModelSpec):
         raise UsageError(f"{path}: got no SPEC, expected SPEC = ModelSpec(...)")
@@ -94,12 +97,12 @@ def make_model(config: ConfigDict) -> nn.Module:
     Raises UsageError if the network does not exist, or a field is unknown or invalid.
     """
     spec = get(config.name)
-    fields, expected_fields = set(config), set(make_config(config.name))
-    if fields != expected_fields:
+    fields, own_fields = set(config), set(make_config(config.name))
+    if fields != own_fields:
         raise UsageError(
-            f"config.model: got the fields {sorted(fields)}, but the network {config.name} has "
-            f"{sorted(expected_fields)}. Choose the network with the config file: "
-            f"--config=configs/care.py:{short_name(config.name)}"
+            f"config.model: the network {config.name} has no field {sorted(fields - own_fields)} and "
+            f"misses {sorted(own_fields - fields)}. Choose the network with the config file: "
+            f"--config=configs/care.py:{config.name}"
         )
 
     def check(ok: bool, field: str, expected: str) -> None:

@@ -49,6 +49,12 @@ class InputSpec:
         return jnp.broadcast_to(x, (*images.shape, self.channels)).astype(dtype)
 
 
+def refuse_prompts(prompts: Any) -> None:
+    """Raise UsageError if a network that takes no prompts is given some."""
+    if prompts is not None:
+        raise UsageError("prompts: got some, expected None: the network takes no prompts")
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
     """Description of a network: the `SPEC` of a file of `usam_jax/models`, or of a user's file.
