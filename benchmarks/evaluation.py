@@ -93,8 +93,12 @@ def write_report(
     """Write the results and the report of an evaluation of shifted labels."""
     scoring, mode = evaluate.make_scoring(config), main_mode(config)
     labels, shifted = packed.labels("train"), np.roll(packed.labels("train"), SHIFT, 2)
-    arrays = (shifted.astype(np.int32), labels.astype(np.int32), np.ones(len(labels), bool))
-    counts = pixel_counts.count_pixels(*map(jnp.asarray, arrays), len(scoring.classes))
+    counts = pixel_counts.count_pixels(
+        jnp.asarray(shifted, jnp.int32),
+        jnp.asarray(labels, jnp.int32),
+        jnp.ones(len(labels), bool),
+        len(scoring.classes),
+    )
     pooled = evaluate.pooled_metrics(np.asarray(counts), scoring.classes)
     chosen = choose_rows(
         results, packed.cases("train"), dict(enumerate(np.asarray(counts))), scoring
