@@ -22,7 +22,7 @@ SEED = flags.DEFINE_integer("seed", 0, "Seed of the population.", lower_bound=0)
 
 
 def main(_config: ConfigDict, arguments: list[str]) -> None:
-    """Writes the phantoms to DEST."""
+    """Write the phantoms to DEST."""
     if len(arguments) != 1:
         raise UsageError(f"found {arguments}, expected DEST\n{__doc__}")
     folder = pathlib.Path(arguments[0])

@@ -86,7 +86,7 @@ def training_command(packed: Packed) -> str:
 
 
 def print_check(findings: list[Finding], cases: Cases, root: pathlib.Path) -> None:
-    """Prints all findings. Raises DataError if there are errors among them."""
+    """Print all findings. Raises DataError if there are errors among them."""
     summary = validation.summarise(findings, cases)
     if JSON.value:
         print(json.dumps(summary, indent=1))
@@ -100,7 +100,7 @@ def print_check(findings: list[Finding], cases: Cases, root: pathlib.Path) -> No
 
 
 def print_packed(packed: Packed) -> None:
-    """Prints a table of what was packed, and the command that trains with it."""
+    """Print a table of what was packed, and the command that trains with it."""
     table = Table()
     for name in ("split", "cases", "patients", "slices", "with foreground"):
         table.add_column(name, justify="left" if name == "split" else "right")
@@ -124,7 +124,7 @@ def sheet_settings(config: ConfigDict) -> dict[str, Any]:
 
 
 def check_arguments(arguments: list[str]) -> None:
-    """Raises UsageError for invalid arguments and combinations of flags."""
+    """Raise UsageError for invalid arguments and combinations of flags."""
     if not 1 <= len(arguments) <= 2 or not (CHECK.value or len(arguments) == 2):
         raise UsageError(f"found the arguments {arguments}, expected SOURCE DEST\n{__doc__}")
     if (JSON.value or SHEET.value) and not CHECK.value:
@@ -135,7 +135,7 @@ def check_arguments(arguments: list[str]) -> None:
 
 
 def main(config: ConfigDict | None, arguments: list[str]) -> None:
-    """Checks and packs as the command line says."""
+    """Check and pack as the command line says."""
     check_arguments(arguments)
     source, *rest = map(pathlib.Path, arguments)
     try:

@@ -9,7 +9,7 @@ from usam_jax.utils.errors import UsageError
 
 
 def check(data: ConfigDict) -> None:
-    """Raises UsageError for a field of `config.data` whose value makes no sense."""
+    """Raise UsageError for a field of `config.data` whose value makes no sense."""
     packing_settings(data)
     check_splitting(data)
     make_augment(data)

@@ -30,7 +30,7 @@ class Tile(NamedTuple):
 
 
 def save_contact_sheet(path: pathlib.Path, cases: Cases, settings: dict[str, Any]) -> None:
-    """Draws random slices of random cases, as they are packed with `settings`.
+    """Draw random slices of random cases, as they are packed with `settings`.
 
     If the files give the patient's orientation, each slice is marked with the patient's right,
     left, front (A) and back (P). Cases that cannot be read are left out. Raises DataError if none

@@ -5,7 +5,7 @@ import numpy as np
 
 
 def window_hu(image: np.ndarray, level: float, width: float) -> np.ndarray:
-    """Maps HU linearly to grey float32, clipped to [0, 1] outside the window."""
+    """Map HU linearly to grey float32, clipped to [0, 1] outside the window."""
     grey = (image.astype(np.float32) - (level - width / 2)) / width
     return np.clip(grey, 0.0, 1.0)
 

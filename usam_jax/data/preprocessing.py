@@ -46,7 +46,7 @@ class Preparation:
     def labels_back(
         self, labels: np.ndarray, shape: tuple[int, int], pixel_mm: Pixel
     ) -> np.ndarray:
-        """Maps labels uint8[size size] back to the slice's own pixels, uint8[h w]."""
+        """Map labels uint8[size size] back to the slice's own pixels, uint8[h w]."""
         if self.transposed:
             return unfit_square(labels, shape[::-1], pixel_mm[::-1]).T
         return unfit_square(labels, shape, pixel_mm)
@@ -54,7 +54,7 @@ class Preparation:
     def probabilities_back(
         self, probabilities: np.ndarray, shape: tuple[int, int], pixel_mm: Pixel
     ) -> np.ndarray:
-        """Maps probabilities float32[size size k] back linearly, to float32[h w k]."""
+        """Map probabilities float32[size size k] back linearly, to float32[h w k]."""
         if self.transposed:
             shape, pixel_mm = shape[::-1], pixel_mm[::-1]
         top, left, h, w = self.place(shape, pixel_mm)
@@ -67,7 +67,7 @@ class Preparation:
         return found.transpose(1, 0, 2) if self.transposed else found
 
     def points_in(self, xy: np.ndarray, shape: tuple[int, int], pixel_mm: Pixel) -> np.ndarray:
-        """Maps points float[n 2] (x, y) of a slice [h w] to the model's input, float32[n 2]."""
+        """Map points float[n 2] (x, y) of a slice [h w] to the model's input, float32[n 2]."""
         if self.transposed:
             xy, shape, pixel_mm = xy[:, ::-1], shape[::-1], pixel_mm[::-1]
         top, left, h, w = self.place(shape, pixel_mm)

@@ -88,7 +88,7 @@ class PromptMode:
 
 
 def move(xy: np.ndarray, pixels: float, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Moves each point float32[n 2] by `pixels` in a random direction, clipped to the slice."""
+    """Move each point float32[n 2] by `pixels` in a random direction, clipped to the slice."""
     angle = rng.uniform(0, 2 * np.pi, len(xy))
     offsets = pixels * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
     return np.clip(xy + offsets, 0, size - 1).astype(np.float32)

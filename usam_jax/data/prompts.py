@@ -28,7 +28,7 @@ class AddPrompts:
     num_classes: int
 
     def __call__(self, element: dict[str, Any], rng: np.random.Generator | None) -> dict[str, Any]:
-        """Adds points_xy, point_labels, boxes_xyxy and prompts_given, as `kind` requires.
+        """Add points_xy, point_labels, boxes_xyxy and prompts_given, as `kind` requires.
 
         Without `rng` the prompts are those of evaluation.
         """
@@ -146,7 +146,7 @@ def make_box(label: np.ndarray) -> np.ndarray:
 def jitter_box(
     box: np.ndarray, pixels: float, shape: tuple[int, ...], rng: np.random.Generator
 ) -> np.ndarray:
-    """Moves each side of `box` by up to `pixels`, clipped to the slice and sorted."""
+    """Move each side of `box` by up to `pixels`, clipped to the slice and sorted."""
     corners = (box + rng.uniform(-pixels, pixels, 4)).reshape(2, 2)
     inside = np.clip(corners, 0, [shape[1] - 1, shape[0] - 1])
     return np.sort(inside, axis=0).reshape(4).astype(np.float32)

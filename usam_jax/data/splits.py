@@ -95,7 +95,7 @@ def name_slices(packed: Packed, subset: Subset) -> list[str]:
 
 
 def write_record(workdir: pathlib.Path, packed: Packed, subsets: dict[str, Subset]) -> None:
-    """Writes `data.json`: the data set of a run, and the slices of each subset."""
+    """Write `data.json`: the data set of a run, and the slices of each subset."""
     named = {name: name_slices(packed, subset) for name, subset in subsets.items()}
     about = {
         "kind": packed.manifest["settings"]["kind"],
@@ -105,7 +105,7 @@ def write_record(workdir: pathlib.Path, packed: Packed, subsets: dict[str, Subse
 
 
 def check_record(workdir: pathlib.Path, packed: Packed) -> None:
-    """Raises DataError if the data set has changed since the run began."""
+    """Raise DataError if the data set has changed since the run began."""
     record = read_json(Workdir(workdir).data)
     if record.get("fingerprint") != packed.manifest["fingerprint"]:
         raise DataError(
@@ -115,7 +115,7 @@ def check_record(workdir: pathlib.Path, packed: Packed) -> None:
 
 
 def check_unseen(workdir: pathlib.Path, packed: Packed, subset: Subset, name: str) -> None:
-    """Raises DataError if slices that the run was trained on would count as val or test."""
+    """Raise DataError if slices that the run was trained on would count as val or test."""
     record = read_json(Workdir(workdir).data)
     if name == "train" or record.get("fingerprint") != packed.manifest["fingerprint"]:
         return
@@ -141,7 +141,7 @@ def held_out_cases(packed: Packed, data: ConfigDict) -> set[str]:
 
 
 def check_splitting(data: ConfigDict) -> None:
-    """Raises UsageError for an invalid fraction, number of folds or fold."""
+    """Raise UsageError for an invalid fraction, number of folds or fold."""
     if not 0 < data.val_fraction < 1:
         raise UsageError(
             f"config.data.val_fraction: got {data.val_fraction}, expected between 0 and 1"
@@ -186,7 +186,7 @@ def draw_held_out(cases: list[dict[str, Any]], data: ConfigDict) -> list[list[st
 
 
 def record_held_out(path: pathlib.Path, manifest: dict[str, Any], data: ConfigDict) -> None:
-    """Adds the held-out cases of a config to a manifest without a validation split."""
+    """Add the held-out cases of a config to a manifest without a validation split."""
     setting, cases = split_setting(data), manifest["splits"]
     if cases.get("val") or setting in manifest["held_out"]:
         return

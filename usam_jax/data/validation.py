@@ -65,7 +65,7 @@ def check(config: ConfigDict) -> tuple[list[Finding], Cases]:
 
 
 def inspect(where: str, case: Case) -> Inspected:
-    """Reads a case and checks its content."""
+    """Read a case and check its content."""
     try:
         image, labels = case.load_fn()
         doubt = next(filter(None, map(header_warning, nifti_files(case))), "")
@@ -109,7 +109,7 @@ def unusable(where: str, error: DataError) -> Finding:
 
 
 def compare_checksums(cases: Cases) -> None:
-    """Raises DataError if packed cases do not match their checksums."""
+    """Raise DataError if packed cases do not match their checksums."""
     problems = []
     found = [case for listed in cases.values() for case in listed]
     with console.Progress("checksums", len(found), "cases") as bar:

@@ -11,7 +11,7 @@ NAME = "dataset.json"
 
 
 def read_description(path: pathlib.Path) -> dict[str, Any]:
-    """Reads a `dataset.json`. Raises DataError if it is missing or does not describe CT volumes."""
+    """Read a `dataset.json`. Raises DataError if it is missing or does not describe CT volumes."""
     try:
         description = json.loads(path.read_text())
         labels = description["labels"]

@@ -71,7 +71,7 @@ def split_files(folder: pathlib.Path) -> tuple[list[pathlib.Path], list[pathlib.
 
 
 def read_series(folder: pathlib.Path) -> Series:
-    """Reads the only CT series in a folder.
+    """Read the only CT series in a folder.
 
     The thickness of a single slice is its SliceThickness. Raises DataError unless the folder holds
     all slices of one series, in HU, on one regular grid.
@@ -100,7 +100,7 @@ def fault(header: Header, problem: str, fix: str = "export the series again") ->
 
 
 def read_header(path: pathlib.Path) -> Header:
-    """Reads a file without its pixels. Raises DataError if it is damaged."""
+    """Read a file without its pixels. Raises DataError if it is damaged."""
     try:
         header = pydicom.dcmread(path, stop_before_pixels=True)
         for element in header:  # pydicom parses an element on first access
@@ -111,7 +111,7 @@ def read_header(path: pathlib.Path) -> Header:
 
 
 def read_numbers(header: Header, keyword: str, count: int, lengths: bool = False) -> np.ndarray:
-    """Reads the numbers of a tag as float64[count].
+    """Read the numbers of a tag as float64[count].
 
     Raises DataError if they are missing, not finite or not `count`, or, for `lengths`, not above 0.
     """
@@ -127,7 +127,7 @@ def read_numbers(header: Header, keyword: str, count: int, lengths: bool = False
 
 
 def find_slices(folder: pathlib.Path) -> tuple[list[Header], tuple[str, ...]]:
-    """Reads the headers of the folder's slices, and makes notes on its other files.
+    """Read the headers of the folder's slices, and make notes on its other files.
 
     Raises DataError if there are no slices, or slices of several series.
     """
@@ -164,7 +164,7 @@ def find_slices(folder: pathlib.Path) -> tuple[list[Header], tuple[str, ...]]:
 
 
 def check_slice(header: Header) -> None:
-    """Raises DataError unless the file is one slice in HU without gantry tilt."""
+    """Raise DataError unless the file is one slice in HU without gantry tilt."""
     for keyword, (values, fix) in EXPECTED.items():
         if (found := header.get(keyword)) not in values:
             raise fault(header, f"{keyword} is {found}, expected {values[0]}", fix)
@@ -175,7 +175,7 @@ def check_slice(header: Header) -> None:
 
 
 def check_alike(headers: Sequence[Header]) -> None:
-    """Raises DataError if size, spacing or orientation is invalid, or differs between slices."""
+    """Raise DataError if size, spacing or orientation is invalid, or differs between slices."""
     first = headers[0]
     for keyword, count in SAME_IN_ALL.items():
         lengths = keyword != "ImageOrientationPatient"
@@ -250,7 +250,7 @@ def measure_step(
 
 
 def read_hu(header: Header) -> np.ndarray:
-    """Reads the HU float32[rows columns] of a slice. Raises DataError if they cannot be read."""
+    """Read the HU float32[rows columns] of a slice. Raises DataError if they cannot be read."""
     slope, inter = (read_numbers(header, f"Rescale{x}", 1) for x in ("Slope", "Intercept"))
     if not slope:
         raise fault(header, "RescaleSlope is 0, expected another value")

@@ -28,7 +28,7 @@ def write_seg(
     prompted: bool,
     model_name: str = "usam_jax",
 ) -> None:
-    """Writes labels uint8[n h w] of `series.hu` as a SEG on the frames of the series.
+    """Write labels uint8[n h w] of `series.hu` as a SEG on the frames of the series.
 
     `classes` are the names by label, background first. A class without pixels becomes a segment
     without frames. If no class has pixels, each segment has all frames, empty, since a SEG must

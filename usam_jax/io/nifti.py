@@ -39,7 +39,7 @@ def stem(path: pathlib.PurePath) -> str:
 
 
 def open_volume(path: pathlib.Path) -> Any:
-    """Opens a file: its header is read, its voxels are not.
+    """Open a file: its header is read, its voxels are not.
 
     Raises DataError if it is not a 3-D volume of numbers on a usable grid.
     """
@@ -75,7 +75,7 @@ def open_volume(path: pathlib.Path) -> Any:
 
 
 def read_geometry(path: pathlib.Path) -> Geometry:
-    """Reads the geometry from the header alone. Raises DataError as `open_volume` does."""
+    """Read the geometry from the header alone. Raises DataError as `open_volume` does."""
     volume = open_volume(path)
     return make_geometry(volume.shape, volume.affine)
 
@@ -94,7 +94,7 @@ def header_warning(path: pathlib.Path) -> str:
 
 
 def require_same_grid(image: pathlib.Path, label: pathlib.Path) -> None:
-    """Raises DataError if a label's voxels are not those of its image."""
+    """Raise DataError if a label's voxels are not those of its image."""
     a, b = read_geometry(image), read_geometry(label)
     fix = "resample it onto the other (nibabel.processing.resample_from_to with order=0)"
     if a.file_shape != b.file_shape:
@@ -122,7 +122,7 @@ def round_mm(spacing_mm: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def read_slices(path: pathlib.Path) -> np.ndarray:
-    """Reads the voxels as [n h w], in the file's own dtype if it has no scale, else float32.
+    """Read the voxels as [n h w], in the file's own dtype if it has no scale, else float32.
 
     Raises DataError if they cannot be read.
     """
@@ -137,7 +137,7 @@ def read_slices(path: pathlib.Path) -> np.ndarray:
 
 
 def read_labels(path: pathlib.Path, num_classes: int) -> np.ndarray:
-    """Reads labels uint8[n h w]. Raises DataError for fractions and labels without a class."""
+    """Read labels uint8[n h w]. Raises DataError for fractions and labels without a class."""
     values = read_slices(path)
     present = np.unique(values)
     odd = [x for x in present.tolist() if not 0 <= x < num_classes or x != int(x)]
@@ -157,7 +157,7 @@ def write_slices(
     axes: tuple[str, ...] = AXES,
     description: bytes = b"",
 ) -> None:
-    """Writes slices [n h w] with the voxel axes `axes`, and `description` in the header.
+    """Write slices [n h w] with the voxel axes `axes`, and `description` in the header.
 
     `affine` float64[4 4] maps (column, row, slice) to RAS mm.
     """
@@ -184,7 +184,7 @@ def write_uint8(
     template: pathlib.Path | None = None,
     slope: float | None = None,
 ) -> None:
-    """Writes voxels uint8[i j k] or uint8[i j k m] that stand for `slope` times their value.
+    """Write voxels uint8[i j k] or uint8[i j k m] that stand for `slope` times their value.
 
     Type, header and affine are those of the file `template`; without one the header is new and
     has `affine`.

@@ -29,7 +29,7 @@ _ReadStorage = Callable[[Storage], bytes]
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Reads the weights of a torch checkpoint or safetensors file without executing its pickle.
+    """Read the weights of a torch checkpoint or safetensors file without executing its pickle.
 
     The state dict is the file's entry "model", "state_dict", "model_state_dict", "net" or "module",
     else the whole object. The prefix "module." is removed if all names have it. The arrays have the

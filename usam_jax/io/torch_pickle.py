@@ -169,7 +169,7 @@ def _fill(target: Any, items: list[Any]) -> None:
 
 
 def unpickle(file: io.BytesIO, storages: dict[str, Storage]) -> Any:
-    """Reads the next object pickled in `file`, and adds the storages it refers to to `storages`."""
+    """Read the next object pickled in `file`, and add the storages it refers to to `storages`."""
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[int, Any] = {}

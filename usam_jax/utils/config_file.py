@@ -73,7 +73,7 @@ def config_names() -> list[str]:
 
 
 def check_overrides(config: ConfigDict, arguments: Sequence[str]) -> None:
-    """Raises UsageError if an argument `--config.FIELD` overrides a field that does not exist."""
+    """Raise UsageError if an argument `--config.FIELD` overrides a field that does not exist."""
     for match in filter(None, map(OVERRIDE.match, arguments)):
         section, path = config, "config"
         for name in match[1].split("."):

@@ -42,7 +42,7 @@ def place_state(shapes: Any, mesh: Mesh, shard: bool) -> Any:
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, field: str) -> None:
-    """Raises UsageError for a batch that cannot be split evenly over the devices."""
+    """Raise UsageError for a batch that cannot be split evenly over the devices."""
     if batch_size < 1 or batch_size % mesh.size:
         raise UsageError(
             f"{field}: got {batch_size}, expected a positive multiple of the {mesh.size} devices"

@@ -12,7 +12,7 @@ R = TypeVar("R")
 
 
 def ordered_map(function: Callable[[T], R], items: list[T]) -> Iterator[tuple[T, R]]:
-    """Calls `function` in threads, a few items ahead, and yields items and results in order."""
+    """Call `function` in threads, a few items ahead, and yield items and results in order."""
     workers = min(os.cpu_count() or 1, MAX_WORKERS)
     with ThreadPoolExecutor(workers) as pool:
         try:

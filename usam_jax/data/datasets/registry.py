@@ -56,7 +56,7 @@ def detect_kind(root: pathlib.Path) -> str:
 
 
 def name_classes(config: ConfigDict) -> None:
-    """Fills in `data.classes` and `model.num_classes` if a config leaves them to the data set.
+    """Fill in `data.classes` and `model.num_classes` if a config leaves them to the data set.
 
     Raises UsageError if the data set does not name its classes, and DataError if it is missing.
     """
@@ -75,7 +75,7 @@ def name_classes(config: ConfigDict) -> None:
 
 
 def require_present(root: pathlib.Path, spec: DatasetSpec) -> None:
-    """Raises DataError, with where to get the data, if the folder has no such data set."""
+    """Raise DataError, with where to get the data, if the folder has no such data set."""
     if spec.required and not (root / spec.required).exists():
         raise DataError(
             f"{root / spec.required} is not there; config.data.root: got {str(root)!r}, expected "
@@ -86,7 +86,7 @@ def require_present(root: pathlib.Path, spec: DatasetSpec) -> None:
 
 @contextlib.contextmanager
 def naming_unreadable() -> Iterator[None]:
-    """Turns an OSError into a DataError that names the file or folder."""
+    """Turn an OSError into a DataError that names the file or folder."""
     try:
         yield
     except OSError as error:

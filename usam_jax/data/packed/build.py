@@ -33,7 +33,7 @@ def count_slices(cases: list[Case]) -> int:
 def pack(
     cases: Cases, settings: dict[str, Any], fingerprint: str, folder: pathlib.Path
 ) -> dict[str, Any]:
-    """Packs every case, and copies unchanged cases from earlier packings, even interrupted ones."""
+    """Pack every case, and copy unchanged cases from earlier packings, even interrupted ones."""
     arrays = folder / fingerprint[:12]
     arrays.mkdir(exist_ok=True)
     earlier = find_earlier(folder, settings)
@@ -78,7 +78,7 @@ def pack_split(
     folder: pathlib.Path,
     earlier: Earlier,
 ) -> list[str]:
-    """Packs the cases of a split that are not done yet, and returns the problems of unusable one
+    """Pack the cases of a split that are not done yet, and return the problems of unusable one
 
     Threads suffice to keep all cores busy: reading, decompression and OpenCV release the GIL.
     """
@@ -131,7 +131,7 @@ def copy_case(case: Case, split: str, earlier: Earlier) -> tuple[np.ndarray, np.
 
 
 def open_array(path: pathlib.Path, shape: tuple[int, ...], begun: bool) -> np.memmap:
-    """Opens the array to pack into, a new one unless `begun`, and reserves its disk space."""
+    """Open the array to pack into, a new one unless `begun`, and reserve its disk space."""
     mode = "r+" if begun else "w+"
     array = np.lib.format.open_memmap(path, mode=mode, dtype=np.uint8, shape=shape)
     with path.open("r+b") as file:

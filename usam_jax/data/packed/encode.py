@@ -19,7 +19,7 @@ def make_clahe(limit: float) -> Any:
 
 
 def pack_case(case: Case, settings: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Reads a case and packs its images and labels, both uint8[n size size]."""
+    """Read a case and pack its images and labels, both uint8[n size size]."""
     size, intensity = settings["image_size"], settings["intensity"]
     clahe = make_clahe(settings["clahe_limit"])
     grey, labels = case.load_fn()

@@ -74,7 +74,7 @@ def repack_advice(path: pathlib.Path) -> str:
 
 
 def open_packed(folder: pathlib.Path) -> Packed:
-    """Opens a packed data set. Raises DataError if there is none of this format version."""
+    """Open a packed data set. Raises DataError if there is none of this format version."""
     try:
         manifest = read_json(folder / MANIFEST)
         version = manifest.get("settings", {}).get("version")

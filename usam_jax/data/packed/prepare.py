@@ -61,7 +61,7 @@ def packing_settings(config: ConfigDict) -> dict[str, Any]:
 
 
 def prepare(config: ConfigDict, folder: pathlib.Path | None = None) -> Packed:
-    """Packs the data set of `config.data`, as far as it is not packed yet, and opens it.
+    """Pack the data set of `config.data`, as far as it is not packed yet, and open it.
 
     It is packed into `folder`, or into a folder of its own in `packed_dir`. Raises DataError with
     the faulty cases if the source cannot be used, and UsageError for an invalid setting.
@@ -104,7 +104,7 @@ def prepare(config: ConfigDict, folder: pathlib.Path | None = None) -> Packed:
 
 
 def require_settings(packed: Packed, settings: dict[str, Any]) -> None:
-    """Raises UsageError if a packed data set was packed with other settings than the config's."""
+    """Raise UsageError if a packed data set was packed with other settings than the config's."""
     found = packed.manifest["settings"]
     names = {
         "classes": "classes",
@@ -126,7 +126,7 @@ def require_settings(packed: Packed, settings: dict[str, Any]) -> None:
 
 
 def require_usable(cases: Cases) -> None:
-    """Raises DataError if cases cannot be used or patients are in several splits."""
+    """Raise DataError if cases cannot be used or patients are in several splits."""
     unusable = [x for found in cases.values() for x in found if not x.num_slices]
     problems = [str(find_fault(x)) for x in unusable]
     problems += [
@@ -138,7 +138,7 @@ def require_usable(cases: Cases) -> None:
 
 
 def require_own(folder: pathlib.Path) -> None:
-    """Raises UsageError if the folder holds anything else, which packing could destroy."""
+    """Raise UsageError if the folder holds anything else, which packing could destroy."""
     if folder.is_file() or (
         folder.is_dir() and any(folder.iterdir()) and not (folder / "lock").is_file()
     ):

@@ -63,7 +63,7 @@ class Pose(NamedTuple):
 
 
 def draw_pose(rng: np.random.Generator) -> Pose:
-    """Draws the pose of a patient."""
+    """Draw the pose of a patient."""
     fat = rng.uniform(7, 24)
     build = Build(rng.uniform(146, 156) + fat, rng.uniform(86, 94) + fat, fat)
     scale, angle, shift_x, shift_y = pick(rng, (0.85, 1.12), (-0.14, 0.14), (-8, 8), (-14, 14))

@@ -26,7 +26,7 @@ def write_nnunet(
     num_slices: int | None = None,
     seed: int = 0,
 ) -> None:
-    """Writes `num_train` + `num_test` patients as a raw data set of nnU-Net v2.
+    """Write `num_train` + `num_test` patients as a raw data set of nnU-Net v2.
 
     Patients are numbered consecutively. Images are int16 HU and labels uint8, both [size size
     num_slices] before the file's axes are permuted; by default `num_slices` is each patient's own.
@@ -74,7 +74,7 @@ def patient_paths(
 
 
 def make_folders(folder: pathlib.Path, paths: list[pathlib.Path]) -> None:
-    """Makes the folders of `paths`. Raises UsageError if the layout's folders hold other files."""
+    """Make the folders of `paths`. Raises UsageError if the layout's folders hold other files."""
     for parent in {path.parent for path in paths}:
         parent.mkdir(parents=True, exist_ok=True)
     found = {path for name in FOLDERS for path in (folder / name).glob("[!.]*")}
@@ -92,7 +92,7 @@ def describe(seed: int, number: int, size: int, num_slices: int | None) -> bytes
 
 
 def draw_grid(made: Phantom, seed: int, number: int) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Draws the affine float64[4 4] of a patient's slices, and the voxel axes of their files."""
+    """Draw the affine float64[4 4] of a patient's slices, and the voxel axes of their files."""
     # Not the anatomy's random stream, which starts from [seed, number].
     rng = np.random.default_rng([seed, number, 1])
     affine = draw_affine(rng, made)
