@@ -126,7 +126,7 @@ def make_parser() -> argparse.ArgumentParser:
             "accelerator", help=accelerator.SUMMARY, description=accelerator.__doc__
         )
     )
-    commands.add_parser("demo", help="the demo with three seeds, for docs/demo and README.md")
+    commands.add_parser("demo", help="the demo, for docs/demo and README.md")
     commands.add_parser("page", help="fill the tables of docs/performance.md from results.csv")
     return parser
 
