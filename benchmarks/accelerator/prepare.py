@@ -46,6 +46,7 @@ def dry_slices(folder: pathlib.Path) -> ConfigDict:
     """
     config = dry_config()
     config.data.kind, config.data.root, config.data.packed_dir = "phantom", "", str(folder)
-    config.data.phantom_seed = 1
-    config.data.num_patients, config.data.slices_per_patient = (2, 1), 8
+    with config.unlocked():
+        config.data.phantom_seed = 1
+        config.data.num_patients, config.data.slices_per_patient = (2, 1), 8
     return config

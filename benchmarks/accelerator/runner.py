@@ -15,6 +15,7 @@ import sys
 import time
 
 from benchmarks.accelerator.context import (
+    NOTE_COLUMNS,
     Settings,
     StopAll,
     note,
@@ -23,7 +24,7 @@ from benchmarks.accelerator.context import (
     write_summary,
 )
 from benchmarks.accelerator.steps import XLA_OPTIONS, Step
-from benchmarks.results import ROOT
+from benchmarks.results import COLUMNS, ROOT, append_csv
 
 STOPPED = 3  # exit code of a worker after StopAll
 POLL_S = 0.3
@@ -153,6 +154,9 @@ def run_all(run: Settings, steps: list[Step], checks: list[Step]) -> int:
     """
     for path in (run.timing, run.background):  # left by a run that was killed
         path.unlink(missing_ok=True)
+    # Both lanes append to these files, so the headers come first.
+    append_csv(run.notes, NOTE_COLUMNS, [])
+    append_csv(run.results, COLUMNS, [])
     lanes = Lane(run, steps, checks=False), Lane(run, checks, checks=True)
     try:
         while run.seconds_left() > 0:
