@@ -15,6 +15,8 @@ from scipy import ndimage, stats
 from tools import compare, score
 from usam_jax.evaluation import comparison
 from usam_jax.evaluation.case_metrics import Scoring, score_case
+from usam_jax.evaluation.case_scorer import CaseResult
+from usam_jax.evaluation.summary import patient_numbers
 from usam_jax.utils import cli
 
 CLASSES = ("background", "rectum", "tumour")
@@ -191,6 +193,8 @@ def test_score_names_dataset_json_files_that_disagree(folders, capsys):
         ([], "give --classes"),
         (["--classes=rectum"], "--classes: got"),
         (["--classes=a,b,b"], "--classes: got"),
+        (["--classes=background,mean,tumour"], "expected no class named mean"),
+        (["--classes=background,a b,a_b"], "--classes: got"),
         ([GIVEN, "more"], "expected PREDICTIONS REFERENCES"),
         ([GIVEN, "--policy=none"], "policy"),
         ([GIVEN, "--tolerance=-1"], "tolerance"),
@@ -417,3 +421,20 @@ def test_score_of_shifted_real_organ(tmp_path, axis):
     assert found["moved"]["HD95"] == pytest.approx(shift, rel=1e-5)
     assert found["moved"]["NSD"] == 1.0
     assert shift - pixel <= found["eroded"]["HD95"] <= shift + pixel + 1e-5
+
+
+@pytest.mark.parametrize("place", ["score", "compare"])
+def test_class_named_mean_in_dataset_json_is_rejected(folders, place, capsys):
+    write_description(folders / "a", ("background", "mean", "tumour"))
+    if place == "score":
+        assert call(score, folders / "a", folders / "labels") == 2
+    else:
+        scores = {"x": {"1": (1, 1, 1), "2": (1, 1, 1)}}
+        nnunet_folder(folders / "a", scores)
+        assert call(compare, folders / "a", folders / "a") == 2
+    assert "expected no class named mean" in capsys.readouterr().err
+
+
+def test_patient_numbers_tell_patients_from_cases():
+    results = [CaseResult(x, y, None, None, []) for x, y in (("a", "case 1"), ("b", None))]
+    assert len(set(patient_numbers(results).tolist())) == 2

@@ -14,6 +14,7 @@ import numpy as np
 from scipy import stats
 
 from usam_jax.data.case import natural_order
+from usam_jax.data.class_names import MEAN, require_class_names
 from usam_jax.evaluation.case_metrics import ClassScore, class_status
 from usam_jax.evaluation.summary import (
     LOWER_IS_BETTER,
@@ -23,13 +24,12 @@ from usam_jax.evaluation.summary import (
     bootstrap,
     mean,
 )
-from usam_jax.io.nifti import stem
+from usam_jax.io.volume_files import volume_name
 from usam_jax.utils.errors import DataError, UsageError, list_some
 from usam_jax.utils.files import atomic_write, read_json, write_json
 from usam_jax.utils.workdir import SUMMARY, Workdir
 
 NUM_CHANGED = 10
-MEAN = "mean"
 COLUMNS = ("case", "class", "metric", "a", "b", "difference")
 # Settings that may differ, since their effect may be what is compared.
 SOFT_SETTINGS = ("prompts", "data_fingerprint", "resolution")
@@ -114,9 +114,12 @@ def from_nnunet_summary(summary: dict[str, Any], folder: pathlib.Path) -> Evalua
     numbers = {number for metrics in cases.values() for number in metrics} - {"0"}
     labels = read_json(folder / "dataset.json").get("labels", {})
     names = {str(tuple(x) if isinstance(x, list) else x): name for name, x in labels.items()}
+    known = {x: names[x] for x in numbers} if numbers <= names.keys() else {}
+    if known:
+        require_class_names(("background", *known.values()), str(folder / "dataset.json"))
     return Evaluation(
         source=str(folder),
-        names={x: names[x] for x in numbers} if numbers <= names.keys() else {},
+        names=known,
         settings={"empty_policy": "worst"},  # nnU-Net scores missed classes and false alarms as 0
         soft_settings={},
         patients=dict.fromkeys(cases),
@@ -139,7 +142,7 @@ def nnunet_metrics(metrics: dict[str, Any]) -> ClassScore:
 
 def file_stem(path: str) -> str:
     """The name of a case from the name of its file."""
-    return stem(pathlib.PureWindowsPath(path))  # splits at both kinds of slashes
+    return volume_name(pathlib.PureWindowsPath(path))  # splits at both kinds of slashes
 
 
 def require_distinct(count: int, num_names: int, folder: pathlib.Path) -> None:
@@ -242,7 +245,11 @@ def compare_pairs(rows: list[dict[str, Any]], patients: dict[str, str | None]) -
         fields = ("a", "b", "difference", "ci95", "median_difference", "p")
         return result | dict.fromkeys(fields) | {"b_better": 0, "equal": 0, "a_better": 0}
     difference = np.array([x["difference"] for x in kept])
-    owners = [patients[x["case"]] or f"case {x['case']}" for x in kept]
+    known = [patients[x["case"]] for x in kept]
+    owners = [
+        f"case {x['case']}" if patient is None else f"patient {patient}"
+        for x, patient in zip(kept, known, strict=True)
+    ]
     gain = -difference if kept[0]["metric"] in LOWER_IS_BETTER else difference
     return result | {
         "a": mean([x["a"] for x in kept]),

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from usam_jax.data.case import file_names, natural_order
+from usam_jax.data.class_names import require_class_names
 from usam_jax.evaluation.case_metrics import Scoring, score_case
 from usam_jax.evaluation.case_scorer import CaseResult
 from usam_jax.evaluation.summary import summarise
@@ -134,11 +135,7 @@ def score_folder(
 
 def make_scoring(classes: tuple[str, ...], tolerance_mm: float, policy: str) -> Scoring:
     """One tolerance for all classes. Raises UsageError for class names that cannot be used."""
-    if len(classes) < 2 or len(set(classes)) < len(classes):
-        raise UsageError(
-            f"--classes: got {classes}, expected the background and then at least one class, all "
-            "of different names"
-        )
+    require_class_names(classes, "--classes")
     return Scoring(classes, (tolerance_mm,) * (len(classes) - 1), policy)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from usam_jax.data.class_names import MEAN
 from usam_jax.evaluation.case_metrics import ABSENT, FALSE_ALARM, MISSED, OK, POLICIES, Scoring
 from usam_jax.evaluation.case_scorer import CaseResult
 from usam_jax.utils.errors import UsageError
@@ -43,7 +44,7 @@ def summarise(results: list[CaseResult], scoring: Scoring, in_mm: bool) -> dict[
         }
         if name in scoring.lesions:
             statistics[name]["lesions"] = sum_lesions(scores)
-    statistics["mean"] = {
+    statistics[MEAN] = {
         metric: describe([mean([s[metric] for s in x.scores]) for x in results], patients)
         for metric in METRICS
     }
@@ -88,7 +89,9 @@ def patient_numbers(results: list[CaseResult]) -> np.ndarray:
 
     Unknown patients all differ.
     """
-    names = [x.patient if x.patient is not None else f"case {i}" for i, x in enumerate(results)]
+    names = [
+        f"case {i}" if x.patient is None else f"patient {x.patient}" for i, x in enumerate(results)
+    ]
     return np.unique(names, return_inverse=True)[1]
 
 

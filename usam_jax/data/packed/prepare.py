@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from usam_jax.data import splits
 from usam_jax.data.case import Cases, find_fault
+from usam_jax.data.class_names import require_class_names
 from usam_jax.data.datasets.registry import get_spec, list_cases
 from usam_jax.data.packed.build import CHECK, count_slices, pack
 from usam_jax.data.packed.format import MANIFEST, VERSION, Packed, open_packed
@@ -43,6 +44,7 @@ def packing_settings(config: ConfigDict) -> dict[str, Any]:
             raise UsageError(f"config.{field}: got {found!r}, expected {expected}")
 
     spec = get_spec(config.kind)
+    require_class_names(config.classes, "config.data.classes")
     expect(config.intensity in ("clip", "wrap"), "data.intensity", "clip or wrap")
     expect(config.window_width > 0, "data.window_width", "more than 0")
     expect(config.clahe_limit >= 0, "data.clahe_limit", "0 or more")

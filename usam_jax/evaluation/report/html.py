@@ -7,6 +7,7 @@ import string
 from importlib import resources
 from typing import Any
 
+from usam_jax.data.class_names import MEAN
 from usam_jax.evaluation.summary import METRICS, mean
 from usam_jax.utils.files import atomic_write
 from usam_jax.utils.formatting import (
@@ -122,7 +123,7 @@ def pooled_section(summary: Summary) -> str:
     if summary["paper"]:
         words += " Rows that start with 'paper' are results that the paper reports, not results of this run."
     parts = [heading("Pooled metrics"), paragraph(words)]
-    names = [*summary["classes"][1:], "mean"]
+    names = [*summary["classes"][1:], MEAN]
     for kind, title in (("dice", "Dice (%)"), ("iou", "IoU (%)")):
         rows = [
             ["this run, prompts: " + summary["prompts"], *pooled(summary["pooled"], kind, names)]
