@@ -104,7 +104,9 @@ def test_prepare_does_not_copy_damaged_arrays(nnunet):
     labels = np.load(data.path("train", "labels"), mmap_mode="r+")
     labels[8, 20, 20] ^= 1
     labels.flush()
-    os.utime(files(root, "Ts", 0)[0])
+    path = files(root, "Ts", 0)[0]
+    changed = nibabel.load(path)
+    nibabel.save(nibabel.Nifti1Image(np.asanyarray(changed.dataobj) + 1, changed.affine), path)
     again = prepare.prepare(config.data)
     np.testing.assert_array_equal(again.labels("train"), expected)
 

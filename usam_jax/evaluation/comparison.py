@@ -3,7 +3,6 @@
 Reads `summary.json` of this package and of nnU-Net v2. Differences are B - A.
 """
 
-import csv
 import dataclasses
 import json
 import math
@@ -26,7 +25,8 @@ from usam_jax.evaluation.summary import (
 )
 from usam_jax.io.volume_files import volume_name
 from usam_jax.utils.errors import DataError, UsageError, list_some
-from usam_jax.utils.files import atomic_write, read_json, write_json
+from usam_jax.utils.files import read_json, write_csv, write_json
+from usam_jax.utils.outputs import Output, check_outputs, is_json_with, starts_with
 from usam_jax.utils.workdir import SUMMARY, Workdir
 
 NUM_CHANGED = 10
@@ -41,7 +41,7 @@ class Evaluation:
 
     `names` are the classes by number, empty if they are not known; `patients` are by case, None if
     not known. `settings` must be equal in both evaluations, `soft_settings` may differ; a setting
-    that is not known is left out.
+    that is not known is left out. `left_out` names the files that were not scored.
     """
 
     source: str
@@ -50,6 +50,7 @@ class Evaluation:
     soft_settings: dict[str, Any]
     patients: dict[str, str | None]
     scores: dict[str, dict[str, ClassScore]]
+    left_out: tuple[str, ...] = ()
 
 
 def find_summary(folder: pathlib.Path) -> pathlib.Path:
@@ -103,6 +104,7 @@ def from_summary(summary: dict[str, Any], folder: pathlib.Path) -> Evaluation:
         soft_settings={x: summary[x] for x in SOFT_SETTINGS if x in summary},
         patients={name: x["patient"] for name, x in cases.items()},
         scores={name: x["metrics"] for name, x in cases.items()},
+        left_out=tuple(summary.get("left_out", ())),
     )
 
 
@@ -314,13 +316,22 @@ def compare(a: Evaluation, b: Evaluation, metric: str) -> dict[str, Any]:
     }
 
 
+def require_own_comparison(folder: pathlib.Path) -> None:
+    """Raise UsageError if the folder holds other files under the names of a comparison's."""
+    path, fix = folder / "comparison.json", "Give another folder with --out."
+    is_own = is_json_with("schema_version", "a", "b", "metric")
+    check_outputs(
+        [
+            Output(path, "a comparison", fix, is_own),
+            Output(folder / "comparison.csv", "a table", fix, starts_with(",".join(COLUMNS))),
+            Output(folder / "comparison.png", "a plot", fix, lambda _: is_own(path)),
+        ],
+        {},
+    )
+
+
 def write_comparison(folder: pathlib.Path, result: dict[str, Any]) -> None:
     """Write `comparison.csv` (all pairs) and `comparison.json`."""
-    with (
-        atomic_write(folder / "comparison.csv") as temporary,
-        temporary.open("w", newline="") as file,
-    ):
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(result["cases"])
+    rows = [[row[x] for x in COLUMNS] for row in result["cases"]]
+    write_csv(folder / "comparison.csv", COLUMNS, rows)
     write_json(folder / "comparison.json", result)

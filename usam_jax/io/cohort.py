@@ -13,18 +13,21 @@ SIDE_ENDINGS = (
     *(".yaml", ".yml", ".toml", ".xlsx", ".docx", ".png", ".jpg", ".jpeg", ".pkl", ".npz"),
     *(".py", ".sh", ".bval", ".bvec", ".sha256", ".md5"),
 )
+PROBABILITIES = "_probabilities"  # of the case NAME, in the volume NAME_probabilities
+EMPTY = "holds no volume"
 SIDE_NAMES = ("dicomdir", "thumbs.db", "desktop.ini", "readme", "license", "licence")
 
 
 class Cohort(NamedTuple):
     """Volumes by name, and the reason for each file or folder that was left out.
 
-    A name is the path below the cohort's folder without the ending, such as `patient/ct`. A DICOM
+    `twins` are pairs of files with one name, of which the first counts. A name is the path below the cohort's folder without the ending, such as `patient/ct`. A DICOM
     series is a volume whose path is its folder.
     """
 
     volumes: dict[str, pathlib.Path]
     left_out: dict[pathlib.Path, str]
+    twins: list[tuple[pathlib.Path, pathlib.Path]]
 
 
 def find_cohort(
@@ -33,9 +36,9 @@ def find_cohort(
     """Find the volumes in a folder at any depth, and with `with_series` the DICOM series below it.
 
     Hidden files, files that are no images by their ending, and the folder `skipped` do not count.
-    Raises DataError if the folder cannot be read, or if two volumes have the same name.
+    Raises DataError if the folder cannot be read.
     """
-    cohort = Cohort({}, {})
+    cohort = Cohort({}, {}, [])
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
@@ -70,7 +73,7 @@ def walk(
                 add(path, volume_name(path), cohort, top)
             elif f"{volume_name(path)}.hdr".lower() not in names:
                 cohort.left_out[path] = "its header, the .hdr of the pair, is not there"
-        elif path.suffix.lower() not in SIDE_ENDINGS and path.name.lower() not in SIDE_NAMES:
+        elif not is_side_file(path):
             cohort.left_out[path] = f"is not a volume by its name, expected {EXPECTED}"
 
 
@@ -99,18 +102,35 @@ def enter(
         entries = [x for x in entries if x.is_dir()]
     walk(folder, entries, cohort, with_series, seen, top)
     if len(cohort.volumes) + len(cohort.left_out) == before:
-        cohort.left_out[folder] = "holds no volume"
+        cohort.left_out[folder] = EMPTY
 
 
 def add(path: pathlib.Path, name: str, cohort: Cohort, top: pathlib.Path) -> None:
-    """Add a volume under its name below `top`. Raises DataError if another one has the name."""
+    """Add a volume under its name below `top`."""
     key = (path.parent.relative_to(top) / name).as_posix()
     if key in cohort.volumes:
-        problem = (
-            f"{path} and {cohort.volumes[key]} have the same name and would have the same mask"
-        )
-        raise DataError(problem, "rename one")
-    cohort.volumes[key] = path
+        cohort.twins.append((cohort.volumes[key], path))
+    else:
+        cohort.volumes[key] = path
+
+
+def is_side_file(path: pathlib.Path) -> bool:
+    """Whether a file is hidden, or no image of a patient by its name."""
+    name = path.name.lower()
+    return name.startswith(".") or name.endswith(SIDE_ENDINGS) or name in SIDE_NAMES
+
+
+def find_others(folder: pathlib.Path, end: str) -> dict[pathlib.Path, str]:
+    """The entries of a flat folder of NAME`end` that are no members, and no side files.
+
+    `end` may be in any letter case. Raises OSError if the folder cannot be read.
+    """
+    others = [x for x in sorted(folder.iterdir()) if not x.name.lower().endswith(end.lower())]
+    return {
+        x: f"is not named NAME{end}"
+        for x in others
+        if not (is_side_file(x) and (x.is_file() or x.name.startswith(".")))
+    }
 
 
 def describe_left_out(left_out: dict[pathlib.Path, str]) -> list[str]:

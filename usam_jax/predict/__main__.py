@@ -158,7 +158,7 @@ def main(_config: ConfigDict | None, arguments: list[str]) -> None:
         )
     request = Request(make_options(), POINTS.value, BOX.value, PROBABILITIES.value)
     source, out = pathlib.Path(INPUT.value), pathlib.Path(OUTPUT.value)
-    inputs, left_out = output.find_inputs(source, out)
+    inputs, left_out, _ = output.find_inputs(source, out)
     several = list(inputs.values()) != [source]  # a folder that is not a series itself
     check_flags(several)
     output.require_output(out, several)

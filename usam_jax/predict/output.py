@@ -66,7 +66,7 @@ def find_inputs(path: pathlib.Path, out: pathlib.Path | None = None) -> Cohort:
     if path.is_file():
         if not volume_ending(path):
             raise DataError(f"{path}: expected {EXPECTED}, or a folder")
-        return Cohort({volume_name(path): path}, {})
+        return Cohort({volume_name(path): path}, {}, [])
     if not path.is_dir():
         raise DataError(f"{path}: does not exist, expected a volume or a folder")
     if dicom.is_series(path):
@@ -75,6 +75,8 @@ def find_inputs(path: pathlib.Path, out: pathlib.Path | None = None) -> Cohort:
     if not found.volumes:
         lines = "".join(f"\n{x}" for x in describe_left_out(found.left_out))
         raise DataError(f"{path}: holds no volumes ({EXPECTED}) and no DICOM slices{lines}")
+    for one, other in found.twins:
+        raise DataError(f"{one} and {other} would have the same mask", "rename one")
     return found._replace(volumes=name_cases(path, found.volumes))
 
 
@@ -91,7 +93,7 @@ def find_slices_alone(folder: pathlib.Path, out: pathlib.Path | None) -> Cohort:
                 f"{folder}: holds DICOM slices and {path.name}", "give one of them at a time"
             )
         left_out[path] = f"lies below the slices of {folder}; give it by itself"
-    return Cohort({folder.resolve().name: folder}, left_out)
+    return Cohort({folder.resolve().name: folder}, left_out, [])
 
 
 def name_cases(folder: pathlib.Path, volumes: dict[str, pathlib.Path]) -> dict[str, pathlib.Path]:

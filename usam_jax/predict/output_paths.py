@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from usam_jax.io.cohort import PROBABILITIES
 from usam_jax.io.nifti import stem
 from usam_jax.io.nifti_file import read_raw_header
 from usam_jax.io.volume_files import PAIR_ENDINGS, volume_ending, volume_name
@@ -25,7 +26,7 @@ def class_list_path(mask: pathlib.Path) -> pathlib.Path:
 
 def probabilities_path(mask: pathlib.Path) -> pathlib.Path:
     """The probabilities that belong to a mask."""
-    return mask.with_name(f"{stem(mask)}_probabilities.nii.gz")
+    return mask.with_name(f"{stem(mask)}{PROBABILITIES}.nii.gz")
 
 
 def nifti_path(mask: pathlib.Path) -> pathlib.Path:

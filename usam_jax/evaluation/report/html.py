@@ -9,7 +9,7 @@ from typing import Any
 
 from usam_jax.data.class_names import MEAN
 from usam_jax.evaluation.summary import METRICS, mean
-from usam_jax.utils.files import atomic_write
+from usam_jax.utils.files import write_text
 from usam_jax.utils.formatting import (
     MISSING,
     VOLUMES,
@@ -61,8 +61,7 @@ def write_report(path: pathlib.Path, summary: Summary, sections: list[Section]) 
     page = string.Template(read_template("report.html")).substitute(
         title=escape(title), style=read_template("report.css"), body="\n".join(body)
     )
-    with atomic_write(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_text(path, page)
 
 
 def read_template(name: str) -> str:

@@ -39,7 +39,7 @@ def print_lines(*lines: str) -> None:
 
 
 def make_console() -> Console:
-    return Console(highlight=False, soft_wrap=True, markup=False, width=WIDTH)
+    return Console(highlight=False, soft_wrap=True, markup=False, emoji=False, width=WIDTH)
 
 
 def print_results(summary: dict[str, Any], folder: pathlib.Path) -> None:
