@@ -104,7 +104,9 @@ def test_prepare_does_not_copy_damaged_arrays(nnunet):
     labels = np.load(data.path("train", "labels"), mmap_mode="r+")
     labels[8, 20, 20] ^= 1
     labels.flush()
-    os.utime(files(root, "Ts", 0)[0])
+    path = files(root, "Ts", 0)[0]
+    changed = nibabel.load(path)
+    nibabel.save(nibabel.Nifti1Image(np.asanyarray(changed.dataobj) + 1, changed.affine), path)
     again = prepare.prepare(config.data)
     np.testing.assert_array_equal(again.labels("train"), expected)
 
@@ -337,3 +339,18 @@ def test_map_array_names_truncated_file(tmp_path):
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(DataError, match=r"train_labels\.npy: not a readable .*delete .*/DEST and"):
         packed_format.map_array(path)
+
+
+def test_prepare_lists_what_it_leaves_out(nnunet, tmp_path):
+    root, _ = nnunet
+    image = next((root / "imagesTr").iterdir())
+    image.rename(image.with_name(image.name.upper().replace("PHANTOM", "phantom")))  # is read
+    (root / "imagesTr" / "README.txt").write_text("")
+    (root / "imagesTr" / "p9_0000.mha").write_text("")
+    (root / "labelsTr" / "p9").mkdir()
+    done = run(root, tmp_path / "packed", "--check", "--json")
+    assert done.returncode == 4 and "2 files or folders were left out" in done.stderr
+    findings = json.loads(done.stdout)["findings"]
+    names = {x["where"].rsplit("/", 1)[-1] for x in findings if x["kind"] == "left-out"}
+    assert names == {"p9_0000.mha", "p9"}
+    assert (tmp_path / "packed" / "manifest.json").is_file()

@@ -11,14 +11,16 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from usam_jax.data.case import Case, Cases, find_fault
-from usam_jax.data.datasets.registry import list_cases
+from usam_jax.data.datasets.registry import find_left_out, list_cases
 from usam_jax.data.patients import shared_patients
-from usam_jax.io.nifti import ENDINGS, header_warning
+from usam_jax.io.nifti import header_warning
+from usam_jax.io.volume_files import volume_ending
 from usam_jax.utils import console
 from usam_jax.utils.errors import DataError, list_some
 from usam_jax.utils.parallel import ordered_map
 
 ERROR, WARNING = "error", "warning"
+LEFT_OUT = "left-out"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +63,7 @@ def check(config: ConfigDict) -> tuple[list[Finding], Cases]:
     findings += find_shared_patients(cases)
     findings += find_duplicates(inspected, named)
     findings += find_absent_classes(inspected, config)
+    findings += find_unread(config)
     return sorted(findings, key=lambda x: x.severity), cases
 
 
@@ -122,7 +125,7 @@ def compare_checksums(cases: Cases) -> None:
 
 def nifti_files(case: Case) -> list[pathlib.Path]:
     """The case's files in NIfTI."""
-    return [x for x in case.files if x.name.endswith(ENDINGS)]
+    return [x for x in case.files if volume_ending(x)]
 
 
 def find_shared_patients(cases: Cases) -> list[Finding]:
@@ -162,6 +165,15 @@ def find_duplicates(inspected: dict[str, Inspected], cases: dict[str, Case]) -> 
                 )
             )
     return findings
+
+
+def find_unread(config: ConfigDict) -> list[Finding]:
+    """A warning for each file or folder among the cases that the layout does not read."""
+    fix = "name the file as the layout asks, or move it elsewhere"
+    return [
+        Finding(WARNING, LEFT_OUT, str(path), reason, fix)
+        for path, reason in find_left_out(config).items()
+    ]
 
 
 def find_absent_classes(inspected: dict[str, Inspected], config: ConfigDict) -> list[Finding]:

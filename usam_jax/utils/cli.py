@@ -58,6 +58,7 @@ def run(
         module = sys.modules[main_fn.__module__]
         print(f"{module.__doc__}\n{flags.FLAGS.get_help()}")
         return 0
+    console.accept_all_names()
     signal.signal(signal.SIGTERM, interrupt)
     xla_flags.use_fast_convolutions()
     try:

@@ -248,11 +248,25 @@ def require_config(workdir: pathlib.Path) -> dict[str, Any]:
 def check_config(workdir: pathlib.Path, config: ConfigDict) -> None:
     """Create the workdir if it does not exist, and check that `config` may use it.
 
-    Raises UsageError if the workdir is not writable, or if it holds a run with another config: the
-    message lists every field that differs.
+    Raises UsageError if the workdir is not writable or not named in UTF-8, if it holds files of the
+    user that a run would replace, or if it holds a run with another config: the message lists every
+    field that differs.
     """
     require_folder(workdir)
+    try:
+        str(workdir.resolve()).encode()
+    except UnicodeEncodeError as error:  # Orbax fails on such a path, at the first checkpoint
+        raise UsageError(
+            f"--workdir: got {str(workdir)!r}, expected a path in UTF-8. Give another --workdir."
+        ) from error
     saved = read_config(workdir)
+    paths = Workdir(workdir)
+    written = (paths.data, paths.run, paths.metrics, paths.metrics_csv, paths.progress)
+    if foreign := [str(x) for x in written if x.exists() and not saved]:
+        raise UsageError(
+            f"{workdir} is not a run, since it has no {paths.config.name}, but holds files that a "
+            f"run would replace:\n{list_some(foreign)}\nGive another --workdir."
+        )
     changed = [x for x in differences(config, saved) if saved and not FREE.match(x)]
     if changed:
         raise UsageError(

@@ -6,8 +6,9 @@ from ml_collections import ConfigDict
 
 from usam_jax.data.case import Cases, natural_order, unusable_case
 from usam_jax.data.datasets.spec import DatasetSpec
-from usam_jax.data.volumes import volume_case, volume_cases
+from usam_jax.data.volumes import others_of, volume_case, volume_cases
 from usam_jax.io import dataset_json
+from usam_jax.io.dataset_json import CHANNEL
 from usam_jax.utils.errors import DataError, UsageError
 
 
@@ -29,10 +30,10 @@ def list_cases(data: ConfigDict) -> Cases:
     if listed := dataset_json.listed_files(description, path):
         train = [volume_case(x, *listed[x], data) for x in sorted(listed, key=natural_order)]
     else:
-        train = volume_cases(root, "Tr", f"_0000{ending}", ending, data)
+        train = volume_cases(root, "Tr", f"{CHANNEL}{ending}", ending, data)
     cases = {"train": train}
     if (root / "labelsTs").is_dir():
-        cases["test"] = volume_cases(root, "Ts", f"_0000{ending}", ending, data)
+        cases["test"] = volume_cases(root, "Ts", f"{CHANNEL}{ending}", ending, data)
     number = description.get("numTraining", len(train))
     if number != len(train):
         wrong = DataError(
@@ -43,6 +44,22 @@ def list_cases(data: ConfigDict) -> Cases:
     return cases
 
 
+def find_left_out(data: ConfigDict) -> dict[pathlib.Path, str]:
+    """What has no name of an image or label in the folders of the splits.
+
+    If `dataset.json` lists the training files, those that it does not list are left out on purpose.
+    """
+    root = pathlib.Path(data.root)
+    path = root / dataset_json.NAME
+    description = dataset_json.read_description(path)
+    parts = [] if dataset_json.listed_files(description, path) else ["Tr"]
+    parts += ["Ts"] if (root / "labelsTs").is_dir() else []
+    ending, left_out = description["file_ending"], {}
+    for part in parts:
+        left_out |= others_of(root, part, f"{CHANNEL}{ending}", ending)
+    return left_out
+
+
 def read_classes(root: pathlib.Path) -> tuple[str, ...]:
     """The names of the classes, by label."""
     return dataset_json.class_names(dataset_json.read_description(root / dataset_json.NAME))
@@ -50,6 +67,7 @@ def read_classes(root: pathlib.Path) -> tuple[str, ...]:
 
 SPEC = DatasetSpec(
     list_cases,
+    find_left_out,
     layout="dataset.json imagesTr labelsTr and, for a test, imagesTs labelsTs",
     config_name="nnunet",
     required=dataset_json.NAME,

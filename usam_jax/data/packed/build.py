@@ -1,5 +1,7 @@
 """Packs cases into the arrays of a packed data set, on all cores and resumably."""
 
+import hashlib
+import json
 import os
 import pathlib
 import shutil
@@ -8,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from usam_jax.data.case import Case, Cases
-from usam_jax.data.packed.encode import checksums, describe_case, pack_case
+from usam_jax.data.packed.encode import checksums, describe_case, is_unchanged, pack_case
 from usam_jax.data.packed.format import MANIFEST, map_array
 from usam_jax.utils import console
 from usam_jax.utils.errors import DataError, list_some
@@ -25,16 +27,22 @@ CHECK = (
 Earlier = dict[tuple[str, str], tuple[pathlib.Path, dict[str, Any]]]
 
 
+def hash_json(content: Any) -> str:
+    """SHA-256 of content that JSON can hold, in hexadecimal."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def count_slices(cases: list[Case]) -> int:
     """The number of slices of all cases."""
     return sum(case.num_slices for case in cases)
 
 
-def pack(
-    cases: Cases, settings: dict[str, Any], fingerprint: str, folder: pathlib.Path
-) -> dict[str, Any]:
-    """Pack every case, and copy unchanged cases from earlier packings, even interrupted ones."""
-    arrays = folder / fingerprint[:12]
+def pack(cases: Cases, settings: dict[str, Any], name: str, folder: pathlib.Path) -> dict[str, Any]:
+    """Pack every case into the folder `name`, and return the manifest.
+
+    Unchanged cases are copied from earlier packings, even interrupted ones.
+    """
+    arrays = folder / name
     arrays.mkdir(exist_ok=True)
     earlier = find_earlier(folder, settings)
     done = read_json(arrays / PROGRESS).get("splits") or {split: {} for split in cases}
@@ -44,18 +52,31 @@ def pack(
             problems += pack_split(found, split, settings, done, arrays, earlier)
     if problems:
         raise DataError(f"{len(problems)} cases cannot be used:\n{list_some(problems)}\n{CHECK}")
+    splits = {x: [done[x][case.name] for case in listed] for x, listed in cases.items()}
     manifest = {
-        "fingerprint": fingerprint,
+        "fingerprint": make_fingerprint(splits, settings),
         "settings": settings,
         "arrays": arrays.name,
         "held_out": {},
-        "splits": {x: [done[x][case.name] for case in listed] for x, listed in cases.items()},
+        "splits": splits,
     }
     write_json(folder / MANIFEST, manifest)
     for progress in folder.glob(f"*/{PROGRESS}"):
         if progress.parent != arrays:
             shutil.rmtree(progress.parent)
     return manifest
+
+
+def make_fingerprint(splits: dict[str, list[dict[str, Any]]], settings: dict[str, Any]) -> str:
+    """A hash of the settings, and of the name, the patient and the source of each case.
+
+    A source counts by the content of its files, so a copy with other times is the same.
+    """
+    sources = {
+        split: [[x["name"], x["patient"], x["digests"] or x["stamp"]] for x in records]
+        for split, records in splits.items()
+    }
+    return hash_json([settings, sources])
 
 
 def find_earlier(folder: pathlib.Path, settings: dict[str, Any]) -> Earlier:
@@ -122,7 +143,7 @@ def copy_case(case: Case, split: str, earlier: Earlier) -> tuple[np.ndarray, np.
     None if there is no such packing, or if its arrays do not match their checksums.
     """
     folder, record = earlier.get((split, case.name), (None, {}))
-    if folder is None or record["stamp"] != case.source_stamp:
+    if folder is None or not is_unchanged(case, record):
         return None
     rows = slice(record["row"], record["row"] + case.num_slices)
     paths = (folder / f"{split}_{kind}.npy" for kind in ("images", "labels"))

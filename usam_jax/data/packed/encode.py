@@ -7,8 +7,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from usam_jax.data.case import Case
+from usam_jax.data.case import Case, files_unchanged
 from usam_jax.data.pixels import fit_square
+from usam_jax.utils.files import checksum
 
 CLAHE_TILES = (8, 8)
 
@@ -52,6 +53,19 @@ def checksums(images: np.ndarray, labels: np.ndarray) -> list[int]:
     return [zlib.crc32(x.tobytes()) for x in (images, labels)]
 
 
+def label_file(case: Case) -> str | None:
+    """The label volume of a case, or None if it has none."""
+    return str(case.files[1].resolve()) if case.geometry and case.files else None
+
+
+def is_unchanged(case: Case, record: dict[str, Any]) -> bool:
+    """Whether the source of a case is as it was when `record` was made."""
+    if case.source_stamp == record["stamp"]:
+        return True
+    known = record.get("digests")
+    return bool(case.files) and files_unchanged(case.files, record["stamp"], known)
+
+
 def describe_case(case: Case, images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """The record of a case in the manifest, but for its row."""
     return {
@@ -59,8 +73,9 @@ def describe_case(case: Case, images: np.ndarray, labels: np.ndarray) -> dict[st
         "patient": case.patient,
         "num_slices": case.num_slices,
         "stamp": case.source_stamp,
+        "digests": [checksum(x) for x in case.files],
         "foreground": [int(label.any()) for label in labels],
         "crc32": checksums(images, labels),
         "geometry": dataclasses.asdict(case.geometry) if case.geometry else None,
-        "label_file": str(case.files[1].resolve()) if case.geometry and case.files else None,
+        "label_file": label_file(case),
     }
