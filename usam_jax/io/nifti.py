@@ -30,12 +30,6 @@ from usam_jax.utils.files import atomic_write
 ENDINGS = NIFTI_ENDINGS
 
 
-def stem(path: pathlib.PurePath) -> str:
-    """The file's name without .nii or .nii.gz, or else without its last suffix."""
-    end = next((x for x in ENDINGS if path.name.endswith(x)), path.suffix)
-    return path.name.removesuffix(end)
-
-
 def open_volume(path: pathlib.Path) -> Volume:
     """Open a file: its header is read, its voxels are not.
 
