@@ -21,8 +21,9 @@ SIDE_NAMES = ("dicomdir", "thumbs.db", "desktop.ini", "readme", "license", "lice
 class Cohort(NamedTuple):
     """Volumes by name, and the reason for each file or folder that was left out.
 
-    `twins` are pairs of files with one name, of which the first counts. A name is the path below the cohort's folder without the ending, such as `patient/ct`. A DICOM
-    series is a volume whose path is its folder.
+    A name is the path below the cohort's folder without the ending, such as `patient/ct`. A DICOM
+    series is a volume whose path is its folder. `twins` are pairs of files with one name, of which
+    the first counts.
     """
 
     volumes: dict[str, pathlib.Path]
@@ -43,8 +44,17 @@ def find_cohort(
         entries = sorted(folder.iterdir())
     except OSError as error:
         raise unreadable(folder, error) from error
-    walk(folder, entries, cohort, with_series, {x.resolve() for x in (folder, skipped) if x})
-    return cohort
+    walk(folder, entries, cohort, with_series, {folder.resolve()})
+    if skipped is None:
+        return cohort
+
+    def counts(path: pathlib.Path) -> bool:
+        return skipped.resolve() not in (path.resolve(), *path.resolve().parents)
+
+    return cohort._replace(
+        volumes={name: path for name, path in cohort.volumes.items() if counts(path)},
+        left_out={path: reason for path, reason in cohort.left_out.items() if counts(path)},
+    )
 
 
 def walk(
@@ -57,7 +67,7 @@ def walk(
 ) -> None:
     """Add the entries of a folder to a cohort whose folder is `top`, by default this one.
 
-    `seen` are resolved folders that are not entered, against links that lead upwards.
+    `seen` are the resolved folders so far, against links that lead upwards.
     """
     top = top or folder
     names = {x.name.lower() for x in entries}
@@ -65,7 +75,9 @@ def walk(
         if path.name.startswith("."):
             continue
         if path.is_dir():
-            if path.resolve() not in seen:
+            if path.resolve() in seen:
+                cohort.left_out[path] = "is a link to a folder that counts already"
+            else:
                 seen.add(path.resolve())
                 enter(path, cohort, with_series, seen, top)
         elif volume_ending(path):
