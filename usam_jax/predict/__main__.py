@@ -158,11 +158,11 @@ def main(_config: ConfigDict | None, arguments: list[str]) -> None:
         )
     request = Request(make_options(), POINTS.value, BOX.value, PROBABILITIES.value)
     source, out = pathlib.Path(INPUT.value), pathlib.Path(OUTPUT.value)
+    output.require_elsewhere(out, source)
     inputs, left_out, _ = output.find_inputs(source, out)
     several = list(inputs.values()) != [source]  # a folder that is not a series itself
     check_flags(several)
     output.require_output(out, several)
-    output.require_elsewhere(out if several else out.parent, source)
     masks = {name: out / f"{name}.nii.gz" if several else out for name in inputs}
     check_all_outputs(source, inputs, masks)
     for line in describe_left_out(left_out):
