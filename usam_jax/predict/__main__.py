@@ -81,10 +81,13 @@ def check_flags(several: bool) -> None:
 
 
 def check_all_outputs(
-    source: pathlib.Path, inputs: dict[str, pathlib.Path], masks: dict[str, pathlib.Path]
+    source: pathlib.Path,
+    out: pathlib.Path,
+    inputs: dict[str, pathlib.Path],
+    masks: dict[str, pathlib.Path],
 ) -> None:
     """Raise UsageError if an output, such as a class list, would replace a file of the user."""
-    is_named = list(masks.values()) == [pathlib.Path(OUTPUT.value)]
+    is_named = list(masks.values()) == [out]
     outputs = output_paths.planned_outputs(
         masks, is_named, PROBABILITIES.value, SKIP_EXISTING.value
     )
@@ -164,7 +167,7 @@ def main(_config: ConfigDict | None, arguments: list[str]) -> None:
     check_flags(several)
     output.require_output(out, several)
     masks = {name: out / f"{name}.nii.gz" if several else out for name in inputs}
-    check_all_outputs(source, inputs, masks)
+    check_all_outputs(source, out, inputs, masks)
     for line in describe_left_out(left_out):
         console.info(f"left out: {line}")
     runtime.enable_compilation_cache()

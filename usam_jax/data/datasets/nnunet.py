@@ -54,7 +54,8 @@ def find_left_out(data: ConfigDict) -> dict[pathlib.Path, str]:
     description = dataset_json.read_description(path)
     parts = [] if dataset_json.listed_files(description, path) else ["Tr"]
     parts += ["Ts"] if (root / "labelsTs").is_dir() else []
-    ending, left_out = description["file_ending"], {}
+    ending = description["file_ending"]
+    left_out: dict[pathlib.Path, str] = {}
     for part in parts:
         left_out |= others_of(root, part, f"{CHANNEL}{ending}", ending)
     return left_out

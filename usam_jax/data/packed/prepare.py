@@ -92,8 +92,8 @@ def prepare(config: ConfigDict, folder: pathlib.Path | None = None) -> Packed:
         require_own(folder)
         with locked(folder):
             before = read_json(folder / MANIFEST)
-            manifest = refresh(before, cases, settings)
-            if manifest is None:
+            manifest = refresh(before, cases, settings) or {}
+            if not manifest:
                 if before:
                     console.info(f"{folder}: the source has changed, packing what changed")
                 manifest = pack(cases, settings, arrays_name(cases, settings), folder)
