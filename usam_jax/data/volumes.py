@@ -67,9 +67,12 @@ def volume_case(name: str, image: pathlib.Path, label: pathlib.Path, data: Confi
 def load_volume(
     image: pathlib.Path, label: pathlib.Path, num_classes: int, level: float, width: float
 ) -> Slices:
-    """The slices of a CT and its labels. Raises DataError if their grids differ."""
-    require_same_grid(image, label)
+    """The slices of a CT and its labels, both reoriented by the affine of the CT.
+
+    Raises DataError if their grids differ.
+    """
+    geometry = require_same_grid(image, label)
     hu = read_slices(image)
     if hu.dtype.kind == "f" and not np.isfinite(hu).all():
         raise DataError(f"{image}: holds NaN or infinite values", "export it again")
-    return window_hu(hu, level, width), read_labels(label, num_classes)
+    return window_hu(hu, level, width), read_labels(label, num_classes, geometry.affine)

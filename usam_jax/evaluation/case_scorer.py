@@ -99,7 +99,10 @@ class CaseScorer:
             spacing = (depth, side, side)
             if self.on_source:
                 spacing, source = (depth, *pixel_mm), case["label_file"]
-                truth = read_labels(pathlib.Path(source), len(self.scoring.classes))
+                # By the affine of the CT, which turned the slices that were predicted.
+                truth = read_labels(
+                    pathlib.Path(source), len(self.scoring.classes), np.array(geometry["affine"])
+                )
                 restore = functools.partial(unfit_square, shape=shape, pixel_mm=pixel_mm)
         results = {}
         for mode, slices in predictions.items():

@@ -94,18 +94,22 @@ def find_unpaired(
 def read_pair(
     prediction: pathlib.Path, reference: pathlib.Path, num_classes: int
 ) -> tuple[list[np.ndarray], list[str]]:
-    """The labels uint8[n h w] of both files, prediction first, and all faults of the files."""
+    """The labels uint8[n h w] of both files, prediction first, and all faults of the files.
+
+    Both are reoriented by the affine of the reference.
+    """
     labels: list[np.ndarray] = []
     faults: list[str] = []
-    for path in (prediction, reference):
-        try:
-            labels.append(read_labels(path, num_classes))
-        except DataError as error:
-            faults.append(str(error))
+    affine = None
     try:
-        require_same_grid(reference, prediction)
+        affine = require_same_grid(reference, prediction).affine
     except DataError as error:
         faults.append(str(error))
+    for path in (prediction, reference):
+        try:
+            labels.append(read_labels(path, num_classes, affine))
+        except DataError as error:
+            faults.append(str(error))
     return labels, list(dict.fromkeys(faults))
 
 

@@ -60,8 +60,12 @@ def header_warning(path: pathlib.Path) -> str:
     return "; ".join(open_volume(path).warnings)
 
 
-def require_same_grid(image: pathlib.Path, label: pathlib.Path) -> None:
-    """Raise DataError if a label's voxels are not those of its image."""
+def require_same_grid(image: pathlib.Path, label: pathlib.Path) -> Geometry:
+    """The geometry of an image. Raises DataError if a label's voxels are not those of the image.
+
+    Two grids are the same within a quarter of a voxel, so both files are to be reoriented by the
+    affine that is returned: each by its own could turn them differently.
+    """
     a, b = read_geometry(image), read_geometry(label)
     fix = "resample it onto the other (nibabel.processing.resample_from_to with order=0)"
     if a.file_shape != b.file_shape:
@@ -70,7 +74,7 @@ def require_same_grid(image: pathlib.Path, label: pathlib.Path) -> None:
         )
     off = distance_mm(a.affine, b.affine, a.file_shape)
     if off <= MAX_OFF_VOXELS * min(a.spacing_mm):
-        return
+        return a
     differences = [
         f"{what} {y} instead of {x}"
         for what, x, y in (
@@ -96,7 +100,7 @@ def read_slices(path: pathlib.Path, affine: Affine | None = None) -> np.ndarray:
     voxels cannot be read.
     """
     volume = open_volume(path)
-    return as_slices(volume.read_fn(), volume.affine if affine is None else np.array(affine))
+    return as_slices(volume.read_fn(), np.array(volume.affine if affine is None else affine))
 
 
 def read_labels(path: pathlib.Path, num_classes: int, affine: Affine | None = None) -> np.ndarray:
