@@ -90,9 +90,9 @@ def files_unchanged(
 
 
 def files_named(folder: pathlib.Path, end: str) -> dict[str, pathlib.Path]:
-    """A folder's files that end with `end` in any letter case and are not hidden, by their names.
+    """A folder's files that end with `end` in any letter case, by their names.
 
-    The names lack `end`. Raises DataError if two files have one name, and OSError if the folder
+    The names lack `end`, and hidden files do not count. Raises DataError if two files have one name, and OSError if the folder
     cannot be read, which `glob` would treat as empty.
     """
     found: dict[str, pathlib.Path] = {}

@@ -119,7 +119,7 @@ def score_folder(
     """Score each case in 3-D on the voxels of its files and return the summary.
 
     Patients are not known, so the intervals are over cases. The summary's `left_out` lists files that
-    are no label volumes by their names. Raises DataError with all faults of all
+    are not label volumes by their names. Raises DataError with all faults of all
     files.
     """
     found, (truths, others, _) = find_volumes(predictions), find_volumes(references)

@@ -7,7 +7,7 @@ from usam_jax.io import dicom
 from usam_jax.io.volume_files import EXPECTED, is_pair_data, volume_ending, volume_name
 from usam_jax.utils.errors import DataError, list_some, unreadable
 
-# Files that lie next to volumes and are no images of a patient.
+# Files that lie next to volumes but are not images of a patient.
 SIDE_ENDINGS = (
     *(".json", ".jsonl", ".csv", ".tsv", ".txt", ".md", ".pdf", ".xml", ".html", ".log"),
     *(".yaml", ".yml", ".toml", ".xlsx", ".docx", ".png", ".jpg", ".jpeg", ".pkl", ".npz"),
@@ -34,9 +34,10 @@ class Cohort(NamedTuple):
 def find_cohort(
     folder: pathlib.Path, with_series: bool, skipped: pathlib.Path | None = None
 ) -> Cohort:
-    """Find the volumes in a folder at any depth, and with `with_series` the DICOM series below it.
+    """Find the volumes in a folder at any depth.
 
-    Hidden files, files that are no images by their ending, and the folder `skipped` do not count.
+    With `with_series`, the DICOM series below it count as volumes. Hidden files, documents such as
+    tables, and the folder `skipped` do not count.
     Raises DataError if the folder cannot be read.
     """
     cohort = Cohort({}, {}, [])
@@ -127,13 +128,13 @@ def add(path: pathlib.Path, name: str, cohort: Cohort, top: pathlib.Path) -> Non
 
 
 def is_side_file(path: pathlib.Path) -> bool:
-    """Whether a file is hidden, or no image of a patient by its name."""
+    """Whether a file is hidden, or a document by its name."""
     name = path.name.lower()
     return name.startswith(".") or name.endswith(SIDE_ENDINGS) or name in SIDE_NAMES
 
 
 def find_others(folder: pathlib.Path, end: str) -> dict[pathlib.Path, str]:
-    """The entries of a flat folder of NAME`end` that are no members, and no side files.
+    """The entries of a flat folder of NAME`end` that are neither cases nor side files.
 
     `end` may be in any letter case. Raises OSError if the folder cannot be read.
     """

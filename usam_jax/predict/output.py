@@ -81,7 +81,7 @@ def find_inputs(path: pathlib.Path, out: pathlib.Path | None = None) -> Cohort:
 
 
 def find_slices_alone(folder: pathlib.Path, out: pathlib.Path | None) -> Cohort:
-    """The series of a folder that itself holds slices; what lies in folders below is left out.
+    """The series of a folder that itself holds slices, without what lies in folders below.
 
     Raises DataError if the folder holds other volumes, too.
     """
