@@ -216,7 +216,9 @@ def test_check_warns_of_absent_classes(tmp_path, word_config):
             folder.mkdir(parents=True)
             for i in range(2):
                 value = 10 * i + len(split)
-                np.save(folder / f"{split}_{i}.npy", np.full((64, 64), value, np.uint8))
+                image = np.roll(np.arange(64 * 64), value).reshape(64, 64) % 256
+                array = image if kind == "npy_imgs" else np.full((64, 64), value)
+                np.save(folder / f"{split}_{i}.npy", array.astype(np.uint8))
     config = word_config(tmp_path / "WORD", tmp_path / "packed")
     config.data.kind = "word_npy"
     assert find(config) == [("warning", "absent-class", "")] * 14

@@ -22,8 +22,9 @@ from usam_jax.data import splits
 from usam_jax.data.case import Cases, find_fault
 from usam_jax.data.datasets.registry import get_spec, list_cases
 from usam_jax.data.packed.build import CHECK, count_slices, pack
-from usam_jax.data.packed.format import MANIFEST, VERSION, Packed, open_packed
+from usam_jax.data.packed.format import MANIFEST, VERSION, Packed, open_packed, record_doubts
 from usam_jax.data.patients import shared_patients
+from usam_jax.data.values import describe_doubts
 from usam_jax.utils import console
 from usam_jax.utils.errors import DISK_FULL, DataError, UsageError, list_some
 from usam_jax.utils.files import read_json
@@ -63,9 +64,18 @@ def packing_settings(config: ConfigDict) -> dict[str, Any]:
 def prepare(config: ConfigDict, folder: pathlib.Path | None = None) -> Packed:
     """Pack the data set of `config.data`, as far as it is not packed yet, and open it.
 
-    It is packed into `folder`, or into a folder of its own in `packed_dir`. Raises DataError with
-    the faulty cases if the source cannot be used, and UsageError for an invalid setting.
+    It is packed into `folder`, or into a folder of its own in `packed_dir`. Warns of cases whose
+    grey values look wrong. Raises DataError with the faulty cases if the source cannot be used, and
+    UsageError for an invalid setting.
     """
+    packed = open_or_pack(config, folder)
+    if doubts := record_doubts(packed.manifest["splits"]):
+        console.info(f"{packed.folder}: warning: {describe_doubts(doubts)}")
+    return packed
+
+
+def open_or_pack(config: ConfigDict, folder: pathlib.Path | None) -> Packed:
+    """Open a packed data set, or pack its source as far as it is not packed yet."""
     settings = packing_settings(config)
     splits.check_splitting(config)
     if config.kind == "packed":
