@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from usam_jax.data import values
+from usam_jax.data import splits, values
 from usam_jax.data.case import Case, Cases, find_fault
 from usam_jax.data.datasets.registry import list_cases
 from usam_jax.data.patients import shared_patients
@@ -48,8 +48,11 @@ class Inspected:
     values: GreyValues | None = None
 
 
-def check(config: ConfigDict) -> tuple[list[Finding], Cases]:
-    """The findings on the data set of `config.data`, errors first, and its cases by split."""
+def check(config: ConfigDict, select_on: str = "val") -> tuple[list[Finding], Cases]:
+    """The findings on the data set of `config.data`, errors first, and its cases by split.
+
+    `select_on` is `config.eval.select_on`: the split that chooses the best epoch.
+    """
     try:
         cases = list_cases(config)
     except DataError as error:
@@ -65,6 +68,7 @@ def check(config: ConfigDict) -> tuple[list[Finding], Cases]:
     findings += find_duplicates(inspected, named)
     findings += find_absent_classes(inspected, config)
     findings += find_unusable_splits(inspected, str(config.root))
+    findings += find_too_few(cases, config, select_on)
     return sorted(findings, key=lambda x: x.severity), cases
 
 
@@ -183,6 +187,16 @@ def find_unusable_splits(inspected: dict[str, Inspected], root: str) -> list[Fin
         Finding(ERROR, "intensity", root, f"{split}: {problem}", values.FIX)
         for split in values.unusable_splits(by_split)
     ]
+
+
+def find_too_few(cases: Cases, config: ConfigDict, select_on: str) -> list[Finding]:
+    """An error if no validation split can be held out of so few training cases."""
+    problem = splits.find_unsplittable(cases, config) if select_on == "val" else ""
+    fix = (
+        "add patients; without a validation split set config.eval.select_on=test, whose results on "
+        "the test set are then too high"
+    )
+    return [Finding(ERROR, "too-few", str(config.root), problem, fix)] if problem else []
 
 
 def summarise(findings: list[Finding], cases: Cases) -> dict[str, Any]:
