@@ -6,8 +6,9 @@
 Both folders hold NIfTI files (NAME.nii.gz or NAME.nii) of any program, including nnU-Net. A
 prediction has the name and the voxel grid of its reference; other files are ignored. The classes, in
 the order of the labels, come from a dataset.json in PREDICTIONS, in REFERENCES or in the folder above
-it, or from --classes. Lesions are counted for classes named tumour, lesion or similar. Distances are
-in mm. DIR (PREDICTIONS by default) gets summary.json and per_case.csv.
+it, or from --classes. Of a dataset.json only `labels` count: masks of MRI are scored too. Lesions are
+counted for classes named tumour, lesion or similar. Distances are in mm. DIR (PREDICTIONS by default)
+gets summary.json and per_case.csv.
 
 Exit code 3: some files cannot be scored; all of them are listed and nothing is written.
 """
