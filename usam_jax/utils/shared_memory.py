@@ -1,4 +1,4 @@
-"""A full /dev/shm, which holds the locks and batches that processes share, is not a full disk."""
+"""A full /dev/shm, which holds locks and batches of processes, is not a full disk."""
 
 import pathlib
 import signal
