@@ -1,5 +1,6 @@
 """U-SAM-B on CARE, trained as in the paper, or any other network.
 
+    python -m tools.prepare data/CARE --check
     python -m usam_jax.main --config=configs/care.py
     python -m usam_jax.main --config=configs/care.py:unet
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from usam_jax.data.values import GreyValues
 from usam_jax.io.geometry import Geometry
 from usam_jax.utils.errors import DataError
 from usam_jax.utils.files import checksum
@@ -23,7 +24,8 @@ class Case:
 
     `load_fn` reads its slices. `patient` is None if the data set does not identify patients.
     `source_stamp` (JSON) changes when the source files do. A case that cannot be used has no
-    slices, and its `load_fn` raises the DataError with the reason.
+    slices, and its `load_fn` raises the DataError with the reason. `packed_values` are the grey
+    values of a packed case before it was packed.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Case:
     load_fn: Callable[[], Slices]
     geometry: Geometry | None = None
     files: tuple[pathlib.Path, ...] = ()
+    packed_values: GreyValues | None = None
 
     @property
     def pixel_mm(self) -> tuple[float, float]:

@@ -33,6 +33,7 @@ from usam_jax.utils.errors import Stopped, UserError
 from usam_jax.utils.files import write_json
 from usam_jax.utils.formatting import percent
 from usam_jax.utils.mesh import make_mesh, shard_batch
+from usam_jax.utils.shared_memory import FULL, killed_by_shared_memory
 from usam_jax.utils.workdir import Workdir
 from usam_jax.weights import load, run_checkpoint, saved_config
 from usam_jax.weights.run_checkpoint import Checkpoints
@@ -153,10 +154,11 @@ def next_batch(iterator: Iterator[loader.Batch]) -> loader.Batch:
     except RuntimeError as error:
         if "Worker process" not in str(error):
             raise
+        memory = "Perhaps memory is short: lower config.data.num_workers and rerun."
+        why = FULL if killed_by_shared_memory(str(error)) else memory
         raise UserError(
-            f"a process that prepares data was killed ({error}), perhaps for lack of memory. Rerun "
-            "the same command to resume from the last checkpoint, with a lower "
-            "config.data.num_workers."
+            f"a process that prepares data was killed ({error}). {why} It resumes from the last "
+            "checkpoint."
         ) from error
 
 

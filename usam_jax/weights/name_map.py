@@ -18,7 +18,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from usam_jax.models import variable_shapes
-from usam_jax.utils.errors import WeightsError
+from usam_jax.weights.problems import Problems
 
 StateDict = Mapping[str, np.ndarray]
 Variables = dict[str, Any]
@@ -180,7 +180,7 @@ def from_torch(
     """Return the variables of a checkpoint, as numpy float32 arrays, and a report.
 
     They are complete unless the map leaves some at their initial values. Raises a WeightsError that
-    lists every missing, unknown and misshapen tensor.
+    names missing, unknown, misshapen and non-finite tensors.
     """
     tensors = {rename(name, name_map.file_names): x for name, x in state_dict.items()}
     problems, flat, resized = Problems(), {}, {}
@@ -195,7 +195,7 @@ def from_torch(
             if before.shape != shape and is_resizable(before.shape, shape):
                 tensors[name] = resize(before, shape)
                 resized[name] = (before.shape, shape)
-        if usable := problems.check(leaf, tensors):
+        if usable := problems.check(leaf.names, leaf.torch_shape, tensors):
             flat[leaf.path] = leaf.from_torch(usable)
             loaded |= dict.fromkeys(leaf.names)
     left = {
@@ -216,57 +216,6 @@ def to_torch(variables: Variables, name_map: NameMap, config: ConfigDict) -> dic
         for name, array in zip(leaf.names, arrays, strict=True):
             tensors[name] = np.ascontiguousarray(array)
     return tensors
-
-
-def best_map(state_dict: StateDict, maps: tuple[NameMap, ...], config: ConfigDict) -> NameMap:
-    """Return the map with the largest number of names found minus names missing, first on ties."""
-
-    shapes = variable_shapes(config)
-
-    def score(name_map: NameMap) -> int:
-        names = {rename(name, name_map.file_names) for name in state_dict}
-        wanted = wanted_names(leaves_of(shapes, name_map), name_map)
-        return len(names & wanted) - len(wanted - names)
-
-    return max(maps, key=score)
-
-
-class Problems:
-    """All problems of a checkpoint, collected so that one error lists them."""
-
-    def __init__(self) -> None:
-        self.used: set[str] = set()
-        self.missing: list[str] = []
-        self.unknown: list[str] = []
-        self.misshapen: list[str] = []
-
-    def check(self, leaf: Leaf, tensors: StateDict) -> list[np.ndarray]:
-        """Return the leaf's tensors, or an empty list if one is missing or misshapen."""
-        new = [name for name in leaf.names if name not in self.used]
-        self.used.update(leaf.names)
-        absent = [name for name in leaf.names if name not in tensors]
-        wrong = [
-            name
-            for name in leaf.names
-            if name in tensors and tensors[name].shape != leaf.torch_shape
-        ]
-        self.missing += [name for name in absent if name in new]
-        self.misshapen += [
-            f"{name}: got {tensors[name].shape}, expected {leaf.torch_shape}" for name in wrong
-        ]
-        return [] if absent or wrong else [tensors[name] for name in leaf.names]
-
-    def raise_any(self, source: str, config: ConfigDict) -> None:
-        """Raise WeightsError, which names `source` and `config`, if there is any problem."""
-        kinds = {"missing": self.missing, "unknown": self.unknown, "misshapen": self.misshapen}
-        lines = ["\n  ".join([f"{len(v)} {kind}:", *v]) for kind, v in kinds.items() if v]
-        if lines:
-            fields = ", ".join(f"{name} = {value}" for name, value in config.items())
-            raise WeightsError(
-                f"these weights are not those of {source} with config.model: {fields}\n"
-                + "\n".join(lines)
-                + "\nCheck config.model against the file."
-            )
 
 
 def is_resizable(before: tuple[int, ...], shape: tuple[int, ...]) -> bool:

@@ -40,3 +40,31 @@ def upgrade(saved: dict[str, Any]) -> dict[str, Any]:
             config["optimizer"]["learning_rates"].pop("backbone")
         config["optimizer"] |= {"name": "adamw", "momentum": 0.9, "nesterov": True}
     return config
+
+
+def flat_config(config: Any) -> dict[str, Any]:
+    """Return the values of a config by dotted field name, with the types of JSON."""
+    if isinstance(config, ConfigDict):
+        config = json.loads(config.to_json_best_effort())
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{k}": v for k, v in flat_config(value).items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def differences(config: Any, saved: Any) -> list[str]:
+    """Return a line for each field of `config` that differs from the saved one."""
+    given, expected = flat_config(config), flat_config(saved)
+
+    def describe(name: str) -> str:
+        if name not in given:
+            return f"config.{name}: an unknown field of the saved config ({expected[name]!r})"
+        if name not in expected:
+            return f"config.{name}: got {given[name]!r}, but the saved config has no such field"
+        return f"config.{name}: got {given[name]!r}, expected {expected[name]!r}"
+
+    names = sorted(given.keys() | expected.keys())
+    return [describe(x) for x in names if given.get(x) != expected.get(x)]
