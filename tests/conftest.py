@@ -53,7 +53,7 @@ def phantom_config(network: str = "usam", **changes) -> ConfigDict:
     if network in ("usam", "sam_s"):
         config.model.variant = "smallest"
         config.prompts.kind = "points"
-    if models.get(network).image_size.accepts(32):
+    if models.get(network).at(config.model).image_size.accepts(32):
         config.model.image_size = 32
     config.data.num_patients = (3, 2)
     config.data.slices_per_patient = 8

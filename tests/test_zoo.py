@@ -90,7 +90,7 @@ def test_network_is_finite_in_bfloat16(small):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_make_model_names_wrong_size(name):
     config = small_config(name)
-    accepts = models.get(name).image_size.accepts
+    accepts = models.get(name).at(config).image_size.accepts
     config.image_size = next(x for x in (33, 0) if not accepts(x))
     with pytest.raises(UsageError, match=r"config.model.image_size: got \d+, expected"):
         models.make_model(config)
@@ -218,7 +218,8 @@ def test_zoo_sgd_steps_equal_the_published_ones(published):
         if step == 0:
             first = to_torch_layout(logits), grads, changed.get("batch_stats", {})
     logits, grads, stats = first
-    assert_probe(golden, "logits_train", logits, tolerances["logits_train"])
+    if "logits_train/shape" in golden:  # absent if training and evaluation are the same function
+        assert_probe(golden, "logits_train", logits, tolerances["logits_train"])
     assert_rows(golden, "stats", torch_tensors(stats, "batch_stats", name), tolerances)
     assert_rows(golden, "grad", torch_tensors(grads, "params", name), tolerances)
 

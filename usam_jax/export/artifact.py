@@ -111,7 +111,7 @@ def describe_preprocessing(preparation: Preparation, inside: InputSpec) -> dict[
 def describe_run(workdir: pathlib.Path, saved: dict[str, Any], step: int) -> dict[str, Any]:
     """Return the content of config.json, which has no path and no name of a case."""
     record, kind = read_json(Workdir(workdir).data), source_kind(workdir, saved)
-    spec = models.get(saved["model"]["name"])
+    spec = models.get(saved["model"]["name"]).at(ConfigDict(saved["model"]))
     return {
         "schema_version": 1,
         "classes": list(saved["data"]["classes"]),

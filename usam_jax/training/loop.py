@@ -66,7 +66,7 @@ def make_training(config: ConfigDict, steps_per_epoch: int, mesh: Mesh) -> Train
 
     Raises UsageError if `config.model` or `config.optimizer` has an unsupported value.
     """
-    model, spec = make_model(config.model), models.get(config.model.name)
+    model, spec = make_model(config.model), models.get(config.model.name).at(config.model)
     optimizer.check(config.optimizer, spec)
     shapes = variable_shapes(config.model)
     warmup = math.ceil(steps_per_epoch / 2) if config.optimizer.warmup else 0

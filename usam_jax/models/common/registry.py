@@ -115,6 +115,7 @@ def make_model(config: ConfigDict) -> nn.Module:
         )
     check(config.dtype in DTYPES, "dtype", " or ".join(DTYPES))
     check(config.num_classes >= 2, "num_classes", "2 or more (background included)")
+    spec = spec.at(config)
     check(spec.image_size.accepts(config.image_size), "image_size", spec.image_size.words)
     model = spec.build(config)
     if spec.promptable != is_promptable(model):

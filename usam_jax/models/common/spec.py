@@ -81,6 +81,12 @@ class ModelSpec:
     code: str = ""  # repository@commit that the golden values come from
     pretrained: str = ""  # default initial weights of training, a file in weights/
     small: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # fields of the demo size
+    # Fields of this SPEC that depend on `config.model`, by name. Raises UsageError as `build` does.
+    depends: Callable[[ConfigDict], Mapping[str, Any]] = lambda _config: {}
+
+    def at(self, config: ConfigDict) -> "ModelSpec":
+        """Return the SPEC with the fields that depend on `config.model` filled in."""
+        return dataclasses.replace(self, **self.depends(config))
 
     @property
     def groups(self) -> list[str]:
