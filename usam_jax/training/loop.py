@@ -70,7 +70,8 @@ def make_training(config: ConfigDict, steps_per_epoch: int, mesh: Mesh) -> Train
     optimizer.check(config.optimizer, spec)
     shapes = variable_shapes(config.model)
     warmup = math.ceil(steps_per_epoch / 2) if config.optimizer.warmup else 0
-    factor_fn = optimizer.polynomial_decay(config.train.num_epochs * steps_per_epoch, warmup)
+    steps, power = config.train.num_epochs * steps_per_epoch, config.optimizer.decay_power
+    factor_fn = optimizer.polynomial_decay(steps, warmup, power)
     tx = optimizer.make_optimizer(config.optimizer, factor_fn, spec)
 
     def rates_fn(step: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ may name the same tensor.
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ from usam_jax.utils.errors import WeightsError
 StateDict = Mapping[str, np.ndarray]
 Variables = dict[str, Any]
 Rules = tuple[tuple[str, str], ...]
+Renaming = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
 
 LEAF_NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 # A rule of `NameMap.ignored` for any network with BatchNorm.
@@ -59,13 +60,14 @@ class NameMap:
     """
 
     source: str  # origin of the checkpoint, for messages
-    rename: Rules = ()  # (pattern, replacement) on the default name, in order
+    rename: Renaming = ()  # (pattern, replacement) on the default name, in order
     layout: Rules = ()  # (pattern, key of LAYOUTS); default: by name and number of axes
     stacked: str = ""  # leaves whose first axis runs over tensors; `{}` in the name is its index
     ignored: Rules = ()  # (pattern, reason): tensors of the file that are not read
     fresh: Rules = ()  # (pattern, reason): leaves that keep their initial values
     resized: str = ""  # tables that are resized linearly to the model's image size
-    file_names: Rules = ()  # (pattern, replacement) on the names of the file, before the rest
+    file_names: Renaming = ()  # (pattern, replacement) on the names of the file, before the rest
+    refused: Rules = ()  # (pattern, reason): a tensor that shows a file that cannot be read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +136,7 @@ def torch_name(path: tuple[str, ...], name_map: NameMap) -> str:
     return rename(".".join(dotted), name_map.rename)
 
 
-def rename(name: str, rules: Rules) -> str:
+def rename(name: str, rules: Renaming) -> str:
     """Apply all rules to a name, in order."""
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
@@ -183,6 +185,9 @@ def from_torch(
     lists every missing, unknown and misshapen tensor.
     """
     tensors = {rename(name, name_map.file_names): x for name, x in state_dict.items()}
+    for name in tensors:
+        if reason := first_match(name, name_map.refused):
+            raise WeightsError(f"got {name_map.source} with {name}, {reason}")
     problems, flat, resized = Problems(), {}, {}
     fresh: list[str] = []
     loaded: dict[str, None] = {}
@@ -212,6 +217,8 @@ def to_torch(variables: Variables, name_map: NameMap, config: ConfigDict) -> dic
     """Return the tensors that `from_torch` reads, under their published names and layouts."""
     flat, tensors = traverse_util.flatten_dict(variables), {}
     for leaf in model_leaves(config, name_map):
+        if is_fresh(leaf, name_map):
+            continue
         arrays = leaf.to_torch(np.asarray(flat[leaf.path]))
         for name, array in zip(leaf.names, arrays, strict=True):
             tensors[name] = np.ascontiguousarray(array)

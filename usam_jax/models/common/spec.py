@@ -72,6 +72,8 @@ class ModelSpec:
     param_groups: tuple[tuple[str, str | None], ...] = ((".*", "all"),)
     # Weights of "logits" and of each sown output in the loss.
     loss_weights: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"logits": 1.0})
+    # How labels shrink to the size of a smaller output, a key of training.losses.GRIDS.
+    label_grid: str = "half_pixel"
     image_size: SizeRule = dataclasses.field(default_factory=lambda: multiple_of(1))
     input: InputSpec = InputSpec()
     promptable: bool = False  # The module takes prompts and has `encode` and `decode`.

@@ -41,7 +41,7 @@ def max_pool(x: Float[Array, "b h w d"]) -> Float[Array, "b i j d"]:
 def up_conv(
     x: Float[Array, "b h w d"], kernel: Float[Array, "s t d e"], bias: Float[Array, " e"]
 ) -> Float[Array, "b i j e"]:
-    """Transposed convolution with the kernel's size as stride and `kernel` as in `nn.ConvTranspose`.
+    """Transposed convolution with the size of `kernel`, as in `nn.ConvTranspose`, as stride.
 
     Stride equals kernel size, so windows do not overlap and one matmul suffices.
     """
