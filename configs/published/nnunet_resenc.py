@@ -2,7 +2,7 @@
 
     python -m usam_jax.main --config=configs/published/nnunet_resenc.py
 
-The batch size is that of the preset M; L takes 185 and XL 272, with the same network.
+The presets M, L and XL have the same network; they plan batches of 66, 185 and 272.
 """
 
 from ml_collections import ConfigDict
@@ -12,6 +12,4 @@ from configs.published import nnunet
 
 def get_config(model: str = "nnunet_resenc") -> ConfigDict:
     """Return the config of nnU-Net's residual-encoder 2-D network."""
-    config = nnunet.get_config(model)
-    config.train.batch_size = 66
-    return config
+    return nnunet.get_config(model)

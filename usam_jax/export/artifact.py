@@ -123,7 +123,7 @@ def describe_run(workdir: pathlib.Path, saved: dict[str, Any], step: int) -> dic
         "prompts": {"trained_with": trained_with(saved), **saved["prompts"]},
         "checkpoint_step": step,
         "checkpoint_chosen_on": saved["eval"]["select_on"],
-        "init_from": pathlib.Path(saved["init_from"]).name,
+        "init_from": ", ".join(pathlib.Path(x).name for x in saved["init_from"].split(",")),
         "data": {
             "kind": kind,
             "fingerprint": record.get("fingerprint"),

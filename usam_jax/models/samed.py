@@ -36,7 +36,7 @@ class Unread(nn.Module):
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of each layer's weight; those with one axis are norms."""
+        """Shape of the weight of each layer, of which those with one axis are norms."""
         d, k = self.dim, self.num_classes
         return {
             "mask_downscaling_0": (4, 1, 2, 2),

@@ -1,6 +1,8 @@
 """Initial weights of a run: from a file of any known format, or from another run."""
 
+import functools
 import pathlib
+import re
 
 import numpy as np
 from flax import traverse_util
@@ -15,6 +17,7 @@ from usam_jax.utils.files import checksum
 from usam_jax.weights import run_checkpoint
 from usam_jax.weights.maps import find_maps, maps_of
 from usam_jax.weights.name_map import (
+    NameMap,
     Problems,
     Report,
     StateDict,
@@ -76,25 +79,42 @@ def flatten(variables: Variables) -> dict[str, np.ndarray]:
 
 
 def load_initial(config: ConfigDict, variables: Variables) -> Variables:
-    """Return `variables` updated from `config.init_from`: "", a weights file or a workdir.
+    """Return `variables` updated from `config.init_from`.
 
-    Raises WeightsError if the file does not exist or does not fit the model.
+    Raises WeightsError as `read_initial` does.
     """
-    if not config.init_from:
-        return variables
-    path = pathlib.Path(config.init_from)
-    try:
-        if path.is_dir():
-            step, loaded = run_checkpoint.load_best(path, config.model)
-            console.info(f"{path}: all weights of its best checkpoint, step {step}")
-            return loaded
-        loaded, summary = read_weights(path, config.model)
-    except WeightsError as error:
-        raise WeightsError(f"config.init_from: {error}") from error
-    console.info(f"{path}: {summary}; sha256 {checksum(path)}")
     flat = traverse_util.flatten_dict(variables)
-    flat |= traverse_util.flatten_dict(loaded)
+    flat |= traverse_util.flatten_dict(read_initial(config))
     return traverse_util.unflatten_dict(flat)
+
+
+def read_initial(config: ConfigDict) -> Variables:
+    """Return the variables, all or some, that `config.init_from` holds.
+
+    It is "", a workdir, a weights file, or several files joined by commas, of which later ones
+    replace what earlier ones hold. Raises WeightsError if a file does not exist or does not fit the
+    model.
+    """
+    flat: Variables = {}
+    for path in initial_files(config):
+        try:
+            if path.is_dir():
+                step, loaded = run_checkpoint.load_best(path, config.model)
+                console.info(f"{path}: all weights of its best checkpoint, step {step}")
+            else:
+                loaded, summary = read_weights(path, config.model)
+                console.info(f"{path}: {summary}; sha256 {checksum(path)}")
+        except WeightsError as error:
+            raise WeightsError(f"config.init_from: {error}") from error
+        flat |= traverse_util.flatten_dict(loaded)
+    return traverse_util.unflatten_dict(flat)
+
+
+def initial_files(config: ConfigDict) -> list[pathlib.Path]:
+    """Return the paths in `config.init_from`: one if it exists, else those between its commas."""
+    given = config.init_from
+    names = [given] if pathlib.Path(given).exists() else given.split(",")
+    return [pathlib.Path(name) for name in names if name]
 
 
 def read_weights(path: pathlib.Path, config: ConfigDict) -> tuple[Variables, str]:
@@ -107,21 +127,24 @@ def read_weights(path: pathlib.Path, config: ConfigDict) -> tuple[Variables, str
     try:
         if any(name.startswith("params/") for name in tensors):
             return from_flat(tensors, config), f"{len(tensors)} arrays of this package"
-        name_map = best_map(tensors, maps_of(config.name), config)
+        name_map = best_map(tensors, maps_for(path, config), config)
         tree, report = from_torch(tensors, name_map, config)
     except WeightsError as error:
         raise WeightsError(f"{path}: {name_source(tensors, config) or error}") from error
     return tree, f"{name_map.source}, {report if report.fresh else 'complete'}"
 
 
+def maps_for(path: pathlib.Path, config: ConfigDict) -> tuple[NameMap, ...]:
+    """Return the maps of a network that can be those of a file, the ones for its name first."""
+    maps = maps_of(config.name)
+    named = [x for x in maps if x.file and re.search(x.file, path.name, re.IGNORECASE)]
+    return (*named, *(x for x in maps if not x.file))
+
+
 def name_source(tensors: StateDict, config: ConfigDict) -> str:
     """An error that names the network of a published checkpoint, if it is another one."""
-    complete = {}
-    for network in registry.names():
-        published = maps_of(network)[0]
-        names = wanted_names(model_leaves(make_config(network), published), published)
-        if names <= set(tensors):
-            complete[network] = len(names)
+    wanted = {network: published_names(network) for network in registry.names()}
+    complete = {network: len(names) for network, names in wanted.items() if names <= set(tensors)}
     network = max(complete, key=lambda x: complete[x], default=config.name)
     if network == config.name:
         return ""
@@ -129,6 +152,13 @@ def name_source(tensors: StateDict, config: ConfigDict) -> str:
         f"got weights of {maps_of(network)[0].source}, expected ones of the network {config.name}. "
         f"Give --config=configs/NAME.py:{network}"
     )
+
+
+@functools.cache
+def published_names(network: str) -> set[str]:
+    """Return the tensors of a network's published checkpoint, at its default size."""
+    published = maps_of(network)[0]
+    return wanted_names(model_leaves(make_config(network), published), published)
 
 
 def from_flat(arrays: StateDict, config: ConfigDict) -> Variables:

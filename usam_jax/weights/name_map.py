@@ -17,7 +17,9 @@ import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
+from usam_jax import models
 from usam_jax.models import variable_shapes
+from usam_jax.models.common.spec import InputSpec
 from usam_jax.utils.errors import WeightsError
 
 StateDict = Mapping[str, np.ndarray]
@@ -67,6 +69,8 @@ class NameMap:
     fresh: Rules = ()  # (pattern, reason): leaves that keep their initial values
     resized: str = ""  # tables that are resized linearly to the model's image size
     file_names: Renaming = ()  # (pattern, replacement) on the names of the file, before the rest
+    file: str = ""  # pattern of the file's name, if names of tensors do not tell its origin
+    unit_input: str = ""  # first layer if it was trained on grey in [0, 1], not normalised
     refused: Rules = ()  # (pattern, reason): a tensor that shows a file that cannot be read
 
 
@@ -208,9 +212,23 @@ def from_torch(
     }
     problems.unknown += [name for name, reason in left.items() if not reason]
     problems.raise_any(name_map.source, config)
+    if name_map.unit_input:
+        normalise_input(flat, name_map.unit_input, models.get(config.name).at(config).input)
     tree = traverse_util.unflatten_dict(flat)
     constants = tree.get("constants", {})
     return tree, Report(name_map.source, list(loaded), resized, left, fresh, constants)
+
+
+def normalise_input(flat: Variables, layer: str, given: InputSpec) -> None:
+    """Make the first layer, which took grey in [0, 1], take what the network feeds it.
+
+    It is a convolution without padding at the path `layer`, so the result is the same for
+    `n = (x - mean) / std`: the kernel times std, and the bias plus mean times the kernel's sum.
+    """
+    path = tuple(layer.split("/"))
+    kernel = flat[*path, "kernel"]
+    flat[*path, "bias"] = flat[*path, "bias"] + given.mean * kernel.sum((0, 1, 2))
+    flat[*path, "kernel"] = kernel * np.float32(given.std)
 
 
 def to_torch(variables: Variables, name_map: NameMap, config: ConfigDict) -> dict[str, np.ndarray]:

@@ -39,8 +39,8 @@ def full_name(name: str) -> str:
 
 
 def short_name(name: str) -> str:
-    """Return the name for folders and tables: for a user's file, its stem."""
-    return pathlib.Path(name).stem if is_file(name) else name
+    """Return the name for folders and tables: of a path, its last part without ending."""
+    return pathlib.Path(name).stem
 
 
 def get(name: str) -> ModelSpec:

@@ -59,4 +59,8 @@ SAM = NameMap(
 )
 HUB = dataclasses.replace(SAM, source=sam_s.HUB.source, file_names=usam.HUB_NAMES)
 
-MAPS = (PUBLISHED, SAM, HUB, TRAINED)
+MEDSAM = dataclasses.replace(
+    SAM, source="MedSAM", file=usam.MEDSAM_FILE, unit_input=sam_s.PATCH_EMBED
+)
+
+MAPS = (PUBLISHED, SAM, HUB, TRAINED, MEDSAM)
