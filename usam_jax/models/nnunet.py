@@ -256,14 +256,9 @@ def read_plan(config: ConfigDict) -> Plan:
 
 def build(config: ConfigDict, encoder_type: Callable[..., nn.Module] = Encoder) -> NnUNet:
     """Return the module of `config.model`. Raises UsageError if a field is invalid."""
-    plan, normalisation = read_plan(config), read_input(config)
+    plan, spec = read_plan(config), SPEC.at(config)
     dtype = jnp.dtype(config.dtype)
-    return NnUNet(plan, config.num_classes, normalisation, encoder_type, dtype)
-
-
-def read_input(config: ConfigDict) -> InputSpec:
-    """Return the normalisation of `config.model`."""
-    return InputSpec(mean=config.grey_mean, std=config.grey_std)
+    return NnUNet(plan, config.num_classes, spec.input, encoder_type, dtype)
 
 
 def depends(config: ConfigDict) -> dict[str, Any]:
@@ -278,7 +273,7 @@ def depends(config: ConfigDict) -> dict[str, Any]:
     total = sum(weights.values())
     return {
         "image_size": multiple_of(scale),
-        "input": read_input(config),
+        "input": InputSpec(mean=config.grey_mean, std=config.grey_std),
         "loss_weights": {name: weight / total for name, weight in weights.items()},
     }
 

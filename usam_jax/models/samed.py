@@ -135,5 +135,6 @@ SPEC = ModelSpec(
     paper="2304.13785",
     code="github.com/hitachinsk/SAMed@e351840",
     pretrained=USAM.pretrained,
+    versions=USAM.versions,
     small=USAM.small,
 )

@@ -13,6 +13,8 @@ from usam_jax.utils.mesh import make_mesh
 from usam_jax.utils.workdir import Workdir
 from usam_jax.weights import load, run_checkpoint, saved_config
 
+NO_SPLIT = "no split"  # what chose the checkpoint, in summaries and model cards
+
 
 def write(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Save the weights of `config.init_from` as the best checkpoint of a new run, at step 0.
@@ -23,8 +25,10 @@ def write(config: ConfigDict, workdir: pathlib.Path) -> None:
     if not config.init_from:
         raise UsageError('config.init_from: got "", expected a file of weights')
     training = loop.make_training(config, 1, make_mesh(1))
-    loaded = traverse_util.flatten_dict(load.read_initial(config), sep="/")
-    whole = traverse_util.flatten_dict(variable_shapes(config.model), sep="/")
+    variables = load.read_initial(config)
+    loaded, whole = (
+        traverse_util.flatten_dict(x, sep="/") for x in (variables, variable_shapes(config.model))
+    )
     if missing := [name for name in whole if name not in loaded]:
         raise WeightsError(
             f"config.init_from: {config.init_from} has no weights for {len(missing)} arrays of the "
@@ -34,5 +38,7 @@ def write(config: ConfigDict, workdir: pathlib.Path) -> None:
     if run_checkpoint.read_config(workdir):
         raise UsageError(f"{workdir} holds a run already. Give another folder.")
     with run_checkpoint.Checkpoints(workdir) as checkpoints:
-        write_json(Workdir(workdir).config, saved_config.to_json(config))
-        checkpoints.save(0, training.start_fn(), 0.0)
+        saved = saved_config.to_json(config)
+        saved["eval"]["select_on"] = NO_SPLIT
+        write_json(Workdir(workdir).config, saved)
+        checkpoints.save(0, training.start_fn(variables), 0.0)

@@ -40,13 +40,14 @@ from usam_jax.weights.run_checkpoint import Checkpoints
 class Training(NamedTuple):
     """The parts of a training run.
 
-    `target` is the state as abstract arrays with shardings. `start_fn` computes the initial state.
+    `target` is the state as abstract arrays with shardings. `start_fn` computes the initial state,
+    from complete variables if it is given any.
     """
 
     model: nn.Module
     train_step: TrainStep
     target: TrainState
-    start_fn: Callable[[], TrainState]
+    start_fn: Callable[..., TrainState]
 
 
 class Evaluated(NamedTuple):
@@ -78,9 +79,10 @@ def make_training(config: ConfigDict, steps_per_epoch: int, mesh: Mesh) -> Train
         rates = config.optimizer.learning_rates.items()
         return {f"lr/{group}": rate * factor_fn(step) for group, rate in rates}
 
-    def start_fn() -> TrainState:
-        variables = init_variables(config.model, jax.random.key(config.seed))
-        loaded = load.load_initial(config, variables)
+    def start_fn(loaded: dict[str, Any] | None = None) -> TrainState:
+        if loaded is None:
+            variables = init_variables(config.model, jax.random.key(config.seed))
+            loaded = load.load_initial(config, variables)
         # Via the host: devices of different processes cannot exchange arrays directly.
         return create_state(tx, jax.device_get(loaded), target, config.train, spec)
 

@@ -18,17 +18,18 @@ from usam_jax.weights import run_checkpoint
 from usam_jax.weights.maps import find_maps, maps_of
 from usam_jax.weights.name_map import (
     NameMap,
-    Problems,
     Report,
-    StateDict,
     Variables,
     best_map,
     from_torch,
     is_fresh,
+    is_resizable,
     model_leaves,
+    rename,
     to_torch,
     wanted_names,
 )
+from usam_jax.weights.problems import Problems, StateDict
 
 
 def from_published(state_dict: StateDict, config: ConfigDict) -> Variables:
@@ -124,13 +125,16 @@ def read_weights(path: pathlib.Path, config: ConfigDict) -> tuple[Variables, str
     names. Raises WeightsError if the file does not fit the model.
     """
     tensors = torch_checkpoint.load(path)
+    hint = ""
     try:
         if any(name.startswith("params/") for name in tensors):
             return from_flat(tensors, config), f"{len(tensors)} arrays of this package"
         name_map = best_map(tensors, maps_for(path, config), config)
         tree, report = from_torch(tensors, name_map, config)
     except WeightsError as error:
-        raise WeightsError(f"{path}: {name_source(tensors, config) or error}") from error
+        if not any(name.startswith("params/") for name in tensors):
+            hint = name_source(tensors, config) or name_version(tensors, path, config)
+        raise WeightsError(f"{path}: {hint or error}") from error
     return tree, f"{name_map.source}, {report if report.fresh else 'complete'}"
 
 
@@ -151,6 +155,36 @@ def name_source(tensors: StateDict, config: ConfigDict) -> str:
     return (
         f"got weights of {maps_of(network)[0].source}, expected ones of the network {config.name}. "
         f"Give --config=configs/NAME.py:{network}"
+    )
+
+
+def name_version(tensors: StateDict, path: pathlib.Path, config: ConfigDict) -> str:
+    """An error that names the version whose weights a file holds, if it is another one."""
+    for fields in registry.get(config.name).versions:
+        given = {name: config[name] for name in fields}
+        other = ConfigDict(config.to_dict() | dict(fields))
+        name_map = best_map(tensors, maps_for(path, other), other)
+        if given != fields and fits(tensors, name_map, other):
+            flags = " ".join(f"--config.model.{name}={x}" for name, x in fields.items())
+            return (
+                f"got weights of {name_map.source} for config.model with {dict(fields)}, expected "
+                f"{given}. Give {flags}"
+            )
+    return ""
+
+
+def fits(tensors: StateDict, name_map: NameMap, config: ConfigDict) -> bool:
+    """Return whether tensors have the names and shapes that a map wants, or can be resized."""
+    tensors = {rename(name, name_map.file_names): x for name, x in tensors.items()}
+    leaves = [x for x in model_leaves(config, name_map) if not is_fresh(x, name_map)]
+    return all(
+        name in tensors
+        and (
+            tensors[name].shape == leaf.torch_shape
+            or (leaf.resizable and is_resizable(tensors[name].shape, leaf.torch_shape))
+        )
+        for leaf in leaves
+        for name in leaf.names
     )
 
 

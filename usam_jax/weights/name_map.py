@@ -8,7 +8,7 @@ may name the same tensor.
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,8 +21,8 @@ from usam_jax import models
 from usam_jax.models import variable_shapes
 from usam_jax.models.common.spec import InputSpec
 from usam_jax.utils.errors import WeightsError
+from usam_jax.weights.problems import Problems, StateDict
 
-StateDict = Mapping[str, np.ndarray]
 Variables = dict[str, Any]
 Rules = tuple[tuple[str, str], ...]
 Renaming = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
@@ -219,7 +219,7 @@ def from_torch(
     return tree, Report(name_map.source, list(loaded), resized, left, fresh, constants)
 
 
-def normalise_input(flat: Variables, layer: str, given: InputSpec) -> None:
+def normalise_input(flat: dict[tuple[str, ...], np.ndarray], layer: str, given: InputSpec) -> None:
     """Make the first layer, which took grey in [0, 1], take what the network feeds it.
 
     It is a convolution without padding at the path `layer`, so the result is the same for
@@ -254,44 +254,6 @@ def best_map(state_dict: StateDict, maps: tuple[NameMap, ...], config: ConfigDic
         return len(names & wanted) - len(wanted - names)
 
     return max(maps, key=score)
-
-
-class Problems:
-    """All problems of a checkpoint, collected so that one error lists them."""
-
-    def __init__(self) -> None:
-        self.used: set[str] = set()
-        self.missing: list[str] = []
-        self.unknown: list[str] = []
-        self.misshapen: list[str] = []
-
-    def check(self, leaf: Leaf, tensors: StateDict) -> list[np.ndarray]:
-        """Return the leaf's tensors, or an empty list if one is missing or misshapen."""
-        new = [name for name in leaf.names if name not in self.used]
-        self.used.update(leaf.names)
-        absent = [name for name in leaf.names if name not in tensors]
-        wrong = [
-            name
-            for name in leaf.names
-            if name in tensors and tensors[name].shape != leaf.torch_shape
-        ]
-        self.missing += [name for name in absent if name in new]
-        self.misshapen += [
-            f"{name}: got {tensors[name].shape}, expected {leaf.torch_shape}" for name in wrong
-        ]
-        return [] if absent or wrong else [tensors[name] for name in leaf.names]
-
-    def raise_any(self, source: str, config: ConfigDict) -> None:
-        """Raise WeightsError, which names `source` and `config`, if there is any problem."""
-        kinds = {"missing": self.missing, "unknown": self.unknown, "misshapen": self.misshapen}
-        lines = ["\n  ".join([f"{len(v)} {kind}:", *v]) for kind, v in kinds.items() if v]
-        if lines:
-            fields = ", ".join(f"{name} = {value}" for name, value in config.items())
-            raise WeightsError(
-                f"these weights are not those of {source} with config.model: {fields}\n"
-                + "\n".join(lines)
-                + "\nCheck config.model against the file."
-            )
 
 
 def is_resizable(before: tuple[int, ...], shape: tuple[int, ...]) -> bool:

@@ -82,6 +82,8 @@ class ModelSpec:
     paper: str = ""  # arXiv id, or where it was published
     code: str = ""  # repository@commit that the golden values come from
     pretrained: str = ""  # default initial weights of training, a file in weights/
+    # Fields of the versions that have published weights, to name the one that fits a file.
+    versions: tuple[Mapping[str, Any], ...] = ()
     small: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # fields of the demo size
     # Fields of this SPEC that depend on `config.model`, by name. Raises UsageError as `build` does.
     depends: Callable[[ConfigDict], Mapping[str, Any]] = lambda _config: {}
