@@ -3,6 +3,7 @@
 import contextlib
 import math
 import pathlib
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -35,6 +36,8 @@ from usam_jax.utils.mesh import make_mesh, shard_batch
 from usam_jax.utils.workdir import Workdir
 from usam_jax.weights import load, run_checkpoint, saved_config
 from usam_jax.weights.run_checkpoint import Checkpoints
+
+PLOT_EVERY = 30.0  # seconds: with short epochs, drawing took a third of the time
 
 
 class Training(NamedTuple):
@@ -121,15 +124,26 @@ def check_finite(
     )
 
 
-def publish(
-    step: int, writer: MetricWriter, record: run_record.RunRecord, config: ConfigDict
-) -> None:
-    """Write `metrics.csv`, `progress.png` and `run.json` as of `step`."""
-    if writer.active:
-        rows = writer.read()
-        writer.write_csv(rows)
-        curves.save_progress(writer.workdir.progress, rows, config.eval.select_on)
-        record.write(step)
+class Publisher:
+    """Writes `metrics.csv`, `progress.png` and `run.json` of a run, for readers outside."""
+
+    def __init__(
+        self, writer: MetricWriter, record: run_record.RunRecord, config: ConfigDict
+    ) -> None:
+        self.writer, self.record, self.config = writer, record, config
+        self.drawn = -math.inf  # time of the last plot, in seconds
+
+    def publish(self, step: int, final: bool) -> None:
+        """Write the files as of `step`, the plot every `PLOT_EVERY` seconds and if `final`."""
+        if not self.writer.active:
+            return
+        rows = self.writer.read()
+        self.writer.write_csv(rows)
+        if final or time.monotonic() - self.drawn > PLOT_EVERY:
+            path = self.writer.workdir.progress
+            curves.save_progress(path, rows, self.config.eval.select_on)
+            self.drawn = time.monotonic()
+        self.record.write(step)
 
 
 def next_batch(iterator: Iterator[loader.Batch]) -> loader.Batch:
@@ -212,6 +226,7 @@ def train(
             runtime.StopSignal() as stop,
         ):
             speed = throughput.Meter(config.train.batch_size)
+            publisher = Publisher(writer, record, config)
             for step in range(first + 1, num_steps + 1):
                 tracer.before(step)
                 with speed.waiting():
@@ -238,7 +253,7 @@ def train(
                     dice = percent(evaluated.score)
                     console.info(f"epoch {epoch}: {config.eval.select_on} Dice {dice} %")
                     checkpoints.save(step, state, evaluated.score or 0.0)
-                    publish(step, writer, record, config)
+                    publisher.publish(step, final=step == num_steps)
                     speed.restart()
                 elif step % config.train.checkpoint_every_steps == 0:
                     checkpoints.save(step, state)
@@ -246,7 +261,7 @@ def train(
                     if checkpoints.latest_step != step:
                         checkpoints.save(step, state)
                     checkpoints.wait()
-                    publish(step, writer, record, config)
+                    publisher.publish(step, final=True)
                     raise Stopped(
                         f"{received}: stopped after step {step} of {num_steps}, which is saved; "
                         "rerun the same command to resume"
