@@ -1,6 +1,7 @@
 """MedSAM: SAM's names, grey values in [0, 1], and the values that its code printed."""
 
 import dataclasses
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,6 @@ from test_zoo import assert_probe, to_torch_layout
 from usam_jax import models
 from usam_jax.models import Prompts
 from usam_jax.models.common.spec import InputSpec
-from usam_jax.utils.errors import WeightsError
 from usam_jax.weights import load, name_map
 from usam_jax.weights.maps import sam_s, usam
 
@@ -77,17 +77,17 @@ def test_name_of_the_file_tells_medsam_from_sam(network, tmp_path):
     assert changed == (layer if medsam.unit_input else set())
 
 
-def test_read_weights_names_the_version_that_fits(tmp_path, monkeypatch):
-    other = model_config(name="sam_s", variant="vit_l", image_size=1024)
-    leaves = name_map.model_leaves(other, sam_s.SAM)
-    shapes = {
-        n: x.torch_shape for x in leaves for n in x.names if n in load.wanted_names([x], sam_s.SAM)
+def test_name_version_names_the_one_that_fits():
+    leaves = name_map.model_leaves(model_config(name="sam_s", variant="vit_l"), sam_s.SAM)
+    wanted = name_map.wanted_names(leaves, sam_s.SAM)
+    tensors = {
+        name: np.broadcast_to(np.float32(0), leaf.torch_shape)
+        for leaf in leaves
+        for name in leaf.names
+        if name in wanted
     }
-    tensors = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
-    monkeypatch.setattr(load.torch_checkpoint, "load", lambda path: tensors)
-    with pytest.raises(
-        WeightsError,
-        match=r"got weights of SAM for config.model with \{'variant': 'vit_l'\}, expected "
-        r"\{'variant': 'vit_b'\}. Give --config.model.variant=vit_l",
-    ):
-        load.read_weights(tmp_path / "sam_vit_l.pth", model_config(name="sam_s"))
+    found = load.name_version(tensors, pathlib.Path("sam_vit_l.pth"), model_config(name="sam_s"))
+    assert found == (
+        "got weights of SAM for config.model with {'variant': 'vit_l'}, expected {'variant': "
+        "'vit_b'}. Give --config.model.variant=vit_l"
+    )

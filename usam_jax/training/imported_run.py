@@ -24,6 +24,8 @@ def write(config: ConfigDict, workdir: pathlib.Path) -> None:
     """
     if not config.init_from:
         raise UsageError('config.init_from: got "", expected a file of weights')
+    if run_checkpoint.read_config(workdir):
+        raise UsageError(f"{workdir} holds a run already. Give another folder.")
     training = loop.make_training(config, 1, make_mesh(1))
     variables = load.read_initial(config)
     loaded, whole = (
@@ -35,8 +37,6 @@ def write(config: ConfigDict, workdir: pathlib.Path) -> None:
             f"network, so it can only start a training:\n{list_some(missing)}"
         )
     run_checkpoint.check_config(workdir, config)
-    if run_checkpoint.read_config(workdir):
-        raise UsageError(f"{workdir} holds a run already. Give another folder.")
     with run_checkpoint.Checkpoints(workdir) as checkpoints:
         saved = saved_config.to_json(config)
         saved["eval"]["select_on"] = NO_SPLIT

@@ -17,6 +17,7 @@ from usam_jax.utils.files import checksum
 from usam_jax.weights import run_checkpoint
 from usam_jax.weights.maps import find_maps, maps_of
 from usam_jax.weights.name_map import (
+    Leaf,
     NameMap,
     Report,
     Variables,
@@ -24,6 +25,7 @@ from usam_jax.weights.name_map import (
     from_torch,
     is_fresh,
     is_resizable,
+    leaves_of,
     model_leaves,
     rename,
     to_torch,
@@ -162,21 +164,22 @@ def name_version(tensors: StateDict, path: pathlib.Path, config: ConfigDict) -> 
     """An error that names the version whose weights a file holds, if it is another one."""
     for fields in registry.get(config.name).versions:
         given = {name: config[name] for name in fields}
-        other = ConfigDict(config.to_dict() | dict(fields))
-        name_map = best_map(tensors, maps_for(path, other), other)
-        if given != fields and fits(tensors, name_map, other):
-            flags = " ".join(f"--config.model.{name}={x}" for name, x in fields.items())
-            return (
-                f"got weights of {name_map.source} for config.model with {dict(fields)}, expected "
-                f"{given}. Give {flags}"
-            )
+        if given == fields:
+            continue
+        shapes = variable_shapes(ConfigDict(config.to_dict() | dict(fields)))
+        for name_map in maps_for(path, config):
+            if fits(tensors, leaves_of(shapes, name_map), name_map):
+                flags = " ".join(f"--config.model.{name}={x}" for name, x in fields.items())
+                return (
+                    f"got weights of {name_map.source} for config.model with {dict(fields)}, "
+                    f"expected {given}. Give {flags}"
+                )
     return ""
 
 
-def fits(tensors: StateDict, name_map: NameMap, config: ConfigDict) -> bool:
-    """Return whether tensors have the names and shapes that a map wants, or can be resized."""
+def fits(tensors: StateDict, leaves: list[Leaf], name_map: NameMap) -> bool:
+    """Return whether tensors have the names and shapes that leaves want, or can be resized."""
     tensors = {rename(name, name_map.file_names): x for name, x in tensors.items()}
-    leaves = [x for x in model_leaves(config, name_map) if not is_fresh(x, name_map)]
     return all(
         name in tensors
         and (
@@ -184,6 +187,7 @@ def fits(tensors: StateDict, name_map: NameMap, config: ConfigDict) -> bool:
             or (leaf.resizable and is_resizable(tensors[name].shape, leaf.torch_shape))
         )
         for leaf in leaves
+        if not is_fresh(leaf, name_map)
         for name in leaf.names
     )
 
