@@ -77,8 +77,11 @@ def test_name_of_the_file_tells_medsam_from_sam(network, tmp_path):
     assert changed == (layer if medsam.unit_input else set())
 
 
-def test_name_version_names_the_one_that_fits():
-    leaves = name_map.model_leaves(model_config(name="sam_s", variant="vit_l"), sam_s.SAM)
+def test_name_version_names_the_one_that_fits(monkeypatch):
+    versions = tuple({"variant": x} for x in ("small", "tiny"))  # quicker than SAM's
+    spec = dataclasses.replace(models.get("sam_s"), versions=versions)
+    monkeypatch.setattr(load.registry, "get", lambda name: spec)
+    leaves = name_map.model_leaves(model_config(name="sam_s", variant="tiny"), sam_s.SAM)
     wanted = name_map.wanted_names(leaves, sam_s.SAM)
     tensors = {
         name: np.broadcast_to(np.float32(0), leaf.torch_shape)
@@ -86,8 +89,8 @@ def test_name_version_names_the_one_that_fits():
         for name in leaf.names
         if name in wanted
     }
-    found = load.name_version(tensors, pathlib.Path("sam_vit_l.pth"), model_config(name="sam_s"))
-    assert found == (
-        "got weights of SAM for config.model with {'variant': 'vit_l'}, expected {'variant': "
-        "'vit_b'}. Give --config.model.variant=vit_l"
+    given = model_config(name="sam_s", variant="small")
+    assert load.name_version(tensors, pathlib.Path("sam.pth"), given) == (
+        "got weights of SAM for config.model with {'variant': 'tiny'}, expected {'variant': "
+        "'small'}. Give --config.model.variant=tiny"
     )
