@@ -30,6 +30,9 @@ def old_config(config) -> dict:
     saved.pop("schema_version")
     for new, (section, old) in OLD_NAMES.items():
         saved[section][old] = saved[section].pop(new)
+    for section, fields in saved_config.ADDED.items():
+        for name in fields:
+            saved[section].pop(name)
     for name in ("name", "momentum", "nesterov"):
         saved["optimizer"].pop(name)
     return saved
@@ -52,14 +55,23 @@ def test_upgrade_turns_baseline_of_version_1_into_a_network():
     assert run_checkpoint.differences(config, saved_config.upgrade(saved)) == []
 
 
+def test_upgrade_adds_the_fields_of_version_3():
+    config = phantom_config()
+    saved = saved_config.to_json(config) | {"schema_version": 2}
+    for section, fields in saved_config.ADDED.items():
+        for name in fields:
+            saved[section].pop(name)
+    assert run_checkpoint.differences(config, saved_config.upgrade(saved)) == []
+
+
 def test_upgrade_keeps_todays_config():
     saved = saved_config.to_json(phantom_config())
     assert saved_config.upgrade(saved) == {k: v for k, v in saved.items() if k != "schema_version"}
 
 
 def test_upgrade_names_unknown_version():
-    with pytest.raises(UserError, match=r"got schema_version 3, expected at most 2"):
-        saved_config.upgrade({"schema_version": 3})
+    with pytest.raises(UserError, match=r"got schema_version 4, expected at most 3"):
+        saved_config.upgrade({"schema_version": 4})
 
 
 @pytest.fixture(scope="module")

@@ -44,13 +44,14 @@ PLOT_EVERY = 30.0  # seconds: with short epochs, drawing took a third of the tim
 class Training(NamedTuple):
     """The parts of a training run.
 
-    `target` is the state as abstract arrays with shardings. `start_fn` computes the initial state.
+    `target` is the state as abstract arrays with shardings. `start_fn` computes the initial state,
+    from complete variables if it is given any.
     """
 
     model: nn.Module
     train_step: TrainStep
     target: TrainState
-    start_fn: Callable[[], TrainState]
+    start_fn: Callable[..., TrainState]
 
 
 class Evaluated(NamedTuple):
@@ -70,20 +71,22 @@ def make_training(config: ConfigDict, steps_per_epoch: int, mesh: Mesh) -> Train
 
     Raises UsageError if `config.model` or `config.optimizer` has an unsupported value.
     """
-    model, spec = make_model(config.model), models.get(config.model.name)
+    model, spec = make_model(config.model), models.get(config.model.name).at(config.model)
     optimizer.check(config.optimizer, spec)
     shapes = variable_shapes(config.model)
     warmup = math.ceil(steps_per_epoch / 2) if config.optimizer.warmup else 0
-    factor_fn = optimizer.polynomial_decay(config.train.num_epochs * steps_per_epoch, warmup)
+    steps, power = config.train.num_epochs * steps_per_epoch, config.optimizer.decay_power
+    factor_fn = optimizer.polynomial_decay(steps, warmup, power)
     tx = optimizer.make_optimizer(config.optimizer, factor_fn, spec)
 
     def rates_fn(step: Any) -> dict[str, Any]:
         rates = config.optimizer.learning_rates.items()
         return {f"lr/{group}": rate * factor_fn(step) for group, rate in rates}
 
-    def start_fn() -> TrainState:
-        variables = init_variables(config.model, jax.random.key(config.seed))
-        loaded = load.load_initial(config, variables)
+    def start_fn(loaded: dict[str, Any] | None = None) -> TrainState:
+        if loaded is None:
+            variables = init_variables(config.model, jax.random.key(config.seed))
+            loaded = load.load_initial(config, variables)
         # Via the host: devices of different processes cannot exchange arrays directly.
         return create_state(tx, jax.device_get(loaded), target, config.train, spec)
 

@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 
 from usam_jax.models import variable_shapes
 from usam_jax.utils.errors import WeightsError
-from usam_jax.weights.name_map import NameMap, StateDict, leaves_of, rename, wanted_names
+from usam_jax.weights.name_map import NameMap, leaves_of, rename, wanted_names
+from usam_jax.weights.problems import StateDict
 
 MAX_PARTS = 4  # of a prefix
 MIN_FOUND = 0.2  # share of the wanted names; a file of another variant has more of them

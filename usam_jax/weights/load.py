@@ -1,5 +1,6 @@
 """Initial weights of a run: from a file of any known format, or from another run."""
 
+import functools
 import pathlib
 import re
 from collections.abc import Iterable
@@ -18,17 +19,20 @@ from usam_jax.weights import run_checkpoint
 from usam_jax.weights.fit import find_fit, shared_prefixes, strip
 from usam_jax.weights.maps import find_maps, maps_of
 from usam_jax.weights.name_map import (
+    Leaf,
+    NameMap,
     Report,
-    StateDict,
     Variables,
     from_torch,
     is_fresh,
+    is_resizable,
     leaves_of,
     model_leaves,
+    rename,
     to_torch,
     wanted_names,
 )
-from usam_jax.weights.problems import Problems
+from usam_jax.weights.problems import Problems, StateDict
 
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.")
 
@@ -82,25 +86,42 @@ def flatten(variables: Variables) -> dict[str, np.ndarray]:
 
 
 def load_initial(config: ConfigDict, variables: Variables) -> Variables:
-    """Return `variables` updated from `config.init_from`: "", a weights file or a workdir.
+    """Return `variables` updated from `config.init_from`.
 
-    Raises WeightsError if the file does not exist or does not fit the model.
+    Raises WeightsError as `read_initial` does.
     """
-    if not config.init_from:
-        return variables
-    path = pathlib.Path(config.init_from)
-    try:
-        if path.is_dir():
-            step, loaded = run_checkpoint.load_best(path, config.model)
-            console.info(f"{path}: all weights of its best checkpoint, step {step}")
-            return loaded
-        loaded, summary = read_weights(path, config.model)
-    except WeightsError as error:
-        raise WeightsError(f"config.init_from: {error}") from error
-    console.info(f"{path}: {summary}; sha256 {checksum(path)}")
     flat = traverse_util.flatten_dict(variables)
-    flat |= traverse_util.flatten_dict(loaded)
+    flat |= traverse_util.flatten_dict(read_initial(config))
     return traverse_util.unflatten_dict(flat)
+
+
+def read_initial(config: ConfigDict) -> Variables:
+    """Return the variables, all or some, that `config.init_from` holds.
+
+    It is "", a workdir, a weights file, or several files joined by commas, of which later ones
+    replace what earlier ones hold. Raises WeightsError if a file does not exist or does not fit the
+    model.
+    """
+    flat: Variables = {}
+    for path in initial_files(config):
+        try:
+            if path.is_dir():
+                step, loaded = run_checkpoint.load_best(path, config.model)
+                console.info(f"{path}: all weights of its best checkpoint, step {step}")
+            else:
+                loaded, summary = read_weights(path, config.model)
+                console.info(f"{path}: {summary}; sha256 {checksum(path)}")
+        except WeightsError as error:
+            raise WeightsError(f"config.init_from: {error}") from error
+        flat |= traverse_util.flatten_dict(loaded)
+    return traverse_util.unflatten_dict(flat)
+
+
+def initial_files(config: ConfigDict) -> list[pathlib.Path]:
+    """Return the paths in `config.init_from`: one if it exists, else those between its commas."""
+    given = config.init_from
+    names = [given] if pathlib.Path(given).exists() else given.split(",")
+    return [pathlib.Path(name) for name in names if name]
 
 
 def read_weights(path: pathlib.Path, config: ConfigDict) -> tuple[Variables, str]:
@@ -115,22 +136,31 @@ def read_weights(path: pathlib.Path, config: ConfigDict) -> tuple[Variables, str
             f"Give the file NAME.index.json next to it."
         )
     tensors = torch_checkpoint.load(path)
+    hint = ""
     try:
         if any(name.startswith("params/") for name in tensors):
             return from_flat(tensors, config), f"{len(tensors)} arrays of this package"
-        fit = find_fit(tensors, maps_of(config.name), config)
+        fit = find_fit(tensors, maps_for(path, config), config)
         tree, report = from_torch(fit.tensors, fit.name_map, config)
     except WeightsError as error:
-        raise WeightsError(f"{path}: {name_source(tensors, config) or error}") from error
+        if not any(name.startswith("params/") for name in tensors):
+            hint = name_source(tensors, config) or name_version(tensors, path, config)
+        raise WeightsError(f"{path}: {hint or error}") from error
     return tree, f"{fit}, {report if report.fresh else 'complete'}"
+
+
+def maps_for(path: pathlib.Path, config: ConfigDict) -> tuple[NameMap, ...]:
+    """Return the maps of a network that can be those of a file, the ones for its name first."""
+    maps = maps_of(config.name)
+    named = [x for x in maps if x.file and re.search(x.file, path.name, re.IGNORECASE)]
+    return (*named, *(x for x in maps if not x.file))
 
 
 def name_source(tensors: StateDict, config: ConfigDict) -> str:
     """An error that names the network of a published checkpoint, if it is another one."""
     complete = {}
     for network in registry.names():
-        published = maps_of(network)[0]
-        names = wanted_names(model_leaves(make_config(network), published), published)
+        names = published_names(network)
         if any(names <= set(strip(tensors, x)) for x in shared_prefixes(list(tensors))):
             complete[network] = len(names)
     network = max(complete, key=lambda x: complete[x], default=config.name)
@@ -171,6 +201,45 @@ def name_flat_source(arrays: StateDict, config: ConfigDict) -> str:
     if network == config.name:
         return ""
     return describe_other(f"the network {network}", network, config)
+
+
+def name_version(tensors: StateDict, path: pathlib.Path, config: ConfigDict) -> str:
+    """An error that names the version whose weights a file holds, if it is another one."""
+    for fields in registry.get(config.name).versions:
+        given = {name: config[name] for name in fields}
+        if given == fields:
+            continue
+        shapes = variable_shapes(ConfigDict(config.to_dict() | dict(fields)))
+        for name_map in maps_for(path, config):
+            if fits(tensors, leaves_of(shapes, name_map), name_map):
+                flags = " ".join(f"--config.model.{name}={x}" for name, x in fields.items())
+                return (
+                    f"got weights of {name_map.source} for config.model with {dict(fields)}, "
+                    f"expected {given}. Give {flags}"
+                )
+    return ""
+
+
+def fits(tensors: StateDict, leaves: list[Leaf], name_map: NameMap) -> bool:
+    """Return whether tensors have the names and shapes that leaves want, or can be resized."""
+    tensors = {rename(name, name_map.file_names): x for name, x in tensors.items()}
+    return all(
+        name in tensors
+        and (
+            tensors[name].shape == leaf.torch_shape
+            or (leaf.resizable and is_resizable(tensors[name].shape, leaf.torch_shape))
+        )
+        for leaf in leaves
+        if not is_fresh(leaf, name_map)
+        for name in leaf.names
+    )
+
+
+@functools.cache
+def published_names(network: str) -> set[str]:
+    """Return the tensors of a network's published checkpoint, at its default size."""
+    published = maps_of(network)[0]
+    return wanted_names(model_leaves(make_config(network), published), published)
 
 
 def from_flat(arrays: StateDict, config: ConfigDict) -> Variables:

@@ -8,7 +8,7 @@ may name the same tensor.
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,12 +17,15 @@ import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
+from usam_jax import models
 from usam_jax.models import variable_shapes
-from usam_jax.weights.problems import Problems
+from usam_jax.models.common.spec import InputSpec
+from usam_jax.utils.errors import WeightsError
+from usam_jax.weights.problems import Problems, StateDict
 
-StateDict = Mapping[str, np.ndarray]
 Variables = dict[str, Any]
 Rules = tuple[tuple[str, str], ...]
+Renaming = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
 
 LEAF_NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 # A rule of `NameMap.ignored` for any network with BatchNorm.
@@ -59,13 +62,16 @@ class NameMap:
     """
 
     source: str  # origin of the checkpoint, for messages
-    rename: Rules = ()  # (pattern, replacement) on the default name, in order
+    rename: Renaming = ()  # (pattern, replacement) on the default name, in order
     layout: Rules = ()  # (pattern, key of LAYOUTS); default: by name and number of axes
     stacked: str = ""  # leaves whose first axis runs over tensors; `{}` in the name is its index
     ignored: Rules = ()  # (pattern, reason): tensors of the file that are not read
     fresh: Rules = ()  # (pattern, reason): leaves that keep their initial values
     resized: str = ""  # tables that are resized linearly to the model's image size
-    file_names: Rules = ()  # (pattern, replacement) on the names of the file, before the rest
+    file_names: Renaming = ()  # (pattern, replacement) on the names of the file, before the rest
+    file: str = ""  # pattern of the file's name, if names of tensors do not tell its origin
+    unit_input: str = ""  # first layer if it was trained on grey in [0, 1], not normalised
+    refused: Rules = ()  # (pattern, reason): a tensor that shows a file that cannot be read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +140,7 @@ def torch_name(path: tuple[str, ...], name_map: NameMap) -> str:
     return rename(".".join(dotted), name_map.rename)
 
 
-def rename(name: str, rules: Rules) -> str:
+def rename(name: str, rules: Renaming) -> str:
     """Apply all rules to a name, in order."""
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
@@ -183,6 +189,9 @@ def from_torch(
     names missing, unknown, misshapen and non-finite tensors.
     """
     tensors = {rename(name, name_map.file_names): x for name, x in state_dict.items()}
+    for name in tensors:
+        if reason := first_match(name, name_map.refused):
+            raise WeightsError(f"got {name_map.source} with {name}, {reason}")
     problems, flat, resized = Problems(), {}, {}
     fresh: list[str] = []
     loaded: dict[str, None] = {}
@@ -203,15 +212,31 @@ def from_torch(
     }
     problems.unknown += [name for name, reason in left.items() if not reason]
     problems.raise_any(name_map.source, config)
+    if name_map.unit_input:
+        normalise_input(flat, name_map.unit_input, models.get(config.name).at(config).input)
     tree = traverse_util.unflatten_dict(flat)
     constants = tree.get("constants", {})
     return tree, Report(name_map.source, list(loaded), resized, left, fresh, constants)
+
+
+def normalise_input(flat: dict[tuple[str, ...], np.ndarray], layer: str, given: InputSpec) -> None:
+    """Make the first layer, which took grey in [0, 1], take what the network feeds it.
+
+    It is a convolution without padding at the path `layer`, so the result is the same for
+    `n = (x - mean) / std`: the kernel times std, and the bias plus mean times the kernel's sum.
+    """
+    path = tuple(layer.split("/"))
+    kernel = flat[*path, "kernel"]
+    flat[*path, "bias"] = flat[*path, "bias"] + given.mean * kernel.sum((0, 1, 2))
+    flat[*path, "kernel"] = kernel * np.float32(given.std)
 
 
 def to_torch(variables: Variables, name_map: NameMap, config: ConfigDict) -> dict[str, np.ndarray]:
     """Return the tensors that `from_torch` reads, under their published names and layouts."""
     flat, tensors = traverse_util.flatten_dict(variables), {}
     for leaf in model_leaves(config, name_map):
+        if is_fresh(leaf, name_map):
+            continue
         arrays = leaf.to_torch(np.asarray(flat[leaf.path]))
         for name, array in zip(leaf.names, arrays, strict=True):
             tensors[name] = np.ascontiguousarray(array)

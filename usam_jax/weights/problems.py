@@ -9,6 +9,8 @@ from ml_collections import ConfigDict
 
 from usam_jax.utils.errors import WeightsError, list_some
 
+StateDict = Mapping[str, np.ndarray]
+
 MAX_LISTED = 10  # tensors of each kind of problem
 NOT_FINITE = "with NaN or infinite values"
 
@@ -47,7 +49,7 @@ class Problems:
         self,
         names: Sequence[str],
         shape: tuple[int, ...],
-        tensors: Mapping[str, np.ndarray],
+        tensors: StateDict,
     ) -> list[np.ndarray]:
         """Return these tensors, or an empty list if one of them cannot be used.
 

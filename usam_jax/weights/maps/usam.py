@@ -84,4 +84,8 @@ HUB_NAMES = (
 )
 HUB = dataclasses.replace(SAM, source="SAM on the Hugging Face hub", file_names=HUB_NAMES)
 
-MAPS = (PUBLISHED, SAM, HUB)
+# MedSAM is SAM trained on, with the same names and shapes: only the file's name can tell.
+MEDSAM_FILE = "medsam"
+MEDSAM = dataclasses.replace(SAM, source="MedSAM", file=MEDSAM_FILE)
+
+MAPS = (PUBLISHED, SAM, HUB, MEDSAM)
