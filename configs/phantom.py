@@ -23,6 +23,9 @@ def get_config(model: str = "usam") -> ConfigDict:
     config.data.root = ""
     config.data.clahe_limit = 0.0  # no contrast equalisation
     with config.unlocked():
+        # loops: several loops of bowel look alike, and only a prompt can say which is the rectum.
+        # single: one rectum, which its place gives away.
+        config.data.anatomy = "loops"
         config.data.phantom_seed = 1
         config.data.num_patients = (48, 12)  # in the training and test splits
         config.data.slices_per_patient = 24

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from usam_jax.utils.errors import UserError
 from usam_jax.utils.renamed_fields import RENAMED
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 def to_json(config: ConfigDict) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def upgrade(saved: dict[str, Any]) -> dict[str, Any]:
     """
     config = copy.deepcopy(saved)
     version = config.pop("schema_version", 1)
-    if version not in (1, SCHEMA_VERSION):
+    if version not in range(1, SCHEMA_VERSION + 1):
         raise UserError(
             f"config.json of the run: got schema_version {version}, expected at most "
             f"{SCHEMA_VERSION}. Use the version of usam_jax that wrote it, or a newer one."
@@ -39,4 +39,6 @@ def upgrade(saved: dict[str, Any]) -> dict[str, Any]:
                 config["model"].pop(name)
             config["optimizer"]["learning_rates"].pop("backbone")
         config["optimizer"] |= {"name": "adamw", "momentum": 0.9, "nesterov": True}
+    if version < 3 and "phantom_seed" in config.get("data", {}):
+        config["data"]["anatomy"] = "single"
     return config
