@@ -26,7 +26,7 @@ def phantom_case(data: ConfigDict, number: int) -> Case:
     window = [data.window_level, data.window_width]
     load_fn = functools.partial(load_phantom, *arguments, *window, data.anatomy)
     stamp = [anatomy.VERSIONS[data.anatomy], *arguments, *name_anatomy(data)]
-    geometry = anatomy.patient_geometry(*arguments)
+    geometry = anatomy.patient_geometry(*arguments, data.anatomy)
     return Case(name, name, data.slices_per_patient, stamp, load_fn, geometry)
 
 

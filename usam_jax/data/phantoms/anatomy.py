@@ -20,7 +20,7 @@ from usam_jax.data.phantoms.canvas import (
     pick,
     wander,
 )
-from usam_jax.data.phantoms.loops import choose_rectum, draw_loops
+from usam_jax.data.phantoms.loops import LOOPS_FIELD, choose_rectum, draw_loops
 from usam_jax.io.geometry import Geometry
 
 # Kinds of anatomy, and the version of each, to be raised whenever the same arguments give other
@@ -58,7 +58,7 @@ def make_patient(
     on `seed`, `patient` and `anatomy` alone; the scanner's blur and noise also depend on the
     resolution.
     """
-    rng, pose, num_slices = _begin(seed, patient, num_slices)
+    rng, pose, num_slices = _begin(seed, patient, num_slices, anatomy)
     scene = make_scene(rng, pose, size, num_slices)
     slice_mm = EXTENT_MM / num_slices
     _draw_body(scene, rng)
@@ -75,9 +75,11 @@ def make_patient(
     return Phantom(image, labels, (slice_mm, scene.pixel_mm, scene.pixel_mm))
 
 
-def patient_geometry(seed: int, patient: int, size: int, num_slices: int | None) -> Geometry:
+def patient_geometry(
+    seed: int, patient: int, size: int, num_slices: int | None, anatomy: str = "single"
+) -> Geometry:
     """The geometry of a patient's slices, without painting them."""
-    _, pose, num_slices = _begin(seed, patient, num_slices)
+    _, pose, num_slices = _begin(seed, patient, num_slices, anatomy)
     slice_mm, pixel_mm = EXTENT_MM / num_slices, pose.field_mm / size
     affine = np.diag([-pixel_mm, -pixel_mm, slice_mm, 1.0]).tolist()
     return Geometry(
@@ -90,11 +92,14 @@ def patient_geometry(seed: int, patient: int, size: int, num_slices: int | None)
 
 
 def _begin(
-    seed: int, patient: int, num_slices: int | None
+    seed: int, patient: int, num_slices: int | None, anatomy: str
 ) -> tuple[np.random.Generator, Pose, int]:
     rng = np.random.default_rng([seed, patient])
     own_slices = round(EXTENT_MM / float(rng.choice(SLICE_MM)))
-    return rng, draw_pose(rng), num_slices or own_slices
+    pose = draw_pose(rng)
+    if anatomy == "loops":
+        pose = pose._replace(field_mm=pose.field_mm * LOOPS_FIELD)
+    return rng, pose, num_slices or own_slices
 
 
 def _draw_body(scene: Scene, rng: np.random.Generator) -> None:

@@ -20,10 +20,13 @@ from usam_jax.data.phantoms.canvas import (
     wander,
 )
 
-OFF_MIDLINE = 0.4  # share of patients whose rectum is not the loop in the midline
+# Share of the scanner's field: around the pelvis rather than the body, so that a loop of 30 mm is a
+# dozen pixels wide in the demo's slices.
+LOOPS_FIELD = 0.68
+OFF_MIDLINE = 0.3  # share of patients whose rectum is not the loop in the midline
 MIDDLE, RIGHT, LEFT = range(3)  # the loops that can be the rectum, by the patient's side
-RECTUM_BOTTOM, LOOP_BOTTOM, LOOP_TOP = (-10, 12), (-10, 45), (100, 150)  # mm of the frame
-LABEL_STARTS, LABEL_ENDS = (0, 10), (0, 16)  # mm inside the rectum's own ends
+RECTUM_BOTTOM, LOOP_BOTTOM, LOOP_TOP = (-10, 8), (-10, 45), (108, 150)  # mm of the frame
+LABEL_STARTS, LABEL_ENDS = (0, 6), (0, 10)  # mm inside the rectum's own ends
 THICKENED = 0.85  # share of loops
 GOLDEN = 0.6180339887498949
 
@@ -55,7 +58,7 @@ def draw_loops(
 ) -> np.ndarray:
     """Paint all loops, and return the labels uint8[n h w] of the loop `rectum`."""
     z, tissue = scene.z, scene.tissue
-    wall_mm, wall_hu, content, mottle, rim = pick(rng, (4, 6), (18, 30), (-12, 8), (2, 8), (4, 7))
+    wall_mm, wall_hu, content, mottle, rim = pick(rng, (4, 6), (25, 40), (-25, -5), (2, 8), (4, 7))
     bottoms = [RECTUM_BOTTOM if i == rectum else LOOP_BOTTOM for i in range(3)]
     bottoms += [(60, 85), (60, 85)]
     axes = _place_axes(scene, rng, sacrum_y)
@@ -70,7 +73,7 @@ def draw_loops(
     paint(scene, outer, wall)
     paint(scene, outer + inner, content + mottle * scene.texture)
     paint(scene, gas, GAS)
-    paint(scene, mass, wall + rng.uniform(0, 8))
+    paint(scene, mass, wall + rng.uniform(4, 14))
     paint(scene, slit, content)
     found, (bottom, top) = loops[rectum], loops[rectum].ends
     starts, ends = pick(rng, LABEL_STARTS, LABEL_ENDS)
@@ -103,7 +106,7 @@ def _make_loop(
 ) -> Loop:
     """Draw a loop along an axis, with its thickening."""
     z = scene.z
-    radius, bottom, top = pick(rng, (12, 17), bottoms, LOOP_TOP)
+    radius, bottom, top = pick(rng, (13, 18), bottoms, LOOP_TOP)
     wide = radius * at_levels(scene, (0, 0.5, 1), (0.85, 1.05, 0.95)) * (1 + wander(rng, z, 0.08))
     deep = wide * (0.92 + wander(rng, z, 0.1))
     x, y = axis[0] + wander(rng, z, 2), axis[1] + wander(rng, z, 2)
