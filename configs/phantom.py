@@ -24,7 +24,7 @@ def get_config(model: str = "usam") -> ConfigDict:
     config.data.clahe_limit = 0.0  # no contrast equalisation
     with config.unlocked():
         # loops: several loops of bowel look alike, and only a prompt can say which is the rectum.
-        # single: one rectum, which its place gives away.
+        # single: one rectum, recognisable by its place.
         config.data.anatomy = "loops"
         config.data.phantom_seed = 1
         config.data.num_patients = (48, 12)  # in the training and test splits

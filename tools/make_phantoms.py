@@ -1,6 +1,6 @@
 """Writes generated pelvis CT phantoms as NIfTI volumes in nnU-Net's raw layout.
 
-    python -m tools.make_phantoms DEST [--num_train=20 --num_test=5 --size=256 --seed=0 --anatomy=loops]
+    python -m tools.make_phantoms DEST [--num_train=20 --num_test=5 --size=256 --seed=0 --anatomy=single]
 
 Train on them with --config=configs/nnunet.py --config.data.root=DEST.
 """
@@ -21,7 +21,7 @@ SIZE = flags.DEFINE_integer("size", 256, "Rows and columns of a slice.", lower_b
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the population.", lower_bound=0)
 ANATOMY = flags.DEFINE_enum(
     "anatomy",
-    "loops",
+    "single",
     list(anatomy.VERSIONS),
     "Kind of phantom. single: one rectum, which its place gives away. loops: several loops of bowel "
     "that look alike, of which one is the rectum.",

@@ -22,12 +22,15 @@ from usam_jax.data.phantoms.canvas import (
 
 # Share of the scanner's field: around the pelvis rather than the body, so that a loop of 30 mm is a
 # dozen pixels wide in the demo's slices.
-LOOPS_FIELD = 0.68
-OFF_MIDLINE = 0.3  # share of patients whose rectum is not the loop in the midline
+LOOPS_FIELD = 0.6
+OFF_MIDLINE = 0.25  # share of patients whose rectum is not the loop in the midline
 MIDDLE, RIGHT, LEFT = range(3)  # the loops that can be the rectum, by the patient's side
 RECTUM_BOTTOM, LOOP_BOTTOM, LOOP_TOP = (-10, 8), (-10, 45), (108, 150)  # mm of the frame
 LABEL_STARTS, LABEL_ENDS = (0, 6), (0, 10)  # mm inside the rectum's own ends
 THICKENED = 0.85  # share of loops
+# A thickening is a bump or goes all around the lumen: a crescent of normal wall that is a pixel or
+# two wide would have no visible outline.
+BUMPS, BUMP_GROWTH, RING_GROWTH = 0.4, (0.2, 0.35), (0.88, 1)
 GOLDEN = 0.6180339887498949
 
 
@@ -125,12 +128,13 @@ def _make_mass(
     radius: float,
     outer: np.ndarray,
 ) -> np.ndarray:
-    """Draw a thickening of the wall, from a bump to all around the lumen."""
+    """Draw a thickening of the wall: a bump, or all around the lumen."""
     present = rng.random() < THICKENED
-    growth, turn, level, beyond = pick(rng, (0.2, 1), (0, 6.3), (18, 100), (0, 3))
+    growths = BUMP_GROWTH if rng.random() < BUMPS else RING_GROWTH
+    growth, turn, level, beyond = pick(rng, growths, (0, 6.3), (18, 100), (0, 3))
     # Larger masses are nearer to the axis: small ones sit on the wall.
     aside = radius * (0.95 - 0.85 * growth)
-    across, half_long = radius * (0.34 + 1.2 * growth), 6 + 24 * growth
+    across, half_long = radius * (0.34 + 1.2 * growth), 8 + 18 * growth
     x = axis[0] + aside * float(np.cos(turn))
     y = axis[1] + aside * float(np.sin(turn))
     mass = ball(scene, (x, y, level), (across, across, half_long)) + 0.1 * across * scene.warp
