@@ -26,7 +26,7 @@ LOOPS_FIELD = 0.6
 OFF_MIDLINE = 0.25  # share of patients whose rectum is not the loop in the midline
 MIDDLE, RIGHT, LEFT = range(3)  # the loops that can be the rectum, by the patient's side
 RECTUM_BOTTOM, LOOP_BOTTOM, LOOP_TOP = (-10, 8), (-10, 45), (108, 150)  # mm of the frame
-LABEL_STARTS, LABEL_ENDS = (0, 6), (0, 10)  # mm inside the rectum's own ends
+LABEL_STARTS, LABEL_ENDS = (0, 5), (0, 8)  # mm inside the rectum's own ends
 THICKENED = 0.85  # share of loops
 # A thickening is a bump or goes all around the lumen: a crescent of normal wall that is a pixel or
 # two wide would have no visible outline.
@@ -109,11 +109,11 @@ def _make_loop(
 ) -> Loop:
     """Draw a loop along an axis, with its thickening."""
     z = scene.z
-    radius, bottom, top = pick(rng, (13, 18), bottoms, LOOP_TOP)
+    radius, bottom, top = pick(rng, (14, 18), bottoms, LOOP_TOP)
     wide = radius * at_levels(scene, (0, 0.5, 1), (0.85, 1.05, 0.95)) * (1 + wander(rng, z, 0.08))
     deep = wide * (0.92 + wander(rng, z, 0.1))
     x, y = axis[0] + wander(rng, z, 2), axis[1] + wander(rng, z, 2)
-    tube = ball(scene, (x, y, 0), (wide, deep, np.inf)) + 1.2 * scene.warp
+    tube = ball(scene, (x, y, 0), (wide, deep, np.inf)) + 0.8 * scene.warp
     outer = np.maximum(tube, np.maximum(bottom - z, z - top))
     mass = _make_mass(scene, rng, (x, y), radius, outer)
     slit = np.maximum(outer + rng.uniform(0.72, 0.9) * np.minimum(wide, deep), mass + 5)
