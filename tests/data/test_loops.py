@@ -9,7 +9,7 @@ from usam_jax.data.phantoms.anatomy import Phantom, make_patient
 from usam_jax.data.phantoms.loops import LEFT, MIDDLE, RIGHT, choose_rectum
 
 PLACES = (MIDDLE, RIGHT, LEFT)
-PATIENTS = range(12)
+PATIENTS = range(8)
 ABOVE = 12  # of 24 slices: from here on, every loop of every patient has begun
 
 
@@ -17,7 +17,7 @@ def _make(patient: int, place: int) -> Phantom:
     """A patient whose rectum is at that place."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(anatomy, "choose_rectum", lambda *_: place)
-        return make_patient(0, patient, size=80, anatomy="loops")
+        return make_patient(0, patient, size=64, anatomy="loops")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_picture_above_their_ends_does_not_show_the_rectum(patients):
 def test_every_loop_has_the_same_intensities(patients, label):
     medians = [[np.median(_tissue(x, label)) for x in made] for made in patients if _all_have(made)]
     differences = np.array(medians) - np.mean(medians, axis=1, keepdims=True)
-    assert len(medians) >= 5
+    assert len(medians) >= 4
     assert np.abs(differences.mean(axis=0)).max() < 6  # HU; noise alone is 15 to 30
 
 
@@ -64,11 +64,14 @@ def test_thickenings_of_other_loops_are_not_labelled(patients):
     assert np.mean(np.array(lookalikes) > 20) > 0.3
 
 
-def test_tumour_is_hardly_brighter_than_the_wall(patients):
-    for made in (x for found in patients for x in found if (x.labels == 2).sum() > 100):
-        shell = (made.labels == 1) & ~ndimage.binary_erosion(made.labels > 0, np.ones((1, 3, 3)))
-        assert np.median(_tissue(made, 2)) - np.median(made.image[shell]) < 60
-        assert -10 < np.median(made.image[made.labels == 2]) < 130
+@pytest.mark.parametrize("patient", [0, 1, 4])
+def test_tumour_is_hardly_brighter_than_the_wall(patient):
+    made = make_patient(0, patient, 256, 6, "loops")
+    pixel = made.spacing_mm[1]
+    depth = np.stack([ndimage.distance_transform_edt(x, pixel) for x in made.labels > 0])
+    wall = made.image[(made.labels == 1) & (depth > 1.2) & (depth < 3.2)]
+    contrast = np.median(_tissue(made, 2)) - np.median(wall)
+    assert 0 < contrast < 20  # HU; the fluid is 50 to 120 darker
 
 
 def test_outlines_of_loops_are_visible(patients):
@@ -104,7 +107,7 @@ def test_label_ends_where_the_loop_continues(monkeypatch):
 def test_choose_rectum_has_its_share_in_few_patients(seed):
     for first in range(0, 60, 12):
         places = [choose_rectum(seed, first + x) for x in range(12)]
-        assert 3 <= sum(x != MIDDLE for x in places) <= 4
+        assert 2 <= sum(x != MIDDLE for x in places) <= 4
         assert {RIGHT, LEFT} <= set(places)
 
 

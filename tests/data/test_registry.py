@@ -116,7 +116,7 @@ def test_anatomy_decides_the_packed_phantoms():
     # As before there was a choice, so that packed phantoms stay valid.
     assert phantom.packing_settings(single) == {"phantom": [1, 8, 3, 2]}
     assert phantom.packing_settings(loops) == {"phantom": [1, 8, 3, 2, "loops"]}
-    stamps = [phantom.phantom_case(x, 0).stamp for x in (single, loops)]
+    stamps = [phantom.phantom_case(x, 0).source_stamp for x in (single, loops)]
     assert stamps == [[2, 1, 0, 32, 8], [1, 1, 0, 32, 8, "loops"]]
     single.anatomy = "tubes"
     with pytest.raises(UsageError, match=r"data\.anatomy: got 'tubes', expected single or loops"):
