@@ -17,7 +17,7 @@ def _make(patient: int, place: int) -> Phantom:
     """A patient whose rectum is at that place."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(anatomy, "choose_rectum", lambda *_: place)
-        return make_patient(0, patient, size=64, anatomy="loops")
+        return make_patient(0, patient, size=80, anatomy="loops")
 
 
 @pytest.fixture(scope="module")
