@@ -22,9 +22,9 @@ def list_cases(data: ConfigDict) -> Cases:
 def phantom_case(data: ConfigDict, number: int) -> Case:
     """The case of patient `number`, painted when it is loaded."""
     name = f"phantom_{number:04d}"
-    arguments = [data.phantom_seed, number, data.image_size, data.slices_per_patient]
-    window = [data.window_level, data.window_width]
-    load_fn = functools.partial(load_phantom, *arguments, *window, data.anatomy)
+    arguments = (data.phantom_seed, number, data.image_size, data.slices_per_patient)
+    window = (data.window_level, data.window_width)
+    load_fn = functools.partial(load_phantom, *arguments, data.anatomy, *window)
     stamp = [anatomy.VERSIONS[data.anatomy], *arguments, *name_anatomy(data)]
     geometry = anatomy.patient_geometry(*arguments, data.anatomy)
     return Case(name, name, data.slices_per_patient, stamp, load_fn, geometry)
@@ -35,9 +35,9 @@ def load_phantom(
     number: int,
     size: int,
     num_slices: int,
+    kind: str = "single",
     level: float = 40.0,
     width: float = 400.0,
-    kind: str = "single",
 ) -> Slices:
     """The slices of a patient: grey float32[n h w] and labels uint8[n h w]."""
     made = anatomy.make_patient(seed, number, size, num_slices, kind)

@@ -25,13 +25,24 @@ from usam_jax.data.phantoms.canvas import (
 LOOPS_FIELD = 0.6
 OFF_MIDLINE = 0.25  # share of patients whose rectum is not the loop in the midline
 MIDDLE, RIGHT, LEFT = range(3)  # the loops that can be the rectum, by the patient's side
-RECTUM_BOTTOM, LOOP_BOTTOM, LOOP_TOP = (-10, 8), (-10, 45), (108, 150)  # mm of the frame
+# Levels where loops end, in mm of the frame; `UPPER` ones lie above the bladder.
+RECTUM_BOTTOM, LOOP_BOTTOM, UPPER_BOTTOM, LOOP_TOP = (-10, 8), (-10, 45), (60, 85), (108, 150)
 LABEL_STARTS, LABEL_ENDS = (0, 5), (0, 8)  # mm inside the rectum's own ends
 THICKENED = 0.85  # share of loops
 # A thickening is a bump or goes all around the lumen: a crescent of normal wall that is a pixel or
 # two wide would have no visible outline.
 BUMPS, BUMP_GROWTH, RING_GROWTH = 0.4, (0.2, 0.35), (0.88, 1)
 GOLDEN = 0.6180339887498949
+
+
+class Look(NamedTuple):
+    """What the loops of one patient have in common."""
+
+    wall_mm: float
+    wall_hu: float  # brighter than the wall of the phantoms `single`
+    content_hu: float
+    mottle_hu: float
+    rim: float  # fat around a loop, in mm of the frame
 
 
 class Loop(NamedTuple):
@@ -60,28 +71,33 @@ def draw_loops(
     scene: Scene, rng: np.random.Generator, sacrum_y: np.ndarray, rectum: int
 ) -> np.ndarray:
     """Paint all loops, and return the labels uint8[n h w] of the loop `rectum`."""
-    z, tissue = scene.z, scene.tissue
-    wall_mm, wall_hu, content, mottle, rim = pick(rng, (4, 6), (25, 40), (-25, -5), (2, 8), (4, 7))
+    look = Look(*pick(rng, (4, 6), (25, 40), (-25, -5), (2, 8), (4, 7)))
     bottoms = [RECTUM_BOTTOM if i == rectum else LOOP_BOTTOM for i in range(3)]
-    bottoms += [(60, 85), (60, 85)]
+    bottoms += [UPPER_BOTTOM, UPPER_BOTTOM]
     axes = _place_axes(scene, rng, sacrum_y)
     loops = [_make_loop(scene, rng, *x) for x in zip(axes, bottoms, strict=True)]
+    _paint_loops(scene, loops, look, more_hu=rng.uniform(4, 14))
+    found, (bottom, top) = loops[rectum], loops[rectum].ends
+    starts, ends = pick(rng, LABEL_STARTS, LABEL_ENDS)
+    labelled = (scene.z > bottom + starts) & (scene.z < top - ends)
+    return (np.where(found.mass < 0, 2, found.outer < 0) * labelled).astype(np.uint8)
+
+
+def _paint_loops(scene: Scene, loops: list[Loop], look: Look, more_hu: float) -> None:
+    """Paint loops in a rim of fat, which shows their outlines."""
+    fat = scene.tissue.fat + 6 * scene.texture
     outer, mass, slit = (
         np.minimum.reduce([getattr(x, name) for x in loops]) for name in ("outer", "mass", "slit")
     )
-    inner = wall_mm / scene.scale
+    inner = look.wall_mm / scene.scale
     gas = np.minimum.reduce([np.maximum(x.outer + inner, x.gas) for x in loops])
-    wall = tissue.wall + wall_hu + 5 * scene.texture
-    paint(scene, np.minimum(outer, mass) - rim - scene.warp, tissue.fat + 6 * scene.texture)
+    wall = scene.tissue.wall + look.wall_hu + 5 * scene.texture
+    paint(scene, np.minimum(outer, mass) - look.rim - scene.warp, fat)
     paint(scene, outer, wall)
-    paint(scene, outer + inner, content + mottle * scene.texture)
+    paint(scene, outer + inner, look.content_hu + look.mottle_hu * scene.texture)
     paint(scene, gas, GAS)
-    paint(scene, mass, wall + rng.uniform(4, 14))
-    paint(scene, slit, content)
-    found, (bottom, top) = loops[rectum], loops[rectum].ends
-    starts, ends = pick(rng, LABEL_STARTS, LABEL_ENDS)
-    labelled = (z > bottom + starts) & (z < top - ends)
-    return (np.where(found.mass < 0, 2, found.outer < 0) * labelled).astype(np.uint8)
+    paint(scene, mass, wall + more_hu)
+    paint(scene, slit, look.content_hu)
 
 
 def _place_axes(
@@ -94,7 +110,7 @@ def _place_axes(
     y = sacrum_y - 29 - 0.08 * z + wander(rng, z, 3)
     aside = at_levels(scene, (0, 0.3, 0.6, 1), (31, 34, 41, 44)) + rng.uniform(-1, 3)
     forward = at_levels(scene, (0, 0.5, 1), (15, 15, 20)) + rng.uniform(-3, 3)
-    axes = [(x, y), (x - aside, y - forward), (x + aside, y - forward)]
+    axes: list[tuple[Curve, Curve]] = [(x, y), (x - aside, y - forward), (x + aside, y - forward)]
     for side in (-1, 1):
         across, front = pick(rng, (24, 34), (-36, -24))
         axes.append((side * across + wander(rng, z, 4), front + wander(rng, z, 4)))
