@@ -154,7 +154,7 @@ def main(config: ConfigDict | None, arguments: list[str]) -> None:
     if rest:
         require_own(rest[0])
     if CHECK.value:
-        findings, cases = validation.check(config.data)
+        findings, cases = validation.check(config.data, config.eval.select_on)
         if SHEET.value and any(x.num_slices for found in cases.values() for x in found):
             save_contact_sheet(pathlib.Path(SHEET.value), cases, settings)
             console.info(f"contact sheet: {SHEET.value}")

@@ -7,8 +7,9 @@ Both folders hold label volumes (NAME.nii.gz, .nii, .mha, .nrrd or .hdr with .im
 any program, including nnU-Net. A prediction has the voxel grid of its reference and its name (or
 NAME_0000); NAME_probabilities next to NAME is ignored. The classes, in
 the order of the labels, come from a dataset.json in PREDICTIONS, in REFERENCES or in the folder above
-it, or from --classes. Lesions are counted for classes named tumour, lesion or similar. Distances are
-in mm. DIR (PREDICTIONS by default) gets summary.json and per_case.csv.
+it, or from --classes. Of a dataset.json only `labels` count: masks of MRI are scored too. Lesions are
+counted for classes named tumour, lesion or similar. Distances are in mm. DIR (PREDICTIONS by default)
+gets summary.json and per_case.csv.
 
 Exit code 3: some files cannot be scored; all of them are listed and nothing is written.
 Exit code 4: some files were left out because they are not volumes by their names; summary.json lists

@@ -195,6 +195,41 @@ def test_check_finds_absent_files_and_wrong_count(nnunet):
         prepare.prepare(config.data)
 
 
+@pytest.mark.parametrize("number", ["4", 4.5, None])
+def test_check_names_num_training_of_another_type(nnunet, number):
+    root, config = nnunet
+    path = root / "dataset.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"numTraining": number}))
+    findings, _ = validation.check(config.data)
+    assert [x.problem for x in findings] == [
+        f"{path}: numTraining: got {number!r}, expected a whole number"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "fields", "expected"),
+    [
+        (["p", "p", "p", "p"], {}, "train holds 1 patient,"),
+        (["p", "p", "q", "q"], {}, ""),
+        (["p", "p", "q", "q"], {"num_folds": 3}, "train holds 2 patients,"),
+        (["p", "p", "q", "q"], {"val_fraction": 0.9}, "train holds 2 patients,"),
+    ],
+)
+def test_check_counts_patients_to_train_on(nnunet, rows, fields, expected):
+    root, config = nnunet
+    config.data.update(fields)
+    names = [x.name.removesuffix(".nii.gz") for x in sorted(root.glob("labels*/*"))]
+    table = zip(names, [*rows, "y", "z"], strict=True)
+    (root / "patients.csv").write_text("name,patient\n" + "".join(f"{a},{b}\n" for a, b in table))
+    findings, _ = validation.check(config.data)
+    found = [(x.severity, x.kind, x.problem[: len(expected)]) for x in findings]
+    assert found == ([("error", "too-few", expected)] if expected else [])
+    assert validation.check(config.data, "test")[0] == []
+    if expected:  # training says so too
+        with pytest.raises(DataError, match="cannot be split into training and validation"):
+            splits.split_subsets(prepare.prepare(config.data), config.data, "val")
+
+
 def test_nnunet_uses_files_listed_in_dataset_json(nnunet):
     root, config = nnunet
     path = root / "dataset.json"
@@ -218,7 +253,9 @@ def test_check_warns_of_absent_classes(tmp_path, word_config):
             folder.mkdir(parents=True)
             for i in range(2):
                 value = 10 * i + len(split)
-                np.save(folder / f"{split}_{i}.npy", np.full((64, 64), value, np.uint8))
+                image = np.roll(np.arange(64 * 64), value).reshape(64, 64) % 256
+                array = image if kind == "npy_imgs" else np.full((64, 64), value)
+                np.save(folder / f"{split}_{i}.npy", array.astype(np.uint8))
     config = word_config(tmp_path / "WORD", tmp_path / "packed")
     config.data.kind = "word_npy"
     assert find(config) == [("warning", "absent-class", "")] * 14

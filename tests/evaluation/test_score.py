@@ -18,6 +18,7 @@ from usam_jax.evaluation import comparison
 from usam_jax.evaluation.case_metrics import Scoring, score_case
 from usam_jax.evaluation.case_scorer import CaseResult
 from usam_jax.evaluation.summary import patient_numbers
+from usam_jax.io.volume_files import volume_name
 from usam_jax.utils import cli, console
 
 CLASSES = ("background", "rectum", "tumour")
@@ -461,9 +462,10 @@ def test_score_and_compare_survive_latin_1_file_names(folders, monkeypatch):
 def test_score_pairs_outputs_of_predict_with_labels(folders, capsys):
     for i, path in enumerate(sorted((folders / "a").glob("*.nii.gz"))):
         name = path.name.removesuffix(".nii.gz")
-        write(path.with_name(f"{name}_probabilities.nii.gz"), make_labels(1))
+        mask = path.with_name(f"{name}_0000.nii.gz" if i % 2 else f"{name}.NII.GZ")
+        write(mask.with_name(f"{volume_name(mask)}_probabilities.nii.gz"), make_labels(1))
         (path.parent / f"{name}.json").write_text("{}")
-        path.rename(path.with_name(f"{name}_0000.nii.gz" if i % 2 else f"{name}.NII.GZ"))
+        path.rename(mask)
     assert call(score, folders / "a", folders / "labels", GIVEN) == 0
     found = read_summary(folders / "a")
     assert [x["case"] for x in found["metric_per_case"]] == NAMES and found["left_out"] == []

@@ -47,15 +47,17 @@ def test_find_cohort_names_all_that_is_left_out(tmp_path):
     assert {x.relative_to(tmp_path).as_posix() for x in found.left_out} == {
         *names,
         "series/mask.nii",
+        "loop",
     }
     assert found.left_out[tmp_path / "empty"] == "holds no volume"
-    assert "8 files or folders were left out" in describe_count(found.left_out)
+    assert "9 files or folders were left out" in describe_count(found.left_out)
     alone = find_cohort(tmp_path, with_series=False)
     assert len([x for x in alone.left_out if x.suffix == ".dcm"]) == 3
 
 
 def test_find_cohort_skips_the_folder_of_outputs(tmp_path):
     touch(tmp_path / "a.nii", tmp_path / "masks" / "a.nii.gz", tmp_path / "b" / "A.nii")
+    touch(tmp_path / "masks" / "x.mhd")
     found = find_cohort(tmp_path, with_series=True, skipped=tmp_path / "masks")
     assert found.volumes.keys() == {"a", "b/A"} and not found.left_out
 

@@ -1,4 +1,4 @@
-"""The command `usam_jax.predict` on folders as people have them, with a stand-in for the network."""
+"""`usam_jax.predict` on folders as people have them, with a stand-in network."""
 
 import json
 import signal

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from usam_jax.data.values import GreyValues
 from usam_jax.io.geometry import Geometry
 from usam_jax.utils.errors import DataError
 from usam_jax.utils.files import checksum
@@ -23,7 +24,8 @@ class Case:
 
     `load_fn` reads its slices. `patient` is None if the data set does not identify patients.
     `source_stamp` (JSON) changes when the source files do. A case that cannot be used has no
-    slices, and its `load_fn` raises the DataError with the reason.
+    slices, and its `load_fn` raises the DataError with the reason. `packed_values` are the grey
+    values of a packed case before it was packed.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Case:
     load_fn: Callable[[], Slices]
     geometry: Geometry | None = None
     files: tuple[pathlib.Path, ...] = ()
+    packed_values: GreyValues | None = None
 
     @property
     def pixel_mm(self) -> tuple[float, float]:
@@ -90,9 +93,9 @@ def files_unchanged(
 
 
 def files_named(folder: pathlib.Path, end: str) -> dict[str, pathlib.Path]:
-    """A folder's files that end with `end` in any letter case and are not hidden, by their names.
+    """A folder's files that end with `end` in any letter case, by their names.
 
-    The names lack `end`. Raises DataError if two files have one name, and OSError if the folder
+    The names lack `end`, and hidden files do not count. Raises DataError if two files have one name, and OSError if the folder
     cannot be read, which `glob` would treat as empty.
     """
     found: dict[str, pathlib.Path] = {}

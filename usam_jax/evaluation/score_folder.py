@@ -10,35 +10,17 @@ from usam_jax.data.case import natural_order
 from usam_jax.data.class_names import require_class_names
 from usam_jax.evaluation.case_metrics import Scoring, score_case
 from usam_jax.evaluation.case_scorer import CaseResult
+from usam_jax.evaluation.class_labels import find_classes
 from usam_jax.evaluation.summary import summarise
 from usam_jax.io.cohort import EMPTY, PROBABILITIES, Cohort, describe_left_out, find_cohort
-from usam_jax.io.dataset_json import CHANNEL, class_names, read_description
+from usam_jax.io.dataset_json import CHANNEL
 from usam_jax.io.nifti import header_warnings, read_geometry, read_labels, require_same_grid
 from usam_jax.io.volume_files import EXPECTED
 from usam_jax.utils import console
-from usam_jax.utils.errors import DataError, UsageError, list_some
+from usam_jax.utils.errors import DataError, list_some
 from usam_jax.utils.parallel import ordered_map
 
-DESCRIPTION = "dataset.json"
 MAX_LISTED = 200
-
-
-def find_classes(predictions: pathlib.Path, references: pathlib.Path) -> tuple[str, ...]:
-    """The classes of the `dataset.json` in one of the folders or above the references.
-
-    Raises UsageError if there is no such file, or if two of them disagree.
-    """
-    paths = [x / DESCRIPTION for x in (predictions, references, references.resolve().parent)]
-    found = {x: class_names(read_description(x)) for x in paths if x.is_file()}
-    if not found:
-        raise UsageError(
-            f"the classes are not known: {predictions}, {references} and its parent folder hold no "
-            f"{DESCRIPTION}; give --classes=background,NAME,... in the order of the labels"
-        )
-    if len(set(found.values())) > 1:
-        lines = list_some([f"{path}: {', '.join(names)}" for path, names in found.items()])
-        raise UsageError(f"the files name different classes:\n{lines}\nGive --classes.")
-    return next(iter(found.values()))
 
 
 def find_volumes(folder: pathlib.Path) -> Cohort:
@@ -119,7 +101,7 @@ def score_folder(
     """Score each case in 3-D on the voxels of its files and return the summary.
 
     Patients are not known, so the intervals are over cases. The summary's `left_out` lists files that
-    are no label volumes by their names, and `warnings` doubts about headers. Raises DataError with
+    are not label volumes by their names, and `warnings` doubts about headers. Raises DataError with
     all faults of all files.
     """
     found, (truths, others, _) = find_volumes(predictions), find_volumes(references)

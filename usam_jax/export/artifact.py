@@ -111,7 +111,7 @@ def describe_preprocessing(preparation: Preparation, inside: InputSpec) -> dict[
 def describe_run(workdir: pathlib.Path, saved: dict[str, Any], step: int) -> dict[str, Any]:
     """Return the content of config.json, which has no path and no name of a case."""
     record, kind = read_json(Workdir(workdir).data), source_kind(workdir, saved)
-    spec = models.get(saved["model"]["name"])
+    spec = models.get(saved["model"]["name"]).at(ConfigDict(saved["model"]))
     return {
         "schema_version": 1,
         "classes": list(saved["data"]["classes"]),
@@ -123,7 +123,7 @@ def describe_run(workdir: pathlib.Path, saved: dict[str, Any], step: int) -> dic
         "prompts": {"trained_with": trained_with(saved), **saved["prompts"]},
         "checkpoint_step": step,
         "checkpoint_chosen_on": saved["eval"]["select_on"],
-        "init_from": pathlib.Path(saved["init_from"]).name,
+        "init_from": ", ".join(pathlib.Path(x).name for x in saved["init_from"].split(",")),
         "data": {
             "kind": kind,
             "fingerprint": record.get("fingerprint"),

@@ -7,7 +7,7 @@ from usam_jax.io import dicom
 from usam_jax.io.volume_files import EXPECTED, is_pair_data, volume_ending, volume_name
 from usam_jax.utils.errors import DataError, list_some, unreadable
 
-# Files that lie next to volumes and are no images of a patient.
+# Files that lie next to volumes but are not images of a patient.
 SIDE_ENDINGS = (
     *(".json", ".jsonl", ".csv", ".tsv", ".txt", ".md", ".pdf", ".xml", ".html", ".log"),
     *(".yaml", ".yml", ".toml", ".xlsx", ".docx", ".png", ".jpg", ".jpeg", ".pkl", ".npz"),
@@ -21,8 +21,9 @@ SIDE_NAMES = ("dicomdir", "thumbs.db", "desktop.ini", "readme", "license", "lice
 class Cohort(NamedTuple):
     """Volumes by name, and the reason for each file or folder that was left out.
 
-    `twins` are pairs of files with one name, of which the first counts. A name is the path below the cohort's folder without the ending, such as `patient/ct`. A DICOM
-    series is a volume whose path is its folder.
+    A name is the path below the cohort's folder without the ending, such as `patient/ct`. A DICOM
+    series is a volume whose path is its folder. `twins` are pairs of files with one name, of which
+    the first counts.
     """
 
     volumes: dict[str, pathlib.Path]
@@ -33,9 +34,10 @@ class Cohort(NamedTuple):
 def find_cohort(
     folder: pathlib.Path, with_series: bool, skipped: pathlib.Path | None = None
 ) -> Cohort:
-    """Find the volumes in a folder at any depth, and with `with_series` the DICOM series below it.
+    """Find the volumes in a folder at any depth.
 
-    Hidden files, files that are no images by their ending, and the folder `skipped` do not count.
+    With `with_series`, the DICOM series below it count as volumes. Hidden files, documents such as
+    tables, and the folder `skipped` do not count.
     Raises DataError if the folder cannot be read.
     """
     cohort = Cohort({}, {}, [])
@@ -43,8 +45,17 @@ def find_cohort(
         entries = sorted(folder.iterdir())
     except OSError as error:
         raise unreadable(folder, error) from error
-    walk(folder, entries, cohort, with_series, {x.resolve() for x in (folder, skipped) if x})
-    return cohort
+    walk(folder, entries, cohort, with_series, {folder.resolve()})
+    if skipped is None:
+        return cohort
+
+    def counts(path: pathlib.Path) -> bool:
+        return skipped.resolve() not in (path.resolve(), *path.resolve().parents)
+
+    return cohort._replace(
+        volumes={name: path for name, path in cohort.volumes.items() if counts(path)},
+        left_out={path: reason for path, reason in cohort.left_out.items() if counts(path)},
+    )
 
 
 def walk(
@@ -57,7 +68,7 @@ def walk(
 ) -> None:
     """Add the entries of a folder to a cohort whose folder is `top`, by default this one.
 
-    `seen` are resolved folders that are not entered, against links that lead upwards.
+    `seen` are the resolved folders so far, against links that lead upwards.
     """
     top = top or folder
     names = {x.name.lower() for x in entries}
@@ -65,7 +76,9 @@ def walk(
         if path.name.startswith("."):
             continue
         if path.is_dir():
-            if path.resolve() not in seen:
+            if path.resolve() in seen:
+                cohort.left_out[path] = "is a link to a folder that counts already"
+            else:
                 seen.add(path.resolve())
                 enter(path, cohort, with_series, seen, top)
         elif volume_ending(path):
@@ -115,13 +128,13 @@ def add(path: pathlib.Path, name: str, cohort: Cohort, top: pathlib.Path) -> Non
 
 
 def is_side_file(path: pathlib.Path) -> bool:
-    """Whether a file is hidden, or no image of a patient by its name."""
+    """Whether a file is hidden, or a document by its name."""
     name = path.name.lower()
     return name.startswith(".") or name.endswith(SIDE_ENDINGS) or name in SIDE_NAMES
 
 
 def find_others(folder: pathlib.Path, end: str) -> dict[pathlib.Path, str]:
-    """The entries of a flat folder of NAME`end` that are no members, and no side files.
+    """The entries of a flat folder of NAME`end` that are neither cases nor side files.
 
     `end` may be in any letter case. Raises OSError if the folder cannot be read.
     """

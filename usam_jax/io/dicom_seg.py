@@ -192,7 +192,7 @@ def make_seg(
 
 @contextlib.contextmanager
 def naming_source(header: Header) -> Iterator[None]:
-    """Turn any exception while a SEG is made into a DataError; highdicom raises many types."""
+    """Turn any exception while a SEG is made into a DataError, as highdicom raises many types."""
     try:
         yield
     except (DataError, OSError):

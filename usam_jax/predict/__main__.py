@@ -85,10 +85,13 @@ def check_flags(several: bool) -> None:
 
 
 def check_all_outputs(
-    source: pathlib.Path, inputs: dict[str, pathlib.Path], masks: dict[str, pathlib.Path]
+    source: pathlib.Path,
+    out: pathlib.Path,
+    inputs: dict[str, pathlib.Path],
+    masks: dict[str, pathlib.Path],
 ) -> None:
     """Raise UsageError if an output, such as a class list, would replace a file of the user."""
-    is_named = list(masks.values()) == [pathlib.Path(OUTPUT.value)]
+    is_named = list(masks.values()) == [out]
     outputs = output_paths.planned_outputs(
         masks, is_named, PROBABILITIES.value, SKIP_EXISTING.value
     )
@@ -162,13 +165,13 @@ def main(_config: ConfigDict | None, arguments: list[str]) -> None:
         )
     request = Request(make_options(), POINTS.value, BOX.value, PROBABILITIES.value, SERIES.value)
     source, out = pathlib.Path(INPUT.value), pathlib.Path(OUTPUT.value)
+    output.require_elsewhere(out, source)
     inputs, left_out, _ = output.find_inputs(source, out)
     several = list(inputs.values()) != [source]  # a folder that is not a series itself
     check_flags(several)
     output.require_output(out, several)
-    output.require_elsewhere(out if several else out.parent, source)
     masks = {name: out / f"{name}.nii.gz" if several else out for name in inputs}
-    check_all_outputs(source, inputs, masks)
+    check_all_outputs(source, out, inputs, masks)
     for line in describe_left_out(left_out):
         console.info(f"left out: {line}")
     runtime.enable_compilation_cache()

@@ -82,7 +82,7 @@ def find_inputs(path: pathlib.Path, out: pathlib.Path | None = None) -> Cohort:
 
 
 def find_slices_alone(folder: pathlib.Path, out: pathlib.Path | None) -> Cohort:
-    """The series of a folder that itself holds slices; what lies in folders below is left out.
+    """The series of a folder that itself holds slices, without what lies in folders below.
 
     Raises DataError if the folder holds other volumes, too.
     """
@@ -144,9 +144,11 @@ def require_output(path: pathlib.Path, several: bool) -> None:
         raise UsageError(f"-o: got {path}, expected NAME.nii.gz, NAME.nii or NAME.dcm (DICOM-SEG)")
 
 
-def require_elsewhere(folder: pathlib.Path, source: pathlib.Path) -> None:
+def require_elsewhere(out: pathlib.Path, source: pathlib.Path) -> None:
     """Raise UsageError if masks would lie in the folder of their CTs or among their slices."""
-    if source.is_dir() and folder.resolve() == source.resolve():
+    is_file = out.name.endswith((*ENDINGS, ".dcm"))
+    folder = (out.parent if is_file else out).resolve()
+    if source.is_dir() and folder == source.resolve():
         raise UsageError(
             f"-o: got the folder of the input, {source}, expected another, since the masks would "
             "count as volumes next time"

@@ -33,6 +33,7 @@ from usam_jax.utils.errors import Stopped, UserError
 from usam_jax.utils.files import write_json
 from usam_jax.utils.formatting import percent
 from usam_jax.utils.mesh import make_mesh, shard_batch
+from usam_jax.utils.shared_memory import FULL, killed_by_shared_memory
 from usam_jax.utils.workdir import Workdir
 from usam_jax.weights import load, run_checkpoint, saved_config
 from usam_jax.weights.run_checkpoint import Checkpoints
@@ -43,13 +44,14 @@ PLOT_EVERY = 30.0  # seconds: with short epochs, drawing took a third of the tim
 class Training(NamedTuple):
     """The parts of a training run.
 
-    `target` is the state as abstract arrays with shardings. `start_fn` computes the initial state.
+    `target` is the state as abstract arrays with shardings. `start_fn` computes the initial state,
+    from complete variables if it is given any.
     """
 
     model: nn.Module
     train_step: TrainStep
     target: TrainState
-    start_fn: Callable[[], TrainState]
+    start_fn: Callable[..., TrainState]
 
 
 class Evaluated(NamedTuple):
@@ -69,20 +71,22 @@ def make_training(config: ConfigDict, steps_per_epoch: int, mesh: Mesh) -> Train
 
     Raises UsageError if `config.model` or `config.optimizer` has an unsupported value.
     """
-    model, spec = make_model(config.model), models.get(config.model.name)
+    model, spec = make_model(config.model), models.get(config.model.name).at(config.model)
     optimizer.check(config.optimizer, spec)
     shapes = variable_shapes(config.model)
     warmup = math.ceil(steps_per_epoch / 2) if config.optimizer.warmup else 0
-    factor_fn = optimizer.polynomial_decay(config.train.num_epochs * steps_per_epoch, warmup)
+    steps, power = config.train.num_epochs * steps_per_epoch, config.optimizer.decay_power
+    factor_fn = optimizer.polynomial_decay(steps, warmup, power)
     tx = optimizer.make_optimizer(config.optimizer, factor_fn, spec)
 
     def rates_fn(step: Any) -> dict[str, Any]:
         rates = config.optimizer.learning_rates.items()
         return {f"lr/{group}": rate * factor_fn(step) for group, rate in rates}
 
-    def start_fn() -> TrainState:
-        variables = init_variables(config.model, jax.random.key(config.seed))
-        loaded = load.load_initial(config, variables)
+    def start_fn(loaded: dict[str, Any] | None = None) -> TrainState:
+        if loaded is None:
+            variables = init_variables(config.model, jax.random.key(config.seed))
+            loaded = load.load_initial(config, variables)
         # Via the host: devices of different processes cannot exchange arrays directly.
         return create_state(tx, jax.device_get(loaded), target, config.train, spec)
 
@@ -153,10 +157,11 @@ def next_batch(iterator: Iterator[loader.Batch]) -> loader.Batch:
     except RuntimeError as error:
         if "Worker process" not in str(error):
             raise
+        memory = "Perhaps memory is short: lower config.data.num_workers and rerun."
+        why = FULL if killed_by_shared_memory(str(error)) else memory
         raise UserError(
-            f"a process that prepares data was killed ({error}), perhaps for lack of memory. Rerun "
-            "the same command to resume from the last checkpoint, with a lower "
-            "config.data.num_workers."
+            f"a process that prepares data was killed ({error}). {why} It resumes from the last "
+            "checkpoint."
         ) from error
 
 

@@ -16,6 +16,7 @@ from typing import Any, Self
 import absl.logging
 import jax
 import orbax.checkpoint as ocp
+from flax import traverse_util
 from jax.sharding import Sharding
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
@@ -27,6 +28,8 @@ from usam_jax.utils.files import read_json, require_folder
 from usam_jax.utils.mesh import all_processes
 from usam_jax.utils.workdir import Workdir
 from usam_jax.weights import saved_config
+from usam_jax.weights.problems import require_finite
+from usam_jax.weights.saved_config import differences
 
 # Fields that may change on resume: the steps done so far do not depend on them.
 FREE = re.compile(
@@ -204,29 +207,6 @@ def abstract_arrays(tree: Any, sharding: Sharding) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
-def flat_config(config: Any) -> dict[str, Any]:
-    """Return the values of a config by dotted field name, with the types of JSON."""
-    if isinstance(config, ConfigDict):
-        config = json.loads(config.to_json_best_effort())
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, dict):
-            flat |= {f"{name}.{k}": v for k, v in flat_config(value).items()}
-        else:
-            flat[name] = value
-    return flat
-
-
-def differences(config: Any, saved: Any) -> list[str]:
-    """Return a line for each field of `config` that differs from the saved one."""
-    given, expected = flat_config(config), flat_config(saved)
-    return [
-        f"config.{name}: got {given.get(name)!r}, expected {expected.get(name)!r}"
-        for name in sorted(given.keys() | expected.keys())
-        if given.get(name) != expected.get(name)
-    ]
-
-
 def read_config(workdir: pathlib.Path) -> dict[str, Any]:
     """Return the config of a run, or {} if it has no finished checkpoint."""
     steps = Workdir(workdir).checkpoints.glob("[0-9]*")
@@ -310,17 +290,20 @@ def load_variables(
 ) -> dict[str, Any]:
     """Return the variables at `step` of a run, the averaged ones if the run has an average.
 
-    `config` is `config.model`. All arrays get `sharding`. Raises WeightsError if the checkpoint is
-    damaged.
+    `config` is `config.model`. All arrays get `sharding`, which replicates them. Raises WeightsError
+    if the checkpoint is damaged or holds values that are not finite.
     """
     shapes = variable_shapes(config)
     target = abstract_arrays(dict(shapes), sharding)
     averaged = bool(read_config(workdir).get("train", {}).get("ema_decay"))
     if averaged:
         target["ema"] = {x: target.pop(x) for x in ("params", "batch_stats") if x in target}
-    variables = restore_tree(Workdir(workdir.resolve()).checkpoint(step), target)
+    checkpoint = Workdir(workdir.resolve()).checkpoint(step)
+    variables = restore_tree(checkpoint, target)
     if averaged:
         variables |= variables.pop("ema")
+    flat = traverse_util.flatten_dict(variables, sep="/")
+    require_finite(((k, x.addressable_data(0)) for k, x in flat.items()), str(checkpoint))
     return variables
 
 

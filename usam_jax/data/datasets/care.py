@@ -48,7 +48,7 @@ def care_cases(root: pathlib.Path, split: str, num_classes: int) -> list[Case]:
 
 
 def find_left_out(data: ConfigDict) -> dict[pathlib.Path, str]:
-    """What is not named NAME.npz among the slices; the table leaves slices out on purpose."""
+    """What is not named NAME.npz among the slices, without those that the table leaves out."""
     folders = [pathlib.Path(data.root) / x / f"{x}_npz" for x in ("train", "test")]
     return find_others(folders[0], ".npz") | find_others(folders[1], ".npz")
 

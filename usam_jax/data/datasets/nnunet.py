@@ -1,6 +1,7 @@
 """A raw data set of nnU-Net: CT volumes in NIfTI, described by a `dataset.json`."""
 
 import pathlib
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -34,12 +35,7 @@ def list_cases(data: ConfigDict) -> Cases:
     cases = {"train": train}
     if (root / "labelsTs").is_dir():
         cases["test"] = volume_cases(root, "Ts", f"{CHANNEL}{ending}", ending, data)
-    number = description.get("numTraining", len(train))
-    if number != len(train):
-        wrong = DataError(
-            f"{path}: says numTraining {number}, found {len(train)} cases",
-            "copy what is missing, or correct the number",
-        )
+    if wrong := count_fault(path, description.get("numTraining", len(train)), len(train)):
         train.append(unusable_case(path.name, wrong))
     return cases
 
@@ -54,10 +50,22 @@ def find_left_out(data: ConfigDict) -> dict[pathlib.Path, str]:
     description = dataset_json.read_description(path)
     parts = [] if dataset_json.listed_files(description, path) else ["Tr"]
     parts += ["Ts"] if (root / "labelsTs").is_dir() else []
-    ending, left_out = description["file_ending"], {}
+    ending = description["file_ending"]
+    left_out: dict[pathlib.Path, str] = {}
     for part in parts:
         left_out |= others_of(root, part, f"{CHANNEL}{ending}", ending)
     return left_out
+
+
+def count_fault(path: pathlib.Path, number: Any, num_cases: int) -> DataError | None:
+    """The fault of `numTraining` in a `dataset.json` of `num_cases` training cases, or None."""
+    if not isinstance(number, int) or isinstance(number, bool):
+        fix = f'write "numTraining": {num_cases}, without quotes'
+        return DataError(f"{path}: numTraining: got {number!r}, expected a whole number", fix)
+    if number != num_cases:
+        fix = "copy what is missing, or correct the number"
+        return DataError(f"{path}: says numTraining {number}, found {num_cases} cases", fix)
+    return None
 
 
 def read_classes(root: pathlib.Path) -> tuple[str, ...]:

@@ -33,7 +33,8 @@ def parts_of(root: pathlib.Path) -> dict[str, str]:
 
 def find_left_out(data: ConfigDict) -> dict[pathlib.Path, str]:
     """What is not named NAME.nii.gz in the folders of the splits."""
-    root, left_out = pathlib.Path(data.root), {}
+    root = pathlib.Path(data.root)
+    left_out: dict[pathlib.Path, str] = {}
     for part in parts_of(root).values():
         left_out |= others_of(root, part, ENDING, ENDING)
     return left_out

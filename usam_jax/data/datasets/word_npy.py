@@ -45,7 +45,7 @@ def find_left_out(data: ConfigDict) -> dict[pathlib.Path, str]:
     """What is not named NAME.npy in the folders of the splits."""
     root = pathlib.Path(data.root)
     folders = [root / x / y for x in ("train", "val", "test") for y in ("npy_imgs", "npy_gts")]
-    left_out = {}
+    left_out: dict[pathlib.Path, str] = {}
     for folder in folders:
         left_out |= find_others(folder, ".npy") if folder.is_dir() else {}
     return left_out

@@ -24,8 +24,9 @@ from usam_jax.data.class_names import require_class_names
 from usam_jax.data.datasets.registry import find_left_out, get_spec, list_cases
 from usam_jax.data.packed.build import CHECK, count_slices, hash_json, pack
 from usam_jax.data.packed.encode import is_unchanged, label_file
-from usam_jax.data.packed.format import MANIFEST, VERSION, Packed, open_packed
+from usam_jax.data.packed.format import MANIFEST, VERSION, Packed, open_packed, record_doubts
 from usam_jax.data.patients import shared_patients
+from usam_jax.data.values import describe_doubts
 from usam_jax.io.cohort import describe_count
 from usam_jax.utils import console
 from usam_jax.utils.errors import DISK_FULL, DataError, UsageError, list_some
@@ -67,9 +68,18 @@ def packing_settings(config: ConfigDict) -> dict[str, Any]:
 def prepare(config: ConfigDict, folder: pathlib.Path | None = None) -> Packed:
     """Pack the data set of `config.data`, as far as it is not packed yet, and open it.
 
-    It is packed into `folder`, or into a folder of its own in `packed_dir`. Raises DataError with
-    the faulty cases if the source cannot be used, and UsageError for an invalid setting.
+    It is packed into `folder`, or into a folder of its own in `packed_dir`. Warns of cases whose
+    grey values look wrong. Raises DataError with the faulty cases if the source cannot be used, and
+    UsageError for an invalid setting.
     """
+    packed = open_or_pack(config, folder)
+    if doubts := record_doubts(packed.manifest["splits"]):
+        console.info(f"{packed.folder}: warning: {describe_doubts(doubts)}")
+    return packed
+
+
+def open_or_pack(config: ConfigDict, folder: pathlib.Path | None) -> Packed:
+    """Open a packed data set, or pack its source as far as it is not packed yet."""
     settings = packing_settings(config)
     splits.check_splitting(config)
     if config.kind == "packed":
@@ -92,8 +102,8 @@ def prepare(config: ConfigDict, folder: pathlib.Path | None = None) -> Packed:
         require_own(folder)
         with locked(folder):
             before = read_json(folder / MANIFEST)
-            manifest = refresh(before, cases, settings)
-            if manifest is None:
+            manifest = refresh(before, cases, settings) or {}
+            if not manifest:
                 if before:
                     console.info(f"{folder}: the source has changed, packing what changed")
                 manifest = pack(cases, settings, arrays_name(cases, settings), folder)
