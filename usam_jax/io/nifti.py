@@ -1,4 +1,4 @@
-"""Volumes of all file formats as axial slices in the orientation of `io.geometry`, and NIfTI files.
+"""Volumes of all file formats as axial slices as in `io.geometry`, and NIfTI files.
 
 Read: .nii, .nii.gz, .hdr with .img, .mha and .nrrd, in any letter case. Written: NIfTI.
 """
