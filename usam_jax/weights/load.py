@@ -160,14 +160,13 @@ def name_source(tensors: StateDict, path: pathlib.Path, config: ConfigDict) -> s
     found: dict[str, tuple[int, list[str]]] = {}
     stripped = [strip(tensors, x) for x in shared_prefixes(list(tensors))]
 
-    def renamed(names: StateDict, name_map: NameMap) -> set[str]:
-        return {rename(name, name_map.file_names) for name in names}
-
     for network in registry.names():
         leaves_by_map = default_leaves(network)
         for name_map in maps_for(path, network):
             names = wanted_names(leaves_by_map[name_map.source], name_map)
-            if any(names <= renamed(x, name_map) for x in stripped):
+            # Published names as they are: those of S without their prefix are SAM's.
+            rules = () if name_map is maps_of(network)[0] else name_map.file_names
+            if any(names <= {rename(name, rules) for name in x} for x in stripped):
                 found.setdefault(name_map.source, (len(names), []))[1].append(network)
     source = max(found, key=lambda x: found[x][0], default="")
     if not source or config.name in found[source][1]:
