@@ -13,7 +13,12 @@ from ml_collections import ConfigDict
 from usam_jax import models
 
 # U-SAM's groups of parameters, as published; any other group gets 1e-4.
-LEARNING_RATES = {"backbone": 1e-4, "image_encoder": 1e-4, "mask_decoder": 1e-3}
+LEARNING_RATES = {
+    "backbone": 1e-4,
+    "image_encoder": 1e-4,
+    "mask_decoder": 1e-3,
+    "interactive": 1e-3,  # U-SAM's extension, if config.model.interactive
+}
 
 
 def get_config(model: str = "usam") -> ConfigDict:
@@ -56,11 +61,13 @@ def get_config(model: str = "usam") -> ConfigDict:
     data.num_workers = 0  # processes that prepare training batches; 0: threads of the main process
 
     config.prompts = prompts = ConfigDict()
-    # Prompts from the ground truth: none, points, box, points_box, or mixed. With mixed, each
-    # training slice draws one of the four, so that one model serves all of them. A mixed model is
-    # evaluated with points; set another kind with --mode=eval.
+    # Prompts from the ground truth: none, points, box, points_box, mixed or interactive. With mixed,
+    # each training slice draws one of the first four, so that one model serves all of them. With
+    # interactive (and config.model.interactive), training simulates a user who clicks where the
+    # mask is wrong. Models of both are evaluated with points; set another kind with --mode=eval.
     prompts.kind = "points" if spec.promptable else "none"
     prompts.points_per_class = 3  # the paper uses 1, 3 and 5
+    prompts.rounds = 3  # simulated clicks per slice and step, interactive only
     prompts.negative_points = 0  # background points per slice that has any points
     prompts.box_jitter = 0.0  # maximum jitter of each side of a training box, in pixels
     prompts.order = "xy"  # order of coordinates: xy, or rowcol as in the published code
