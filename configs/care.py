@@ -101,6 +101,8 @@ def get_config(model: str = "usam") -> ConfigDict:
     # Further prompt modes of the final evaluation, decoded from the same features.
     others = ("none", "points1", "points3", "points5", "box")  # also pointsN_box
     evaluation.prompts = others if spec.promptable else ()
+    # With config.model.interactive: clicks of a robot user on each slice with foreground; 0: none.
+    evaluation.max_clicks = 20
     # Jitter of the prompts of config.prompts, in pixels: the report plots Dice over the jitter.
     evaluation.prompt_jitter_px = (2.5, 5.0, 10.0, 20.0)
     # Tolerance of NSD in mm (pixels if the spacing is unknown): one, or one per foreground class.

@@ -103,6 +103,11 @@ def main_mode(config: ConfigDict) -> PromptMode:
     return PromptMode(make_add_prompts(config))
 
 
+def none_mode(config: ConfigDict) -> PromptMode:
+    """The mode without prompts."""
+    return PromptMode(dataclasses.replace(make_add_prompts(config), kind="none"))
+
+
 def other_modes(config: ConfigDict) -> list[PromptMode]:
     """The further modes of `config.eval.prompts`. Raises UsageError for an unknown name."""
     main = main_mode(config)

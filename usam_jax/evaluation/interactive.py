@@ -4,7 +4,8 @@ The slices of a batch are encoded once and decoded once per click, by one compil
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +21,8 @@ from usam_jax.data.prompts import BACKGROUND, FOREGROUND, PADDING
 from usam_jax.data.splits import Subset
 from usam_jax.evaluation import robot_user
 from usam_jax.evaluation.inference import Forward
-from usam_jax.evaluation.pixel_counts import count_pixels, pooled_scores
-from usam_jax.evaluation.robot_user import Click
+from usam_jax.evaluation.pixel_counts import count_pixels
+from usam_jax.evaluation.robot_user import Click, next_click
 from usam_jax.models.common import registry
 from usam_jax.models.common.prompts import batch_prompts
 from usam_jax.utils import console
@@ -29,7 +30,6 @@ from usam_jax.utils.mesh import batch_sharding, replicated, shard_batch
 from usam_jax.utils.parallel import ordered_map
 
 TARGETS = (80, 85, 90)  # per cent: Dice at which a user stops clicking
-SHOWN_CLICKS = (0, 1, 3, 5, 10)  # of tables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +83,22 @@ def make_click_decoder(model: nn.Module, mesh: Mesh) -> Any:
     )
 
 
+class Predict(NamedTuple):
+    """Prediction of one encoded batch for any clicks."""
+
+    decode: Callable[..., Any]
+    variables: Any
+    features: Any
+    labels: Any
+    valid: Any
+    mesh: Mesh
+
+    def __call__(self, prompts: dict[str, np.ndarray], previous: Any) -> Any:
+        """Return counts, classes and probabilities for the prompts of the whole batch."""
+        given = shard_batch(own_share(prompts), self.mesh) | {"previous": previous}
+        return self.decode(self.variables, self.features, given, self.labels, self.valid)
+
+
 def click_through(
     model: nn.Module,
     forward: Forward,
@@ -99,45 +115,131 @@ def click_through(
     labels = packed.labels(subset.split)
     rows = np.array([row for row in subset.rows if labels[row].any()], int)
     size = config.eval.batch_size
-    process, processes = jax.process_index(), jax.process_count()
     batches, num_batches = loader.eval_batches(
-        packed, subset.split, rows, config, [none_mode(config)], process, processes
+        packed,
+        subset.split,
+        rows,
+        config,
+        [none_mode(config)],
+        jax.process_index(),
+        jax.process_count(),
     )
     decode, done = make_click_decoder(model, mesh), []
     with console.Progress("robot user", num_batches, "batches") as bar:
         for number, batch in enumerate(batches):
-            part = click_batch(forward, decode, variables, batch, config, mesh)
-            used = len(rows[number * size :][:size])
-            done.append({name: x[:used] for name, x in part.items()})
+            placed = shard_batch({x: batch[x] for x in ("image", "label", "valid")}, mesh)
+            predict = Predict(
+                decode,
+                variables,
+                forward.encode(variables, placed["image"]),
+                placed["label"].astype(jnp.int32),
+                placed["valid"],
+                mesh,
+            )
+            used = rows[number * size :][:size]
+            blank = np.zeros((*batch["label"].shape, config.model.num_classes), np.float32)
+            previous = shard_batch({"previous": blank}, mesh)["previous"]
+            done.append(click_batch(predict, previous, np.array(labels[used]), size, config))
             bar.advance(per_step=size)
     joined = {name: np.concatenate([x[name] for x in done]) for name in done[0]}
     return ClickRecord(rows, **joined)
 
 
+def own_share(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return this process's part of arrays of a whole batch."""
+    process, processes = jax.process_index(), jax.process_count()
+    return {name: np.split(x, processes)[process] for name, x in arrays.items()}
+
+
 def click_batch(
-    forward: Forward,
-    decode: Any,
-    variables: Any,
-    batch: loader.Batch,
+    predict: Predict,
+    previous: Any,
+    labels: np.ndarray,
+    batch_size: int,
     config: ConfigDict,
-    mesh: Mesh,
 ) -> dict[str, np.ndarray]:
-    """Return the fields of `ClickRecord`, but for `rows`, of one batch over all processes."""
-    m, b = config.eval.max_clicks, len(batch["label"])
-    first = jax.process_index() * b
-    own = slice(first, first + b)
-    placed = shard_batch({name: batch[name] for name in ("image", "label", "valid")}, mesh)
-    features = forward.encode(variables, placed["image"])
-    truth = placed["label"].astype(jnp.int32)
-    prompts = blank_prompts(b, m, config)
-    previous = shard_batch({"previous": prompts.pop("previous")}, mesh)["previous"]
-    counts, clicked, obeyed, labels, share = [], [], [], [], []
-    clicks: list[Click | None] = [None] * b
-    for number in range(m + 1):
-        given = shard_batch(prompts, mesh) | {"previous": previous}
-        found, predicted, previous = decode(variables, features, given, truth, placed["valid"])
-        counts.append(np.asarray(found))
-        own_predicted = np.asarray(predicted)[own]
-        if number:
-            ...
-    return {}
+    """Return the fields of `ClickRecord`, but for `rows`, of the slices of one batch.
+
+    `previous` are probabilities of no prediction, all zero. `labels` uint8[n h w] are the n <= `batch_size` slices that are not padding.
+    """
+    m, n = config.eval.max_clicks, len(labels)
+    prompts = blank_prompts(batch_size, m)
+    counts, predicted, previous = predict(prompts, previous)
+    all_counts = [np.asarray(counts)[:n]]
+    record = {
+        "clicked": np.zeros((n, m), bool),
+        "obeyed": np.zeros((n, m), bool),
+        "labels": np.zeros((n, m), np.uint8),
+        "cleared": np.zeros((n, m), np.float32),
+    }
+    for number in range(m):
+        seen = list(zip(np.asarray(predicted)[:n], labels, strict=True))
+        clicks = [click for _, click in ordered_map(lambda x: next_click(*x), seen)]
+        for i, click in enumerate(clicks):
+            if click:
+                add_click(prompts, i, number, click)
+        counts, predicted, previous = predict(prompts, previous)
+        all_counts.append(np.asarray(counts)[:n])
+        after = np.asarray(predicted)
+        for i, click in enumerate(clicks):
+            if click:
+                record["clicked"][i, number] = True
+                record["labels"][i, number] = click.label
+                record["obeyed"][i, number] = robot_user.obeys(click, after[i])
+                record["cleared"][i, number] = robot_user.cleared(click, after[i])
+    return {"counts": np.stack(all_counts, axis=1), **record}
+
+
+def blank_prompts(batch_size: int, num_points: int) -> dict[str, np.ndarray]:
+    """Return prompts of a batch with room for `num_points` clicks, none of which is given."""
+    return {
+        "points_xy": np.zeros((batch_size, num_points, 2), np.float32),
+        "point_labels": np.full((batch_size, num_points), PADDING, np.int32),
+        "point_classes": np.zeros((batch_size, num_points), np.int32),
+        "boxes_xyxy": np.zeros((batch_size, 4), np.float32),
+        "prompts_given": np.zeros((batch_size, num_points + 1), bool),
+    }
+
+
+def add_click(prompts: dict[str, np.ndarray], i: int, number: int, click: Click) -> None:
+    """Write a click into slot `number` of image `i`."""
+    prompts["points_xy"][i, number] = click.xy
+    prompts["point_labels"][i, number] = FOREGROUND if click.label else BACKGROUND
+    prompts["point_classes"][i, number] = click.label
+    prompts["prompts_given"][i, number] = True
+
+
+def summarise_clicks(record: ClickRecord) -> dict[str, Any]:
+    """Return the metrics of `summary.json` under "clicks": shares from 0 to 1, and click counts.
+
+    A slice that does not reach a target counts the maximum number of clicks. A click of class 0
+    lies on a false positive, whose region `cleared_by_negative` is about: the share of these clicks
+    that clear at least half of it.
+    """
+    dice, clicked = record.dice, record.clicked
+    maximum = clicked.shape[1]
+    number_of_clicks = {}
+    for target in TARGETS:
+        reached = dice >= target / 100
+        first = np.where(reached.any(1), reached.argmax(1), maximum)
+        number_of_clicks[str(target)] = {
+            "mean": float(first.mean()),
+            "failed": float((~reached.any(1)).mean()),
+        }
+    negative = clicked & (record.labels == 0)
+    return {
+        "num_slices": len(record.rows),
+        "max_clicks": maximum,
+        "num_clicks": int(clicked.sum()),
+        "dice": dice.mean(0).tolist(),
+        "dice_sd": dice.std(0).tolist(),
+        "adherence": share(record.obeyed, clicked),
+        "adherence_negative": share(record.obeyed, negative),
+        "cleared_by_negative": share(record.cleared >= 0.5, negative),
+        "number_of_clicks": number_of_clicks,
+    }
+
+
+def share(values: np.ndarray, chosen: np.ndarray) -> float | None:
+    """Return the share of true values among the chosen ones, or None without any."""
+    return float(values[chosen].mean()) if chosen.any() else None
