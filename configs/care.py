@@ -1,5 +1,6 @@
 """U-SAM-B on CARE, trained as in the paper, or any other network.
 
+    python -m tools.prepare data/CARE --check
     python -m usam_jax.main --config=configs/care.py
     python -m usam_jax.main --config=configs/care.py:unet
 
@@ -17,6 +18,7 @@ LEARNING_RATES = {
     "backbone": 1e-4,
     "image_encoder": 1e-4,
     "mask_decoder": 1e-3,
+    "lora": 1e-3,
     "interactive": 1e-3,  # U-SAM's extension, if config.model.interactive
 }
 
@@ -79,6 +81,8 @@ def get_config(model: str = "usam") -> ConfigDict:
     optimizer.momentum = 0.9  # SGD only
     optimizer.nesterov = True  # SGD only
     optimizer.warmup = False  # linear warm-up over the first half epoch
+    optimizer.decay_power = 0.9  # the rate falls as (1 - step / steps) ** decay_power
+    optimizer.clip_norm = 0.0  # scale gradients down to this norm at most; 0: never
 
     config.train = train = ConfigDict()
     train.num_epochs = 100  # passes over the training split
@@ -86,6 +90,11 @@ def get_config(model: str = "usam") -> ConfigDict:
     # Micro-batches per step, computed one after the other; BatchNorm and Dice see one at a time.
     train.grad_accum_steps = 1
     train.statistics = "batch"  # BatchNorm and Dice over the "batch", or over each "device"'s share
+    train.ce_weight = 0.4  # of the cross entropy in the loss
+    train.dice_weight = 0.6  # of the Dice loss
+    # Dice over all classes with squares in the denominator (squared), as U-SAM, or over the
+    # foreground classes without squares (foreground), as nnU-Net.
+    train.dice = "squared"
     train.ema_decay = 0.0  # 0.999: evaluate an exponential moving average of the parameters
     train.fsdp = False  # shard parameters and optimizer state over the devices between steps
     train.skip_nonfinite = False  # skip steps with a non-finite loss or gradient, do not stop

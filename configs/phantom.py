@@ -16,9 +16,9 @@ def get_config(model: str = "usam") -> ConfigDict:
     spec = models.get(model)
     config = care.get_config(model)
     config.init_from = ""
-    if spec.image_size.accepts(112):
-        config.model.image_size = 112
     config.model.update(spec.small)
+    if spec.at(config.model).image_size.accepts(112):
+        config.model.image_size = 112
     config.data.kind = "phantom"
     config.data.root = ""
     config.data.clahe_limit = 0.0  # no contrast equalisation

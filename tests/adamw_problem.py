@@ -14,7 +14,13 @@ GOLDEN = recipe.GOLDEN / "adamw_30_steps.npz"
 def config() -> ConfigDict:
     rates = ConfigDict(RATES)
     return ConfigDict(
-        {"name": "adamw", "learning_rates": rates, "weight_decay": WEIGHT_DECAY, "warmup": True}
+        {
+            "name": "adamw",
+            "learning_rates": rates,
+            "weight_decay": WEIGHT_DECAY,
+            "warmup": True,
+            "clip_norm": 0.0,
+        }
     )
 
 

@@ -50,10 +50,11 @@ def phantom_config(network: str = "usam", **changes) -> ConfigDict:
     # Half the demo's blocks, since compile time grows with their number.
     usam.VARIANTS["smallest"] = usam.Variant(48, 2, 2, (1,), window=7, dim=32)
     config = phantom.get_config(network)
-    if network in ("usam", "sam_s"):
+    if "variant" in config.model:
         config.model.variant = "smallest"
+    if models.get(network).promptable:
         config.prompts.kind = "points"
-    if models.get(network).image_size.accepts(32):
+    if models.get(network).at(config.model).image_size.accepts(32):
         config.model.image_size = 32
     config.data.num_patients = (3, 2)
     config.data.slices_per_patient = 8

@@ -103,6 +103,30 @@ def make_parameters() -> dict[str, torch.nn.Parameter]:
     }
 
 
+def make_nnunet() -> dict[str, Any]:
+    """A checkpoint with the entries and types of nnU-Net's, names of one tensor included."""
+    weight, bias = make_values(3, 2), make_values(3)
+    names = ("conv", "all_modules.0", "decoder.encoder.conv")
+    weights = [(f"{name}.weight", weight) for name in names]
+    weights += [(f"{name}.bias", bias) for name in names]
+    return {
+        "network_weights": collections.OrderedDict(weights),
+        "optimizer_state": {"state": {0: {"momentum_buffer": make_values(3, 2)}}},
+        "grad_scaler_state": None,
+        "logging": {"mean_fg_dice": [np.float32(0.5), np.float64(0.75)], "lrs": [0.01]},
+        "_best_ema": np.float64(0.75),
+        "current_epoch": 1000,
+        "init_args": {
+            "plans": {"configurations": {"2d": {"patch_size": [224, 224]}}},
+            "configuration": "2d",
+            "fold": 0,
+            "device": torch.device("cuda", 0),
+        },
+        "trainer_name": "nnUNetTrainer",
+        "inference_allowed_mirroring_axes": (0, 1),
+    }
+
+
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     torch.manual_seed(0)
@@ -111,6 +135,7 @@ def main() -> None:
         "views": make_views(),
         "training": make_training(),
         "parameters": make_parameters(),
+        "nnunet": make_nnunet(),
     }
     for name, content in contents.items():
         torch.save(content, FOLDER / f"{name}_zip.pt")

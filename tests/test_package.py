@@ -97,7 +97,7 @@ def test_config_of_the_user_imports_bundled_configs(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("given", ["cares", "configs/cares.py", "care/word"])
 def test_missing_config_lists_the_names(given, monkeypatch):
-    names = "care, care_reference, nnunet, phantom, word"
+    names = "care, care_reference, nnunet, nnunet_trained, phantom, published/.*, word"
     with pytest.raises(UsageError, match=f"--config: got {given}, expected .* one of {names}"):
         load_config(monkeypatch, f"--config={given}")
 
@@ -107,6 +107,7 @@ def test_missing_config_lists_the_names(given, monkeypatch):
     [
         ("care", ("care", "")),
         ("care:unet", ("care", "unet")),
+        ("configs/published/nnunet.py", ("published_nnunet", "")),
         ("/some/configs/care.py:u.net", ("care", "u.net")),
     ],
 )

@@ -15,6 +15,7 @@ def run_tool(name: str) -> int:
 compare = functools.partial(run_tool, "compare")
 convert = functools.partial(run_tool, "convert")
 export = functools.partial(run_tool, "export")
+import_weights = functools.partial(run_tool, "import_weights")
 make_phantoms = functools.partial(run_tool, "make_phantoms")
 prepare = functools.partial(run_tool, "prepare")
 score = functools.partial(run_tool, "score")

@@ -146,7 +146,7 @@ def joined_without_ones(
     x = ops.convolve(x, both.reshape(2, 2, d, 4 * f), padding=0 if padded_first else 1)
     empty = jnp.zeros((1, h, w, 0), x.dtype)
     of_bias = cpu.up_conv_conv(empty, up_kernel[:, :, :0], up_bias, upper)
-    x = pixel_shuffle(x)[:, 1:-1, 1:-1] + of_bias
+    x = pixel_shuffle(x, (2, 2))[:, 1:-1, 1:-1] + of_bias
     return x + (bias if skip is None else ops.convolve(skip, lower, padding=1) + bias)
 
 

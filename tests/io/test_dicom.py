@@ -380,5 +380,58 @@ def test_write_seg_needs_only_a_frame_of_reference(tmp_path):
     assert measures.SpacingBetweenSlices == measures.SliceThickness == 3
     for path in paths:
         change(path, FrameOfReferenceUID=None)
-    with pytest.raises(DataError, match=r"cannot be the source of a DICOM-SEG \(.*Frame Of Ref"):
+    with pytest.raises(DataError, match=r"a DICOM-SEG \(FrameOfReferenceUID \(0020,0052\) is miss"):
         dicom_seg.write_seg(tmp_path / "seg.dcm", found, series, CLASSES, prompted=False)
+
+
+INVALID = {
+    "StudyDate": "00000000",
+    "StudyTime": "10:15:00",
+    "PatientSex": "Male",
+    "PatientBirthDate": "20201332",
+    "PatientAge": "58",
+    "PatientID": "p" * 70,
+    "StudyDescription": "d" * 70,
+}
+
+
+def test_check_seg_names_and_empties_invalid_tags(tmp_path):
+    paths = write_series(tmp_path / "ct", make_stored(), make_affine())
+    with contextlib.ExitStack() as stack:
+        settings = pydicom.config.settings
+        stack.callback(
+            setattr, settings, "writing_validation_mode", settings._writing_validation_mode
+        )
+        settings.writing_validation_mode = pydicom.config.IGNORE
+        for path in paths:
+            change(path, **INVALID)
+    series = dicom.read_series(tmp_path / "ct")
+    warnings = dicom_seg.check_seg(series, CLASSES)
+    for keyword, value in INVALID.items():
+        assert any(f"{keyword} (" in x and value[:64] in x for x in warnings), keyword
+    assert len(warnings) == len(INVALID)
+    dicom_seg.write_seg(tmp_path / "seg.dcm", make_labels(1), series, CLASSES, prompted=False)
+    seg = pydicom.dcmread(tmp_path / "seg.dcm")
+    assert [seg.get(x) or "" for x in INVALID] == [""] * len(INVALID)
+    assert seg.PatientName == "Müller^Ärne"
+
+
+@pytest.mark.parametrize("keyword", dicom_seg.REQUIRED)
+def test_check_seg_names_a_missing_required_tag(tmp_path, keyword):
+    paths = write_series(tmp_path / "ct", make_stored(), make_affine())
+    series = dicom.read_series(tmp_path / "ct")
+    for path in paths:
+        change(path, **{keyword: None})
+    with pytest.raises(DataError, match=rf"{keyword} \(.*\) is missing\); .* write NIfTI"):
+        dicom_seg.check_seg(series, CLASSES)
+
+
+def test_check_seg_names_the_file_for_any_library_error(tmp_path, monkeypatch):
+    write_series(tmp_path / "ct", make_stored(), make_affine())
+    series = dicom.read_series(tmp_path / "ct")
+    for name in ("", "a\\b", "x" * 90):
+        with pytest.raises(DataError, match="classes: got"):
+            dicom_seg.check_seg(series, ("background", name))
+    monkeypatch.setattr(highdicom.seg, "Segmentation", lambda *_a, **_k: {}["no such key"])
+    with pytest.raises(DataError, match=r"series_\d+.dcm: cannot be the source .*no such key"):
+        dicom_seg.check_seg(series, CLASSES)

@@ -114,6 +114,36 @@ def load_bytes(tmp_path: Path) -> Callable[[bytes], dict[str, np.ndarray]]:
 
 
 @pytest.mark.parametrize("form", FORMATS)
+def test_load_reads_nnunets_weights_and_settings(form: str) -> None:
+    path = FOLDER / f"nnunet_{form}.pt"
+    names = ("conv", "all_modules.0", "decoder.encoder.conv")
+    expected = {f"{name}.weight": make_values(3, 2) for name in names}
+    assert_same(
+        torch_checkpoint.load(path), expected | {f"{x}.bias": make_values(3) for x in names}
+    )
+    settings = torch_checkpoint.load_settings(path)
+    assert settings["trainer_name"] == "nnUNetTrainer"
+    assert settings["inference_allowed_mirroring_axes"] == (0, 1)
+    plans = {"configurations": {"2d": {"patch_size": [224, 224]}}}
+    # What is not plain data, as the device and NumPy's numbers, is left out.
+    assert settings["init_args"] == {"plans": plans, "configuration": "2d", "fold": 0}
+    assert settings["logging"] == {"mean_fg_dice": [], "lrs": [0.01]}
+    assert "_best_ema" not in settings and "conv.weight" not in settings["network_weights"]
+
+
+def test_load_settings_refuses_settings_in_themselves(tmp_path: Path) -> None:
+    nested: list[Any] = []
+    for _ in range(30):
+        nested = [nested]
+    (tmp_path / "x.pt").write_bytes(make_zip(to_pickle({"a": nested})))
+    with pytest.raises(WeightsError, match="settings of more than 20 levels"):
+        torch_checkpoint.load_settings(tmp_path / "x.pt")
+    (tmp_path / "x.pt").write_bytes(make_zip(to_pickle([1])))
+    with pytest.raises(WeightsError, match="holds no dict but <list>"):
+        torch_checkpoint.load_settings(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("form", FORMATS)
 def test_load_reads_every_dtype(form: str) -> None:
     expected = {name: make_values(3, 5, dtype=dtype) for name, dtype in DTYPES.items()}
     assert_same(torch_checkpoint.load(FOLDER / f"dtypes_{form}.pt"), expected)
@@ -169,7 +199,9 @@ def test_load_reads_parameters(form: str) -> None:
 
 
 @pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("key", ["model", "state_dict", "model_state_dict", "net", "module"])
+@pytest.mark.parametrize(
+    "key", ["model", "state_dict", "model_state_dict", "model_state", "net", "module"]
+)
 def test_load_finds_state_dict_and_drops_module_prefix(
     load_bytes: Any, form: str, key: str
 ) -> None:

@@ -176,6 +176,7 @@ def test_adamw_steps_equal_the_published_ones(care_variables):
             "learning_rates": {"backbone": 1e-4, "image_encoder": 1e-4, "mask_decoder": 1e-3},
             "name": "adamw",
             "weight_decay": 1e-4,
+            "clip_norm": 0.0,
         }
     )
     tx = optimizer.make_optimizer(config, optimizer.polynomial_decay(num_steps=100), SPEC)

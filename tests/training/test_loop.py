@@ -395,7 +395,5 @@ def test_run_record_names_initial_weights(packed_phantoms, tmp_path):
     config = changed(config, init_from=str(tmp_path / "sam.pth"))
     run_record.RunRecord(tmp_path, config, packed, 0)
     (start,) = json.loads((tmp_path / "run.json").read_text())["starts"]
-    assert start["init_from"] == {
-        "file": "sam.pth",
-        "sha256": hashlib.sha256(b"weights").hexdigest(),
-    }
+    sha256 = hashlib.sha256(b"weights").hexdigest()
+    assert start["init_from"] == [{"file": "sam.pth", "sha256": sha256}]

@@ -70,6 +70,7 @@ def test_group_of_takes_the_first_match():
         ),
         ("name", "adam", "config.optimizer.name: got 'adam', expected one of adamw, sgd"),
         ("momentum", 1.0, "config.optimizer.momentum"),
+        ("clip_norm", -1.0, "config.optimizer.clip_norm: got -1.0, expected 0 or more"),
     ],
 )
 def test_optimizer_check_names_invalid_field(field, value, message):
@@ -88,6 +89,7 @@ def test_sgd_steps_equal_torchs_formula():
             "weight_decay": 0.01,
             "momentum": 0.9,
             "nesterov": True,
+            "clip_norm": 0.75,
         }
     )
     tx = optimizer.make_optimizer(config, lambda step: 1.0, make_spec((".*", "all")))
@@ -96,7 +98,8 @@ def test_sgd_steps_equal_torchs_formula():
     for gradient in (1.0, -0.5, 0.25):
         updates, state = tx.update({"w": jnp.float32(gradient)}, state, params)
         params = optax.apply_updates(params, updates)
-        decayed = gradient + 0.01 * expected  # the formula in torch.optim.SGD's documentation
+        clipped = gradient * min(1, 0.75 / (abs(gradient) + 1e-6))
+        decayed = clipped + 0.01 * expected  # the formula in torch.optim.SGD's documentation
         buffer = 0.9 * buffer + decayed
         expected -= 0.1 * (decayed + 0.9 * buffer)
         np.testing.assert_allclose(params["w"], expected, rtol=1e-6)

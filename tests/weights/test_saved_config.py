@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import phantom_config
+from conftest import phantom_config, save_run
+from flax import traverse_util
 
 from usam_jax import models
 from usam_jax.training import optimizer, step
@@ -29,6 +30,9 @@ def old_config(config) -> dict:
     saved.pop("schema_version")
     for new, (section, old) in OLD_NAMES.items():
         saved[section][old] = saved[section].pop(new)
+    for section, fields in saved_config.ADDED.items():
+        for name in fields:
+            saved[section].pop(name)
     for name in ("name", "momentum", "nesterov"):
         saved["optimizer"].pop(name)
     return saved
@@ -51,14 +55,23 @@ def test_upgrade_turns_baseline_of_version_1_into_a_network():
     assert run_checkpoint.differences(config, saved_config.upgrade(saved)) == []
 
 
+def test_upgrade_adds_the_fields_of_version_3():
+    config = phantom_config()
+    saved = saved_config.to_json(config) | {"schema_version": 2}
+    for section, fields in saved_config.ADDED.items():
+        for name in fields:
+            saved[section].pop(name)
+    assert run_checkpoint.differences(config, saved_config.upgrade(saved)) == []
+
+
 def test_upgrade_keeps_todays_config():
     saved = saved_config.to_json(phantom_config())
     assert saved_config.upgrade(saved) == {k: v for k, v in saved.items() if k != "schema_version"}
 
 
 def test_upgrade_names_unknown_version():
-    with pytest.raises(UserError, match=r"got schema_version 3, expected at most 2"):
-        saved_config.upgrade({"schema_version": 3})
+    with pytest.raises(UserError, match=r"got schema_version 4, expected at most 3"):
+        saved_config.upgrade({"schema_version": 4})
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +113,24 @@ def test_best_step_names_both_networks(variables, tmp_path):
     other = phantom_config("unet").model
     with pytest.raises(WeightsError, match=r"of the network usam, expected one of unet"):
         run_checkpoint.best_step(tmp_path, other)
+
+
+def test_differences_name_unknown_fields():
+    config = phantom_config()
+    saved = saved_config.upgrade(saved_config.to_json(config))
+    saved["train"]["added_later"] = 3
+    del saved["train"]["ema_decay"]
+    assert run_checkpoint.differences(config, saved) == [
+        "config.train.added_later: an unknown field of the saved config (3)",
+        "config.train.ema_decay: got 0.0, but the saved config has no such field",
+    ]
+
+
+def test_load_variables_names_arrays_with_nan(variables, tmp_path):
+    config = phantom_config()
+    flat = traverse_util.flatten_dict(variables, sep="/")
+    name = next(x for x in flat if x.startswith("params/"))
+    flat[name] = np.full_like(flat[name], np.nan)
+    save_run(tmp_path, config, traverse_util.unflatten_dict(flat, sep="/"))
+    with pytest.raises(WeightsError, match=rf"checkpoints/1: got 1 arrays with NaN .*\n  {name}: "):
+        run_checkpoint.load_best(tmp_path, config.model)

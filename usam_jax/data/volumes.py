@@ -9,12 +9,13 @@ from ml_collections import ConfigDict
 from usam_jax.data.case import (
     Case,
     Slices,
-    file_names,
+    files_named,
     natural_order,
     source_stamp,
     unusable_case,
 )
 from usam_jax.data.pixels import window_hu
+from usam_jax.io.cohort import find_others
 from usam_jax.io.nifti import read_geometry, read_labels, read_slices, require_same_grid
 from usam_jax.utils.errors import DataError
 
@@ -24,17 +25,29 @@ def volume_cases(
 ) -> list[Case]:
     """The cases `images{part}/NAME{image_end}`, `labels{part}/NAME{label_end}`."""
     images, labels = root / f"images{part}", root / f"labels{part}"
-    names: set[str] = set()
-    for folder, end in ((images, image_end), (labels, label_end)):
+    for folder in (images, labels):
         if not folder.is_dir():
             raise DataError(f"{folder} is not there")
-        names |= set(file_names(folder, end))
-    if not names:
+    image_of, label_of = files_named(images, image_end), files_named(labels, label_end)
+    if not image_of and not label_of:
         raise DataError(f"{labels} holds no labels (NAME{label_end})")
     return [
-        volume_case(name, images / f"{name}{image_end}", labels / f"{name}{label_end}", data)
-        for name in sorted(names, key=natural_order)
+        volume_case(
+            name,
+            image_of.get(name, images / f"{name}{image_end}"),
+            label_of.get(name, labels / f"{name}{label_end}"),
+            data,
+        )
+        for name in sorted(image_of | label_of, key=natural_order)
     ]
+
+
+def others_of(
+    root: pathlib.Path, part: str, image_end: str, label_end: str
+) -> dict[pathlib.Path, str]:
+    """What lies in the folders of `volume_cases` and is left out, with the reasons."""
+    images, labels = root / f"images{part}", root / f"labels{part}"
+    return find_others(images, image_end) | find_others(labels, label_end)
 
 
 def volume_case(name: str, image: pathlib.Path, label: pathlib.Path, data: ConfigDict) -> Case:
@@ -54,9 +67,12 @@ def volume_case(name: str, image: pathlib.Path, label: pathlib.Path, data: Confi
 def load_volume(
     image: pathlib.Path, label: pathlib.Path, num_classes: int, level: float, width: float
 ) -> Slices:
-    """The slices of a CT and its labels. Raises DataError if their grids differ."""
-    require_same_grid(image, label)
+    """The slices of a CT and its labels, both reoriented by the affine of the CT.
+
+    Raises DataError if their grids differ.
+    """
+    geometry = require_same_grid(image, label)
     hu = read_slices(image)
     if hu.dtype.kind == "f" and not np.isfinite(hu).all():
         raise DataError(f"{image}: holds NaN or infinite values", "export it again")
-    return window_hu(hu, level, width), read_labels(label, num_classes)
+    return window_hu(hu, level, width), read_labels(label, num_classes, geometry.affine)

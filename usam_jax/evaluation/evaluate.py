@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from usam_jax.data import splits
+from usam_jax.data.class_names import MEAN
 from usam_jax.data.packed.format import Packed
 from usam_jax.data.packed.prepare import prepare
 from usam_jax.data.prompt_modes import (
@@ -96,8 +97,8 @@ def pooled_metrics(counts: np.ndarray, classes: tuple[str, ...]) -> dict[str, An
     """
     scores = pixel_counts.pooled_scores(counts, classes)
     return {
-        "dice": {**scores.dice, "mean": scores.mean_dice},
-        "iou": {**scores.iou, "mean": scores.mean_iou},
+        "dice": {**scores.dice, MEAN: scores.mean_dice},
+        "iou": {**scores.iou, MEAN: scores.mean_iou},
         "pixels": scores.pixels,
     }
 

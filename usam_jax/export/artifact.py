@@ -26,7 +26,7 @@ from usam_jax.models.common.spec import InputSpec
 from usam_jax.training import run_record
 from usam_jax.utils import console
 from usam_jax.utils.errors import UsageError, WeightsError
-from usam_jax.utils.files import atomic_write, checksum, read_json, write_json
+from usam_jax.utils.files import atomic_write, checksum, read_json, write_json, write_text
 from usam_jax.utils.workdir import Workdir
 from usam_jax.weights import load, run_checkpoint
 from usam_jax.weights.maps import maps_of
@@ -111,7 +111,7 @@ def describe_preprocessing(preparation: Preparation, inside: InputSpec) -> dict[
 def describe_run(workdir: pathlib.Path, saved: dict[str, Any], step: int) -> dict[str, Any]:
     """Return the content of config.json, which has no path and no name of a case."""
     record, kind = read_json(Workdir(workdir).data), source_kind(workdir, saved)
-    spec = models.get(saved["model"]["name"])
+    spec = models.get(saved["model"]["name"]).at(ConfigDict(saved["model"]))
     return {
         "schema_version": 1,
         "classes": list(saved["data"]["classes"]),
@@ -123,7 +123,7 @@ def describe_run(workdir: pathlib.Path, saved: dict[str, Any], step: int) -> dic
         "prompts": {"trained_with": trained_with(saved), **saved["prompts"]},
         "checkpoint_step": step,
         "checkpoint_chosen_on": saved["eval"]["select_on"],
-        "init_from": pathlib.Path(saved["init_from"]).name,
+        "init_from": ", ".join(pathlib.Path(x).name for x in saved["init_from"].split(",")),
         "data": {
             "kind": kind,
             "fingerprint": record.get("fingerprint"),
@@ -177,8 +177,7 @@ def export_run(workdir: pathlib.Path, folder: pathlib.Path, torch: bool) -> None
         names = [ARTEFACT, WEIGHTS, *([published] if torch else [])]
         description["sha256"] = {name: checksum(folder / name) for name in names}
         write_json(folder / CONFIG, description)
-        with atomic_write(folder / CARD) as temporary:
-            temporary.write_text(write_card(description, find_evaluations(workdir, step)))
+        write_text(folder / CARD, write_card(description, find_evaluations(workdir, step)))
     except OSError as error:
         raise WeightsError(f"{folder}: cannot be written ({error})") from error
     for name in (*names, CONFIG, CARD):

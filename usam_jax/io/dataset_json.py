@@ -8,6 +8,7 @@ from usam_jax.io.nifti import ENDINGS
 from usam_jax.utils.errors import DataError
 
 NAME = "dataset.json"
+CHANNEL = "_0000"  # NAME_0000 is the image of the first channel of the case NAME
 
 
 def read_description(path: pathlib.Path) -> dict[str, Any]:

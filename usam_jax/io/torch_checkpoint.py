@@ -1,21 +1,40 @@
 """Torch checkpoints and safetensors as numpy arrays, read without torch."""
 
+import contextlib
 import io
 import itertools
+import json
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors
 
-from usam_jax.io.torch_pickle import DTYPES, Storage, Tensor, brief, expect_text, own, unpickle
+from usam_jax.io.torch_pickle import (
+    DTYPES,
+    Storage,
+    Tensor,
+    brief,
+    expect_text,
+    own,
+    plain_data,
+    unpickle,
+)
 from usam_jax.utils.errors import WeightsError, list_some
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-_STATE_KEYS = ("model", "state_dict", "model_state_dict", "net", "module")
+_STATE_KEYS = (
+    "model",
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "net",
+    "module",
+    "network_weights",
+)
 # About 200 bytes of pickle describe one tensor, so no model comes near this limit.
 _MAX_PICKLE_BYTES = 16 << 20
 # Tied weights repeat a storage, expanded ones an element; genuine files rarely do either.
@@ -31,14 +50,40 @@ _ReadStorage = Callable[[Storage], bytes]
 def load(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Read the weights of a torch checkpoint or safetensors file without executing its pickle.
 
-    The state dict is the file's entry "model", "state_dict", "model_state_dict", "net" or "module",
-    else the whole object. The prefix "module." is removed if all names have it. The arrays have the
-    shapes and dtypes of the tensors (ml_dtypes.bfloat16 for bfloat16) and own their memory. Raises
-    WeightsError if the file is missing, damaged, more than plain data, or without weights.
+    The state dict is the file's entry "model", "state_dict", "model_state_dict", "model_state",
+    "net", "module" or "network_weights", else the whole object. A `NAME.index.json` names the files
+    of a checkpoint in several shards, next to it. The prefix "module." is removed if all names have
+    it. The arrays have the shapes and dtypes of the tensors (ml_dtypes.bfloat16 for bfloat16) and
+    own their memory. Raises WeightsError if the file is missing, damaged, more than plain data, or
+    without weights.
     """
+    if Path(path).name.endswith(".index.json"):
+        return _load_shards(Path(path))
+    with _opened(path) as (file, file_bytes):
+        arrays = _load_by_content(file, file_bytes)
+    if all(name.startswith("module.") for name in arrays):  # from DistributedDataParallel
+        return {name.removeprefix("module."): array for name, array in arrays.items()}
+    return arrays
+
+
+def load_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read the entries of a torch checkpoint that are plain data, without executing its pickle.
+
+    Plain are text, numbers, None, and lists, tuples and dicts of these; what else they hold is left
+    out. Raises WeightsError as `load` does, and if the file is not a dict that torch.save wrote.
+    """
+    with _opened(path) as (file, file_bytes), _torch_file(file, file_bytes) as (found, _):
+        if not isinstance(found, dict):
+            raise WeightsError(f"holds no dict but {brief(found)}.")
+        return plain_data(found)
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[io.BufferedReader, int]]:
+    """The open file and its size. Every error becomes a WeightsError that names the file."""
     try:
         with Path(path).open("rb") as file:
-            arrays = _load_by_content(file, os.fstat(file.fileno()).st_size)
+            yield file, os.fstat(file.fileno()).st_size
     except WeightsError as error:
         raise WeightsError(f"{path}: {error} {_ADVICE}") from None
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
@@ -46,8 +91,21 @@ def load(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     except Exception as error:  # damaged files raise nearly any type, MemoryError included
         found = f"cannot be read ({type(error).__name__}: {str(error)[:200]})"
         raise WeightsError(f"{path}: {found}; is it damaged or cut short? {_ADVICE}") from error
-    if all(name.startswith("module.") for name in arrays):  # from DistributedDataParallel
-        return {name.removeprefix("module."): array for name, array in arrays.items()}
+
+
+def _load_shards(index: Path) -> dict[str, np.ndarray]:
+    try:
+        shard_of = json.loads(index.read_text())["weight_map"]
+        shards = sorted(set(shard_of.values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        found = f"got no usable index ({type(error).__name__}: {str(error)[:200]})"
+        expected = 'expected {"weight_map": {TENSOR: FILE}} with files next to it'
+        raise WeightsError(f"{index}: {found}, {expected}. {_ADVICE}") from error
+    if any(Path(str(shard)).name != shard for shard in shards):
+        raise WeightsError(f"{index}: got the files {shards}, expected names of files next to it.")
+    arrays = {name: x for shard in shards for name, x in load(index.parent / shard).items()}
+    if missing := sorted(shard_of.keys() - arrays.keys()):
+        raise WeightsError(f"{index}: its files lack tensors:\n{list_some(missing)}")
     return arrays
 
 
@@ -56,12 +114,22 @@ def _load_by_content(file: io.BufferedReader, file_bytes: int) -> dict[str, np.n
     file.seek(0)
     if head[8:] == b"{":
         return _load_safetensors(file.read())
+    with _torch_file(file, file_bytes) as (found, read_storage):
+        return _read_tensors(found, read_storage, file_bytes)
+
+
+@contextlib.contextmanager
+def _torch_file(file: io.BufferedReader, file_bytes: int) -> Iterator[tuple[Any, _ReadStorage]]:
+    """The object in a file that torch.save wrote, and a function that reads its storages."""
+    head = file.read(9)
+    file.seek(0)
     if head.startswith(b"PK\3\4"):
         with zipfile.ZipFile(file) as archive:
-            return _read_tensors(*_open_zip(archive, file_bytes), file_bytes)
-    if head.startswith(b"\x80"):
-        return _read_tensors(*_open_legacy(file, file_bytes), file_bytes)
-    raise WeightsError(f"not a checkpoint; it starts with {head!r}.")
+            yield _open_zip(archive, file_bytes)
+    elif head.startswith(b"\x80"):
+        yield _open_legacy(file, file_bytes)
+    else:
+        raise WeightsError(f"not a checkpoint; it starts with {head!r}.")
 
 
 def _load_safetensors(data: bytes) -> dict[str, np.ndarray]:

@@ -116,6 +116,36 @@ def brief(value: Any) -> str:
     return f"<{type(value).__name__.strip('_').lower()}>"
 
 
+_SIMPLE = (str, int, float, bool, type(None))
+_MAX_DEPTH = 20  # of nested containers; settings have a few levels
+
+
+def plain_data(value: Any) -> Any:
+    """Copy containers of text, numbers and None, without their other entries.
+
+    Raises WeightsError for containers nested too deeply, or in themselves.
+    """
+    copies: dict[int, Any] = {}  # A pickle can name one container many times.
+
+    def copy(value: Any, depth: int) -> Any:
+        if isinstance(value, _SIMPLE):
+            return value
+        if depth > _MAX_DEPTH:
+            raise WeightsError(f"has settings of more than {_MAX_DEPTH} levels.")
+        if id(value) not in copies:
+            if isinstance(value, dict):
+                kept = {k: x for k, x in value.items() if isinstance(k, str) and is_plain(x)}
+                copies[id(value)] = {k: copy(x, depth + 1) for k, x in kept.items()}
+            else:
+                copies[id(value)] = type(value)(copy(x, depth + 1) for x in value if is_plain(x))
+        return copies[id(value)]
+
+    def is_plain(value: Any) -> bool:
+        return isinstance(value, (*_SIMPLE, dict, list, tuple))
+
+    return copy(value, 0)
+
+
 def _make_dict() -> dict[Any, Any]:
     return {}  # `dict` itself would hash its arguments
 

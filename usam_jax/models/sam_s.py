@@ -41,5 +41,6 @@ SPEC = ModelSpec(
     paper=USAM.paper,
     code=USAM.code,
     pretrained=USAM.pretrained,
+    versions=USAM.versions,
     small=USAM.small,
 )

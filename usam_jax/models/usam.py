@@ -205,5 +205,6 @@ SPEC = ModelSpec(
     paper="2308.08283",
     code="github.com/kanydao/U-SAM@4e56d36",
     pretrained="sam_vit_b_01ec64.pth",
+    versions=tuple({"variant": name} for name in ("vit_b", "vit_l", "vit_h")),
     small={"variant": "small"},
 )

@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from usam_jax.io.dicom_seg import write_seg
-from usam_jax.io.nifti import header_warning, stem
+from usam_jax.io.dicom_seg import check_seg, write_seg
+from usam_jax.io.nifti import header_warning
 from usam_jax.predict import output
 from usam_jax.predict.clicks import read_box, read_clicks
 from usam_jax.predict.model import Clicks, Network
 from usam_jax.predict.output import Source
+from usam_jax.predict.output_paths import class_list_path, nifti_path, probabilities_path
 from usam_jax.predict.slices import Options, keep_largest, predict_slices
 from usam_jax.utils import console
 from usam_jax.utils.errors import DataError, UsageError
@@ -29,11 +30,6 @@ class Request(NamedTuple):
     points: str | None = None
     box: str | None = None
     probabilities: bool = False
-
-
-def probabilities_path(mask: pathlib.Path) -> pathlib.Path:
-    """Return the path of the probabilities that belong to a mask."""
-    return mask.with_name(f"{stem(mask)}_probabilities.nii.gz")
 
 
 def read_prompts(request: Request, source: Source, numbers: range) -> dict[int, Clicks]:
@@ -82,6 +78,8 @@ def predict_volume(
         raise DataError(f"{path}: has {count} slices, but --slices starts at {options.first}")
     numbers = range(count)[options.first : None if options.last is None else options.last + 1]
     warnings = find_warnings(source)
+    if mask.suffix == ".dcm" and source.series:
+        warnings += check_seg(source.series, network.classes)
     for warning in warnings:
         console.info(f"warning: {path}: {warning}")
     clicks = read_prompts(request, source, numbers)
@@ -128,9 +126,17 @@ def write_mask(
     clicks: dict[int, Clicks],
     options: Options,
 ) -> None:
-    """Write the mask, for NIfTI after a JSON file with the names of its classes."""
+    """Write the mask, for NIfTI after a JSON file with the names of its classes.
+
+    Raises DataError if it cannot be written as a DICOM-SEG; it is then kept as NIfTI.
+    """
     if mask.suffix == ".dcm" and source.series:
-        write_seg(mask, labels, source.series, network.classes, prompted=bool(clicks))
+        try:
+            write_seg(mask, labels, source.series, network.classes, prompted=bool(clicks))
+        except (DataError, OSError) as error:
+            kept = nifti_path(mask)
+            write_mask(network, source, kept, labels, clicks, options)
+            raise DataError(f"{mask}: {error}. The mask is kept as {kept}") from error
         return
     prompts = f"on slices {sorted(clicks)}" if clicks else "none (automatic)"
     about = {
@@ -139,5 +145,5 @@ def write_mask(
         "checkpoint_step": network.step,
         "prompts": prompts + (", propagated to their neighbours" if options.propagate else ""),
     }
-    write_json(mask.with_name(f"{stem(mask)}.json"), about)
+    write_json(class_list_path(mask), about)
     output.write_mask(mask, source, labels)

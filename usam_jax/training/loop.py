@@ -3,6 +3,7 @@
 import contextlib
 import math
 import pathlib
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -33,21 +34,25 @@ from usam_jax.utils.errors import Stopped, UserError
 from usam_jax.utils.files import write_json
 from usam_jax.utils.formatting import percent
 from usam_jax.utils.mesh import make_mesh, shard_batch
+from usam_jax.utils.shared_memory import FULL, killed_by_shared_memory
 from usam_jax.utils.workdir import Workdir
 from usam_jax.weights import load, run_checkpoint, saved_config
 from usam_jax.weights.run_checkpoint import Checkpoints
+
+PLOT_EVERY = 30.0  # seconds: with short epochs, drawing took a third of the time
 
 
 class Training(NamedTuple):
     """The parts of a training run.
 
-    `target` is the state as abstract arrays with shardings. `start_fn` computes the initial state.
+    `target` is the state as abstract arrays with shardings. `start_fn` computes the initial state,
+    from complete variables if it is given any.
     """
 
     model: nn.Module
     train_step: TrainStep
     target: TrainState
-    start_fn: Callable[[], TrainState]
+    start_fn: Callable[..., TrainState]
 
 
 class Evaluated(NamedTuple):
@@ -67,11 +72,12 @@ def make_training(config: ConfigDict, steps_per_epoch: int, mesh: Mesh) -> Train
 
     Raises UsageError if `config.model` or `config.optimizer` has an unsupported value.
     """
-    model, spec = make_model(config.model), models.get(config.model.name)
+    model, spec = make_model(config.model), models.get(config.model.name).at(config.model)
     optimizer.check(config.optimizer, spec)
     shapes = variable_shapes(config.model)
     warmup = math.ceil(steps_per_epoch / 2) if config.optimizer.warmup else 0
-    factor_fn = optimizer.polynomial_decay(config.train.num_epochs * steps_per_epoch, warmup)
+    steps, power = config.train.num_epochs * steps_per_epoch, config.optimizer.decay_power
+    factor_fn = optimizer.polynomial_decay(steps, warmup, power)
     tx = optimizer.make_optimizer(config.optimizer, factor_fn, spec)
 
     used = used_groups(shapes["params"], spec)
@@ -81,9 +87,10 @@ def make_training(config: ConfigDict, steps_per_epoch: int, mesh: Mesh) -> Train
         rates = config.optimizer.learning_rates
         return {f"lr/{group}": rates[group] * factor_fn(step) for group in used}
 
-    def start_fn() -> TrainState:
-        variables = init_variables(config.model, jax.random.key(config.seed))
-        loaded = load.load_initial(config, variables)
+    def start_fn(loaded: dict[str, Any] | None = None) -> TrainState:
+        if loaded is None:
+            variables = init_variables(config.model, jax.random.key(config.seed))
+            loaded = load.load_initial(config, variables)
         # Via the host: devices of different processes cannot exchange arrays directly.
         return create_state(tx, jax.device_get(loaded), target, config.train, spec)
 
@@ -124,15 +131,26 @@ def check_finite(
     )
 
 
-def publish(
-    step: int, writer: MetricWriter, record: run_record.RunRecord, config: ConfigDict
-) -> None:
-    """Write `metrics.csv`, `progress.png` and `run.json` as of `step`."""
-    if writer.active:
-        rows = writer.read()
-        writer.write_csv(rows)
-        curves.save_progress(writer.workdir.progress, rows, config.eval.select_on)
-        record.write(step)
+class Publisher:
+    """Writes `metrics.csv`, `progress.png` and `run.json` of a run, for readers outside."""
+
+    def __init__(
+        self, writer: MetricWriter, record: run_record.RunRecord, config: ConfigDict
+    ) -> None:
+        self.writer, self.record, self.config = writer, record, config
+        self.drawn = -math.inf  # time of the last plot, in seconds
+
+    def publish(self, step: int, final: bool) -> None:
+        """Write the files as of `step`, the plot every `PLOT_EVERY` seconds and if `final`."""
+        if not self.writer.active:
+            return
+        rows = self.writer.read()
+        self.writer.write_csv(rows)
+        if final or time.monotonic() - self.drawn > PLOT_EVERY:
+            path = self.writer.workdir.progress
+            curves.save_progress(path, rows, self.config.eval.select_on)
+            self.drawn = time.monotonic()
+        self.record.write(step)
 
 
 def next_batch(iterator: Iterator[loader.Batch]) -> loader.Batch:
@@ -145,10 +163,11 @@ def next_batch(iterator: Iterator[loader.Batch]) -> loader.Batch:
     except RuntimeError as error:
         if "Worker process" not in str(error):
             raise
+        memory = "Perhaps memory is short: lower config.data.num_workers and rerun."
+        why = FULL if killed_by_shared_memory(str(error)) else memory
         raise UserError(
-            f"a process that prepares data was killed ({error}), perhaps for lack of memory. Rerun "
-            "the same command to resume from the last checkpoint, with a lower "
-            "config.data.num_workers."
+            f"a process that prepares data was killed ({error}). {why} It resumes from the last "
+            "checkpoint."
         ) from error
 
 
@@ -215,6 +234,7 @@ def train(
             runtime.StopSignal() as stop,
         ):
             speed = throughput.Meter(config.train.batch_size)
+            publisher = Publisher(writer, record, config)
             for step in range(first + 1, num_steps + 1):
                 tracer.before(step)
                 with speed.waiting():
@@ -241,7 +261,7 @@ def train(
                     dice = percent(evaluated.score)
                     console.info(f"epoch {epoch}: {config.eval.select_on} Dice {dice} %")
                     checkpoints.save(step, state, evaluated.score or 0.0)
-                    publish(step, writer, record, config)
+                    publisher.publish(step, final=step == num_steps)
                     speed.restart()
                 elif step % config.train.checkpoint_every_steps == 0:
                     checkpoints.save(step, state)
@@ -249,7 +269,7 @@ def train(
                     if checkpoints.latest_step != step:
                         checkpoints.save(step, state)
                     checkpoints.wait()
-                    publish(step, writer, record, config)
+                    publisher.publish(step, final=True)
                     raise Stopped(
                         f"{received}: stopped after step {step} of {num_steps}, which is saved; "
                         "rerun the same command to resume"

@@ -1,16 +1,22 @@
-"""The training loss: 0.4 cross entropy + 0.6 Dice, in float32."""
+"""The training loss: 0.4 cross entropy + 0.6 Dice, or as `config.train` says, in float32."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
 
 from usam_jax.utils.errors import UsageError
 
 CE_WEIGHT, DICE_WEIGHT = 0.4, 0.6
 SMOOTH = 1e-5
+
+Terms = dict[str, Float[Array, ""]]
+LossFn = Callable[[Float[Array, "b h w k"], Int[Array, "b h w"]], tuple[Float[Array, ""], Terms]]
 
 
 def dice_loss(logits: Float[Array, "b h w k"], y: Float[Array, "b h w k"]) -> Float[Array, ""]:
@@ -25,28 +31,65 @@ def dice_loss(logits: Float[Array, "b h w k"], y: Float[Array, "b h w k"]) -> Fl
     return (1 - overlap / total).mean()
 
 
+def foreground_dice_loss(
+    logits: Float[Array, "b h w k"], y: Float[Array, "b h w k"]
+) -> Float[Array, ""]:
+    """Return the mean over the foreground classes of 1 - Dice over the batch, without squares.
+
+    Source: nnU-Net's batch Dice for 2-D, plus 1.
+    """
+    p = jax.nn.softmax(logits)[..., 1:]
+    pixels, y = (0, 1, 2), y[..., 1:]
+    overlap = 2 * (p * y).sum(pixels) + SMOOTH
+    return (1 - overlap / (p.sum(pixels) + y.sum(pixels) + SMOOTH)).mean()
+
+
+DICE = {"squared": dice_loss, "foreground": foreground_dice_loss}
+
+
 def segmentation_loss(
-    logits: Float[Array, "b h w k"], labels: Int[Array, "b h w"]
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    logits: Float[Array, "b h w k"],
+    labels: Int[Array, "b h w"],
+    ce_weight: float = CE_WEIGHT,
+    dice_weight: float = DICE_WEIGHT,
+    dice: str = "squared",
+) -> tuple[Float[Array, ""], Terms]:
     """Return `0.4 * ce + 0.6 * dice` and both terms, `ce` as the mean over pixels, in float32.
 
-    Source: the published code.
+    `dice` is a key of DICE. Source: the published code.
     """
     logits = logits.astype(jnp.float32)
     y = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-    ce = optax.softmax_cross_entropy(logits, y).mean()
-    dice = dice_loss(logits, y)
-    return CE_WEIGHT * ce + DICE_WEIGHT * dice, {"ce": ce, "dice": dice}
+    terms = {"ce": optax.softmax_cross_entropy(logits, y).mean(), "dice": DICE[dice](logits, y)}
+    return ce_weight * terms["ce"] + dice_weight * terms["dice"], terms
+
+
+def make_loss(train: ConfigDict) -> LossFn:
+    """Return `segmentation_loss` with the weights and the Dice of `config.train`.
+
+    Raises UsageError if they make no sense.
+    """
+    if train.dice not in DICE:
+        raise UsageError(f"config.train.dice: got {train.dice!r}, expected {' or '.join(DICE)}")
+    weights = {"ce_weight": train.ce_weight, "dice_weight": train.dice_weight}
+    for field, weight in weights.items():
+        if weight < 0 or not any(weights.values()):
+            raise UsageError(
+                f"config.train.{field}: got {weight}, expected 0 or more, and one weight above 0"
+            )
+    return functools.partial(segmentation_loss, **weights, dice=train.dice)
 
 
 def weighted_loss(
     outputs: Mapping[str, Float[Array, "b _ _ k"]],
     labels: Int[Array, "b h w"],
     weights: Mapping[str, float],
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    loss_fn: LossFn = segmentation_loss,
+    label_grid: str = "half_pixel",
+) -> tuple[Float[Array, ""], Terms]:
     """Return the weighted sum of the losses of all outputs, and `ce` and `dice` of "logits".
 
-    Labels are resized to the size of each output by nearest neighbour. Raises UsageError if
+    Labels are resized to the size of each output by nearest neighbour on `label_grid`. Raises UsageError if
     `outputs` and `weights` do not have the same keys.
     """
     if set(outputs) != set(weights):
@@ -54,14 +97,30 @@ def weighted_loss(
             f"SPEC.loss_weights: got {sorted(weights)}, expected the outputs that the network "
             f"returns and sows, {sorted(outputs)}"
         )
-    losses = {name: segmentation_loss(x, resize_labels(labels, x)) for name, x in outputs.items()}
-    total = sum(weights[name] * loss for name, (loss, _) in losses.items())
+    losses = {name: loss_fn(x, resize_labels(labels, x, label_grid)) for name, x in outputs.items()}
+    total = sum(weights[name] * loss for name, (loss, _) in losses.items() if weights[name])
     return jnp.asarray(total), losses["logits"][1]
 
 
+def half_pixel_rows(n: int, m: int) -> np.ndarray:
+    """Return the rows of n that m rows show: `floor((i + 0.5) n / m)`."""
+    return (2 * np.arange(m) + 1) * n // (2 * m)
+
+
+def end_point_rows(n: int, m: int) -> np.ndarray:
+    """Return the rows of n that m rows show, with equal ends: `round(i (n - 1) / (m - 1))`."""
+    return np.rint(np.arange(m) * (n - 1) / max(m - 1, 1)).astype(int)
+
+
+GRIDS = {"half_pixel": half_pixel_rows, "end_points": end_point_rows}
+
+
 def resize_labels(
-    labels: Int[Array, "b h w"], logits: Float[Array, "b i j k"]
+    labels: Int[Array, "b h w"], logits: Float[Array, "b i j k"], grid: str = "half_pixel"
 ) -> Int[Array, "b i j"]:
-    """Resize labels to the size of `logits` by nearest neighbour with half-pixel centres."""
-    shape = logits.shape[:-1]
-    return labels if labels.shape == shape else jax.image.resize(labels, shape, "nearest")
+    """Resize labels to the size of `logits` by nearest neighbour on a grid of GRIDS."""
+    for axis in (1, 2):
+        if labels.shape[axis] != logits.shape[axis]:
+            rows = GRIDS[grid](labels.shape[axis], logits.shape[axis])
+            labels = labels.take(rows, axis=axis)
+    return labels

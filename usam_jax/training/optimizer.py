@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
@@ -15,8 +16,8 @@ NAMES = ("adamw", "sgd")
 Factor = Callable[[Any], Any]
 
 
-def polynomial_decay(num_steps: int, warmup_steps: int = 0) -> Factor:
-    """Return a function of the step: `(1 - step / num_steps)**0.9`, as in the published code.
+def polynomial_decay(num_steps: int, warmup_steps: int = 0, power: float = 0.9) -> Factor:
+    """Return a function of the step: `(1 - step / num_steps)**power`, as in the published code.
 
     With warm-up, the factor rises linearly from 0 for `warmup_steps` and decays from there.
     """
@@ -24,7 +25,7 @@ def polynomial_decay(num_steps: int, warmup_steps: int = 0) -> Factor:
     def factor_fn(step: Any) -> Any:
         step = jnp.asarray(step, jnp.float32)
         # Clipped at 0: after the last step the base is negative and its power NaN.
-        decay = jnp.maximum(1 - (step - warmup_steps) / num_steps, 0.0) ** 0.9
+        decay = jnp.maximum(1 - (step - warmup_steps) / num_steps, 0.0) ** power
         return jnp.minimum(decay, step / warmup_steps) if warmup_steps else decay
 
     return factor_fn
@@ -45,6 +46,9 @@ def check(config: ConfigDict, spec: ModelSpec) -> None:
         raise UsageError(
             f"config.optimizer.name: got {config.name!r}, expected one of {', '.join(NAMES)}"
         )
+    for field in ("clip_norm", "decay_power"):
+        if config[field] < 0:
+            raise UsageError(f"config.optimizer.{field}: got {config[field]}, expected 0 or more")
     if not 0 <= config.momentum < 1:
         raise UsageError(f"config.optimizer.momentum: got {config.momentum}, expected 0 to below 1")
 
@@ -70,7 +74,8 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Return the optimizer of the trainable parameters, with rates times `factor_fn(step)`.
 
-    AdamW decouples weight decay from the gradient. SGD adds it to the gradient, as torch does.
+    AdamW decouples weight decay from the gradient. SGD adds it to the gradient, as torch does,
+    after the norm of all gradients is cut to `clip_norm`, unless that is 0.
     """
 
     def of_rate(rate: float) -> optax.GradientTransformation:
@@ -85,4 +90,15 @@ def make_optimizer(
         )
 
     groups = {group: of_rate(rate) for group, rate in config.learning_rates.items()}
-    return optax.partition(groups, lambda params: label_params(params, spec))
+    tx = optax.partition(groups, lambda params: label_params(params, spec))
+    return optax.chain(clip_by_norm(config.clip_norm), tx) if config.clip_norm else tx
+
+
+def clip_by_norm(max_norm: float) -> optax.GradientTransformation:
+    """Scale all gradients by `max_norm / (norm + 1e-6)` if that is below 1, as torch does."""
+
+    def update(grads: Any, state: Any, _params: Any = None) -> tuple[Any, Any]:
+        factor = jnp.minimum(1.0, max_norm / (optax.tree.norm(grads) + 1e-6))
+        return jax.tree.map(lambda x: x * factor, grads), state
+
+    return optax.GradientTransformation(lambda _params: optax.EmptyState(), update)

@@ -17,6 +17,7 @@ from usam_jax.models.common import registry
 from usam_jax.utils import console
 from usam_jax.utils.files import checksum, read_json, write_json
 from usam_jax.utils.workdir import Workdir
+from usam_jax.weights import load
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -45,9 +46,9 @@ class RunRecord:
             "data_fingerprint": packed.manifest["fingerprint"],
             "first_step": first + 1,
         }
-        weights = pathlib.Path(config.init_from)
-        if not first and weights.is_file():
-            self.start["init_from"] = {"file": weights.name, "sha256": checksum(weights)}
+        weights = [x for x in load.initial_files(config) if x.is_file()]
+        if not first and weights:
+            self.start["init_from"] = [{"file": x.name, "sha256": checksum(x)} for x in weights]
         network = config.model.name
         if registry.is_file(network):
             sha256 = checksum(pathlib.Path(network))

@@ -117,6 +117,7 @@ def make_train_step(
     mean over the first prediction and those after each of so many simulated clicks. Donates `state`.
     """
     placed = jax.tree.map(lambda x: x.sharding, target)
+    segmentation_loss = losses.make_loss(train)
     groups = mesh.size if train.statistics == "device" else 1
 
     def group_loss(
@@ -135,7 +136,9 @@ def make_train_step(
         )
         outputs = {"logits": logits, **sown(changed.get("aux_logits", {}))}
         labels = batch["label"].astype(jnp.int32)
-        loss, terms = losses.weighted_loss(outputs, labels, spec.loss_weights)
+        loss, terms = losses.weighted_loss(
+            outputs, labels, spec.loss_weights, segmentation_loss, spec.label_grid
+        )
         return loss, ({"loss": loss, **terms}, changed.get("batch_stats", {}))
 
     def loss_fn(trainable: Any, variables: Any, batch: dict[str, Any], key: Any) -> tuple[Any, Any]:

@@ -27,7 +27,8 @@ class ConfigFileParser(flags.ArgumentParser):
         file, *network = given.split(":", 1)
         path = find_config(file)
         # Config files import each other as `configs`: an edited copy of the folder comes first.
-        make_importable("configs", path.parent if path.parent.name == "configs" else None)
+        folders = (x for x in path.parents[:2] if x.name == "configs")
+        make_importable("configs", next(folders, None))
         config = runpy.run_path(str(path))["get_config"](*network)
         refuse_renamed_fields(path, config)
         check_overrides(config, sys.argv)
@@ -62,9 +63,13 @@ def find_config(given: str) -> pathlib.Path:
 
 
 def name_and_network(given: str) -> tuple[str, str]:
-    """`("care", "unet")` for configs/care.py:unet or care:unet, `("care", "")` for care."""
+    """`("care", "unet")` for configs/care.py:unet or care:unet, `("care", "")` for care.
+
+    The name of a recipe in configs/published begins with `published_`.
+    """
     file, _, network = given.partition(":")
-    return pathlib.PurePath(file).stem, network
+    path = pathlib.PurePath(file)
+    return "published_" * (path.parent.name == "published") + path.stem, network
 
 
 def config_names() -> list[str]:

@@ -4,11 +4,13 @@ A file is written under a temporary name, then renamed.
 """
 
 import contextlib
+import csv
 import hashlib
+import io
 import json
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from usam_jax.utils.errors import UsageError, UserError
@@ -43,7 +45,23 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 def write_json(path: pathlib.Path, content: Any) -> None:
     """Write JSON. Raises ValueError for NaN and infinity, which JSON does not have."""
     with atomic_write(path) as temporary:
+        # JSON in ASCII: names of files that are not UTF-8 are escaped, and read back the same.
         temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Write text as UTF-8. Names of files that are not UTF-8 keep their bytes."""
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(text.encode("utf-8", "surrogateescape"))
+
+
+def write_csv(path: pathlib.Path, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Write a header and rows as CSV, encoded as by `write_text`."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(columns)
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def require_folder(folder: pathlib.Path) -> None:

@@ -8,7 +8,7 @@ may name the same tensor.
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,12 +17,15 @@ import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
+from usam_jax import models
 from usam_jax.models import variable_shapes
+from usam_jax.models.common.spec import InputSpec
 from usam_jax.utils.errors import WeightsError
+from usam_jax.weights.problems import Problems, StateDict
 
-StateDict = Mapping[str, np.ndarray]
 Variables = dict[str, Any]
 Rules = tuple[tuple[str, str], ...]
+Renaming = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
 
 LEAF_NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 # A rule of `NameMap.ignored` for any network with BatchNorm.
@@ -59,13 +62,16 @@ class NameMap:
     """
 
     source: str  # origin of the checkpoint, for messages
-    rename: Rules = ()  # (pattern, replacement) on the default name, in order
+    rename: Renaming = ()  # (pattern, replacement) on the default name, in order
     layout: Rules = ()  # (pattern, key of LAYOUTS); default: by name and number of axes
     stacked: str = ""  # leaves whose first axis runs over tensors; `{}` in the name is its index
     ignored: Rules = ()  # (pattern, reason): tensors of the file that are not read
     fresh: Rules = ()  # (pattern, reason): leaves that keep their initial values
     resized: str = ""  # tables that are resized linearly to the model's image size
-    file_names: Rules = ()  # (pattern, replacement) on the names of the file, before the rest
+    file_names: Renaming = ()  # (pattern, replacement) on the names of the file, before the rest
+    file: str = ""  # pattern of the file's name, if names of tensors do not tell its origin
+    unit_input: str = ""  # first layer if it was trained on grey in [0, 1], not normalised
+    refused: Rules = ()  # (pattern, reason): a tensor that shows a file that cannot be read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +140,7 @@ def torch_name(path: tuple[str, ...], name_map: NameMap) -> str:
     return rename(".".join(dotted), name_map.rename)
 
 
-def rename(name: str, rules: Rules) -> str:
+def rename(name: str, rules: Renaming) -> str:
     """Apply all rules to a name, in order."""
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
@@ -180,9 +186,12 @@ def from_torch(
     """Return the variables of a checkpoint, as numpy float32 arrays, and a report.
 
     They are complete unless the map leaves some at their initial values. Raises a WeightsError that
-    lists every missing, unknown and misshapen tensor.
+    names missing, unknown, misshapen and non-finite tensors.
     """
     tensors = {rename(name, name_map.file_names): x for name, x in state_dict.items()}
+    for name in tensors:
+        if reason := first_match(name, name_map.refused):
+            raise WeightsError(f"got {name_map.source} with {name}, {reason}")
     problems, flat, resized = Problems(), {}, {}
     fresh: list[str] = []
     loaded: dict[str, None] = {}
@@ -195,7 +204,7 @@ def from_torch(
             if before.shape != shape and is_resizable(before.shape, shape):
                 tensors[name] = resize(before, shape)
                 resized[name] = (before.shape, shape)
-        if usable := problems.check(leaf, tensors):
+        if usable := problems.check(leaf.names, leaf.torch_shape, tensors):
             flat[leaf.path] = leaf.from_torch(usable)
             loaded |= dict.fromkeys(leaf.names)
     left = {
@@ -203,70 +212,35 @@ def from_torch(
     }
     problems.unknown += [name for name, reason in left.items() if not reason]
     problems.raise_any(name_map.source, config)
+    if name_map.unit_input:
+        normalise_input(flat, name_map.unit_input, models.get(config.name).at(config).input)
     tree = traverse_util.unflatten_dict(flat)
     constants = tree.get("constants", {})
     return tree, Report(name_map.source, list(loaded), resized, left, fresh, constants)
+
+
+def normalise_input(flat: dict[tuple[str, ...], np.ndarray], layer: str, given: InputSpec) -> None:
+    """Make the first layer, which took grey in [0, 1], take what the network feeds it.
+
+    It is a convolution without padding at the path `layer`, so the result is the same for
+    `n = (x - mean) / std`: the kernel times std, and the bias plus mean times the kernel's sum.
+    """
+    path = tuple(layer.split("/"))
+    kernel = flat[*path, "kernel"]
+    flat[*path, "bias"] = flat[*path, "bias"] + given.mean * kernel.sum((0, 1, 2))
+    flat[*path, "kernel"] = kernel * np.float32(given.std)
 
 
 def to_torch(variables: Variables, name_map: NameMap, config: ConfigDict) -> dict[str, np.ndarray]:
     """Return the tensors that `from_torch` reads, under their published names and layouts."""
     flat, tensors = traverse_util.flatten_dict(variables), {}
     for leaf in model_leaves(config, name_map):
+        if is_fresh(leaf, name_map):
+            continue
         arrays = leaf.to_torch(np.asarray(flat[leaf.path]))
         for name, array in zip(leaf.names, arrays, strict=True):
             tensors[name] = np.ascontiguousarray(array)
     return tensors
-
-
-def best_map(state_dict: StateDict, maps: tuple[NameMap, ...], config: ConfigDict) -> NameMap:
-    """Return the map with the largest number of names found minus names missing, first on ties."""
-
-    shapes = variable_shapes(config)
-
-    def score(name_map: NameMap) -> int:
-        names = {rename(name, name_map.file_names) for name in state_dict}
-        wanted = wanted_names(leaves_of(shapes, name_map), name_map)
-        return len(names & wanted) - len(wanted - names)
-
-    return max(maps, key=score)
-
-
-class Problems:
-    """All problems of a checkpoint, collected so that one error lists them."""
-
-    def __init__(self) -> None:
-        self.used: set[str] = set()
-        self.missing: list[str] = []
-        self.unknown: list[str] = []
-        self.misshapen: list[str] = []
-
-    def check(self, leaf: Leaf, tensors: StateDict) -> list[np.ndarray]:
-        """Return the leaf's tensors, or an empty list if one is missing or misshapen."""
-        new = [name for name in leaf.names if name not in self.used]
-        self.used.update(leaf.names)
-        absent = [name for name in leaf.names if name not in tensors]
-        wrong = [
-            name
-            for name in leaf.names
-            if name in tensors and tensors[name].shape != leaf.torch_shape
-        ]
-        self.missing += [name for name in absent if name in new]
-        self.misshapen += [
-            f"{name}: got {tensors[name].shape}, expected {leaf.torch_shape}" for name in wrong
-        ]
-        return [] if absent or wrong else [tensors[name] for name in leaf.names]
-
-    def raise_any(self, source: str, config: ConfigDict) -> None:
-        """Raise WeightsError, which names `source` and `config`, if there is any problem."""
-        kinds = {"missing": self.missing, "unknown": self.unknown, "misshapen": self.misshapen}
-        lines = ["\n  ".join([f"{len(v)} {kind}:", *v]) for kind, v in kinds.items() if v]
-        if lines:
-            fields = ", ".join(f"{name} = {value}" for name, value in config.items())
-            raise WeightsError(
-                f"these weights are not those of {source} with config.model: {fields}\n"
-                + "\n".join(lines)
-                + "\nCheck config.model against the file."
-            )
 
 
 def is_resizable(before: tuple[int, ...], shape: tuple[int, ...]) -> bool:

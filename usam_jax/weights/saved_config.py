@@ -9,7 +9,12 @@ from ml_collections import ConfigDict
 from usam_jax.utils.errors import UserError
 from usam_jax.utils.renamed_fields import RENAMED
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+# Fields that version 3 added, with the values that earlier versions used.
+ADDED = {
+    "optimizer": {"decay_power": 0.9, "clip_norm": 0.0},
+    "train": {"ce_weight": 0.4, "dice_weight": 0.6, "dice": "squared"},
+}
 
 
 def to_json(config: ConfigDict) -> dict[str, Any]:
@@ -24,7 +29,7 @@ def upgrade(saved: dict[str, Any]) -> dict[str, Any]:
     """
     config = copy.deepcopy(saved)
     version = config.pop("schema_version", 1)
-    if version not in (1, SCHEMA_VERSION):
+    if version not in range(1, SCHEMA_VERSION + 1):
         raise UserError(
             f"config.json of the run: got schema_version {version}, expected at most "
             f"{SCHEMA_VERSION}. Use the version of usam_jax that wrote it, or a newer one."
@@ -39,4 +44,35 @@ def upgrade(saved: dict[str, Any]) -> dict[str, Any]:
                 config["model"].pop(name)
             config["optimizer"]["learning_rates"].pop("backbone")
         config["optimizer"] |= {"name": "adamw", "momentum": 0.9, "nesterov": True}
+    if version < SCHEMA_VERSION:
+        for section, fields in ADDED.items():
+            config[section] = fields | config.get(section, {})
     return config
+
+
+def flat_config(config: Any) -> dict[str, Any]:
+    """Return the values of a config by dotted field name, with the types of JSON."""
+    if isinstance(config, ConfigDict):
+        config = json.loads(config.to_json_best_effort())
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{k}": v for k, v in flat_config(value).items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def differences(config: Any, saved: Any) -> list[str]:
+    """Return a line for each field of `config` that differs from the saved one."""
+    given, expected = flat_config(config), flat_config(saved)
+
+    def describe(name: str) -> str:
+        if name not in given:
+            return f"config.{name}: an unknown field of the saved config ({expected[name]!r})"
+        if name not in expected:
+            return f"config.{name}: got {given[name]!r}, but the saved config has no such field"
+        return f"config.{name}: got {given[name]!r}, expected {expected[name]!r}"
+
+    names = sorted(given.keys() | expected.keys())
+    return [describe(x) for x in names if given.get(x) != expected.get(x)]

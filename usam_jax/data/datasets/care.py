@@ -12,12 +12,13 @@ from usam_jax.data.case import (
     Case,
     Cases,
     Slices,
-    file_names,
+    files_named,
     natural_order,
     source_stamp,
     unusable_case,
 )
 from usam_jax.data.datasets.spec import DatasetSpec
+from usam_jax.io.cohort import find_others
 from usam_jax.utils.errors import DataError, list_some
 
 SHAPE = (224, 224)
@@ -35,13 +36,20 @@ def care_cases(root: pathlib.Path, split: str, num_classes: int) -> list[Case]:
     if not folder.is_dir():
         raise DataError(f"{folder} is not there, expected the {split} split of CARE")
     table = root / split / f"{split}_bbox.csv"
-    names = read_names(table) if table.is_file() else file_names(folder, ".npz")
+    found = files_named(folder, ".npz")
+    names = read_names(table) if table.is_file() else list(found)
     if not names:
         raise DataError(f"{folder} holds no slices (NAME.npz)")
     return [
-        care_case(folder / f"{name}.npz", table, num_classes)
+        care_case(found.get(name, folder / f"{name}.npz"), table, num_classes)
         for name in sorted(names, key=natural_order)
     ]
+
+
+def find_left_out(data: ConfigDict) -> dict[pathlib.Path, str]:
+    """What is not named NAME.npz among the slices, without those that the table leaves out."""
+    folders = [pathlib.Path(data.root) / x / f"{x}_npz" for x in ("train", "test")]
+    return find_others(folders[0], ".npz") | find_others(folders[1], ".npz")
 
 
 def read_names(table: pathlib.Path) -> list[str]:
@@ -111,6 +119,7 @@ def load_care_slice(path: pathlib.Path, num_classes: int) -> Slices:
 
 SPEC = DatasetSpec(
     list_cases,
+    find_left_out,
     layout="train/train_npz and test/test_npz",
     hint=(
         "CARE is given out by its authors on request (see the paper's project page); "

@@ -9,8 +9,9 @@ import numpy as np
 from usam_jax.data.phantoms.anatomy import VERSION, Phantom, make_patient
 from usam_jax.io import nifti
 from usam_jax.utils import console
-from usam_jax.utils.errors import DataError, UsageError, list_some
-from usam_jax.utils.files import write_json
+from usam_jax.utils.errors import DataError, UsageError, UserError, list_some
+from usam_jax.utils.files import read_json, write_json
+from usam_jax.utils.outputs import Output, check_outputs
 from usam_jax.utils.parallel import ordered_map
 
 FILE_AXES = ("LPS", "LPS", "RAS", "RAS", "LAS", "LAS", "PIR", "ASL")  # common ones repeated
@@ -44,6 +45,8 @@ def write_nnunet(
         for path, slices in zip(paths[number], (hu, made.labels), strict=True):
             nifti.write_slices(path, slices, affine, axes, texts[number])
 
+    output = Output(folder / "dataset.json", "a description", "Give another folder.", is_own)
+    check_outputs([output], {})
     try:
         make_folders(folder, list(itertools.chain(*paths)))
         # A file gets its name when it is complete, so its header is all there is to compare.
@@ -84,6 +87,15 @@ def make_folders(folder: pathlib.Path, paths: list[pathlib.Path]) -> None:
             f"{folder}: {len(others)} files do not belong to the requested phantoms:\n"
             f"{list_some(others)}\nRemove them or give another folder."
         )
+
+
+def is_own(path: pathlib.Path) -> bool:
+    """Whether a `dataset.json` is that of phantoms, of any number."""
+    try:
+        content = read_json(path)
+    except UserError:
+        return False
+    return content == description(0) | {"numTraining": content.get("numTraining")}
 
 
 def describe(seed: int, number: int, size: int, num_slices: int | None) -> bytes:

@@ -39,8 +39,8 @@ def full_name(name: str) -> str:
 
 
 def short_name(name: str) -> str:
-    """Return the name for folders and tables: for a user's file, its stem."""
-    return pathlib.Path(name).stem if is_file(name) else name
+    """Return the name for folders and tables: of a path, its last part without ending."""
+    return pathlib.Path(name).stem
 
 
 def get(name: str) -> ModelSpec:
@@ -115,6 +115,7 @@ def make_model(config: ConfigDict) -> nn.Module:
         )
     check(config.dtype in DTYPES, "dtype", " or ".join(DTYPES))
     check(config.num_classes >= 2, "num_classes", "2 or more (background included)")
+    spec = spec.at(config)
     check(spec.image_size.accepts(config.image_size), "image_size", spec.image_size.words)
     model = spec.build(config)
     if spec.promptable != is_promptable(model):

@@ -72,6 +72,8 @@ class ModelSpec:
     param_groups: tuple[tuple[str, str | None], ...] = ((".*", "all"),)
     # Weights of "logits" and of each sown output in the loss.
     loss_weights: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"logits": 1.0})
+    # How labels shrink to the size of a smaller output, a key of training.losses.GRIDS.
+    label_grid: str = "half_pixel"
     image_size: SizeRule = dataclasses.field(default_factory=lambda: multiple_of(1))
     input: InputSpec = InputSpec()
     promptable: bool = False  # The module takes prompts and has `encode` and `decode`.
@@ -80,7 +82,15 @@ class ModelSpec:
     paper: str = ""  # arXiv id, or where it was published
     code: str = ""  # repository@commit that the golden values come from
     pretrained: str = ""  # default initial weights of training, a file in weights/
+    # Fields of the versions that have published weights, to name the one that fits a file.
+    versions: tuple[Mapping[str, Any], ...] = ()
     small: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # fields of the demo size
+    # Fields of this SPEC that depend on `config.model`, by name. Raises UsageError as `build` does.
+    depends: Callable[[ConfigDict], Mapping[str, Any]] = lambda _config: {}
+
+    def at(self, config: ConfigDict) -> "ModelSpec":
+        """Return the SPEC with the fields that depend on `config.model` filled in."""
+        return dataclasses.replace(self, **self.depends(config))
 
     @property
     def groups(self) -> list[str]:

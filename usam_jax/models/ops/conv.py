@@ -6,16 +6,30 @@ from jaxtyping import Array, Float
 
 
 def convolve(
-    x: Float[Array, "b h w d"], kernel: Float[Array, "k l d e"], *, stride: int = 1, padding: int
+    x: Float[Array, "b h w d"],
+    kernel: Float[Array, "k l d e"],
+    *,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int],
 ) -> Float[Array, "b i j e"]:
-    """Convolution with `padding` zeros on each side."""
+    """Convolution with `padding` zeros on each side, along both axes or (h, w)."""
     return jax.lax.conv_general_dilated(
         x,
         kernel,
-        (stride, stride),
-        [(padding, padding)] * 2,
+        pair(stride),
+        [(n, n) for n in pair(padding)],
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
+
+
+def pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    """Return (h, w) of a size that is one for both axes or already two."""
+    return (value, value) if isinstance(value, int) else value
+
+
+def same_padding(kernel: Float[Array, "k l d e"]) -> tuple[int, int]:
+    """Zeros on each side with which a kernel of odd size keeps the size of a map."""
+    return kernel.shape[0] // 2, kernel.shape[1] // 2
 
 
 def max_pool(x: Float[Array, "b h w d"]) -> Float[Array, "b i j d"]:
@@ -25,35 +39,35 @@ def max_pool(x: Float[Array, "b h w d"]) -> Float[Array, "b i j d"]:
 
 
 def up_conv(
-    x: Float[Array, "b h w d"], kernel: Float[Array, "2 2 d e"], bias: Float[Array, " e"]
+    x: Float[Array, "b h w d"], kernel: Float[Array, "s t d e"], bias: Float[Array, " e"]
 ) -> Float[Array, "b i j e"]:
-    """Transposed 2x2 convolution with stride 2, with `kernel` as in `nn.ConvTranspose`.
+    """Transposed convolution with the size of `kernel`, as in `nn.ConvTranspose`, as stride.
 
     Stride equals kernel size, so windows do not overlap and one matmul suffices.
     """
-    return pixel_shuffle(x @ pixel_kernel(kernel)) + bias
+    return pixel_shuffle(x @ pixel_kernel(kernel), kernel.shape[:2]) + bias
 
 
-def pixel_kernel(kernel: Float[Array, "2 2 d e"]) -> Float[Array, "d f"]:
-    """The matrix of a transposed 2x2 convolution: channels to 2x2 pixels of e channels."""
+def pixel_kernel(kernel: Float[Array, "s t d e"]) -> Float[Array, "d f"]:
+    """The matrix of a transposed convolution: channels to s x t pixels of e channels."""
     return kernel[::-1, ::-1].transpose(2, 0, 1, 3).reshape(kernel.shape[2], -1)
 
 
-def pixel_shuffle(x: Float[Array, "b h w f"]) -> Float[Array, "b i j e"]:
-    """`out[b, 2 h + s, 2 w + t, e] = x[b, h, w, (s, t, e)]`, with channels as (2, 2, f / 4)."""
-    b, h, w, _ = x.shape
-    return x.reshape(b, h, w, 2, 2, -1).swapaxes(2, 3).reshape(b, 2 * h, 2 * w, -1)
+def pixel_shuffle(x: Float[Array, "b h w f"], size: tuple[int, ...]) -> Float[Array, "b i j e"]:
+    """`out[b, m h + s, n w + t, e] = x[b, h, w, (s, t, e)]` of `size` (m, n)."""
+    (b, h, w, _), (m, n) = x.shape, size
+    return x.reshape(b, h, w, m, n, -1).swapaxes(2, 3).reshape(b, m * h, n * w, -1)
 
 
 def up_concat_conv(
     x: Float[Array, "b h w d"],
     skip: Float[Array, "b i j s"] | None,
-    up_kernel: Float[Array, "2 2 d e"],
+    up_kernel: Float[Array, "m n d e"],
     up_bias: Float[Array, " e"],
-    kernel: Float[Array, "3 3 c f"],
+    kernel: Float[Array, "k l c f"],
     bias: Float[Array, " f"],
 ) -> Float[Array, "b i j f"]:
-    """`up_conv` of `x`, `skip` appended if there is one (c = e + s), then a 3x3 convolution."""
+    """`up_conv` of `x`, `skip` appended if there is one (c = e + s), then a padded convolution."""
     x = up_conv(x, up_kernel, up_bias)
     x = x if skip is None else jnp.concatenate([x, skip], axis=-1)
-    return convolve(x, kernel, padding=1) + bias
+    return convolve(x, kernel, padding=same_padding(kernel)) + bias

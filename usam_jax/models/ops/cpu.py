@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from usam_jax.models.ops.conv import convolve, pixel_kernel, pixel_shuffle
+from usam_jax.models.ops.conv import convolve, pixel_kernel, pixel_shuffle, same_padding
 
 
 @jax.custom_vjp
@@ -129,18 +129,18 @@ _normalise.defvjp(_normalise_forward, _normalise_backward)
 
 
 def up_conv(
-    x: Float[Array, "b h w d"], kernel: Float[Array, "2 2 d e"], bias: Float[Array, " e"]
+    x: Float[Array, "b h w d"], kernel: Float[Array, "s t d e"], bias: Float[Array, " e"]
 ) -> Float[Array, "b i j e"]:
     """`conv.up_conv` with this module's `matmul`."""
-    return pixel_shuffle(matmul(x, pixel_kernel(kernel))) + bias
+    return pixel_shuffle(matmul(x, pixel_kernel(kernel)), kernel.shape[:2]) + bias
 
 
 def up_concat_conv(
     x: Float[Array, "b h w d"],
     skip: Float[Array, "b i j s"] | None,
-    up_kernel: Float[Array, "2 2 d e"],
+    up_kernel: Float[Array, "m n d e"],
     up_bias: Float[Array, " e"],
-    kernel: Float[Array, "3 3 c f"],
+    kernel: Float[Array, "k l c f"],
     bias: Float[Array, " f"],
 ) -> Float[Array, "b i j f"]:
     """`conv.up_concat_conv` with both convolutions of `x` joined if the map is large enough.
@@ -149,10 +149,11 @@ def up_concat_conv(
     69 ms and 276 ms).
     """
     _, h, w, d = x.shape
-    if h * w <= d:  # Joining the kernels would take as long as it saves.
+    joinable = (up_kernel.shape[:2], kernel.shape[:2]) == ((2, 2), (3, 3))
+    if not joinable or h * w <= d:  # Joining the kernels would take as long as it saves.
         x = up_conv(x, up_kernel, up_bias)
         x = x if skip is None else jnp.concatenate([x, skip], axis=-1)
-        return convolve(x, kernel, padding=1) + bias
+        return convolve(x, kernel, padding=same_padding(kernel)) + bias
     upper, lower = kernel[:, :, : up_bias.size], kernel[:, :, up_bias.size :]
     x = up_conv_conv(x, up_kernel, up_bias, upper)
     # End in the sum of both maps: if the bias came last, XLA would shuffle pixels for each use.
@@ -185,7 +186,7 @@ def up_conv_conv(
     x = jnp.concatenate([x, jnp.ones((b, h, w, 1), x.dtype)], axis=-1)
     # Pad apart: XLA has slow gradients for a convolution whose output is larger than its input.
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    return pixel_shuffle(convolve(x, both, padding=0))[:, 1:-1, 1:-1]
+    return pixel_shuffle(convolve(x, both, padding=0), (2, 2))[:, 1:-1, 1:-1]
 
 
 def relative_attention(

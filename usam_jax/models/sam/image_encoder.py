@@ -35,10 +35,11 @@ class Block(nn.Module):
     num_heads: int
     window: int
     dtype: Dtype
+    lora_rank: int = 0
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
-        attention = Attention(self.num_heads, self.dtype, name="attn")
+        attention = Attention(self.num_heads, self.dtype, self.lora_rank, name="attn")
         y = LayerNorm(1e-6, name="norm1")(x)
         if self.window:
             y = window_unpartition(attention(window_partition(y, self.window)), y.shape)
@@ -78,6 +79,7 @@ class ImageEncoder(nn.Module):
     patch_size: int
     dtype: Dtype
     remat: bool = False
+    lora_rank: int = 0
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j d"]:
@@ -88,7 +90,7 @@ class ImageEncoder(nn.Module):
         block = nn.remat(Block) if self.remat else Block
         for i in range(self.depth):
             window = 0 if i in self.global_blocks else self.window
-            x = block(self.num_heads, window, self.dtype, name=f"blocks_{i}")(x)
+            x = block(self.num_heads, window, self.dtype, self.lora_rank, name=f"blocks_{i}")(x)
         x = conv(self.dim, self.width, 1, self.dtype, "neck_0", bias=False)(x)
         x = LayerNorm(1e-6, name="neck_1")(x)
         x = conv(self.dim, self.dim, 3, self.dtype, "neck_2", bias=False)(x)

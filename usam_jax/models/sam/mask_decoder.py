@@ -48,13 +48,15 @@ class MaskDecoder(nn.Module):
     """Two-way transformer of mask and prompt tokens, then upsampling to logits.
 
     With `num_skips` None the upsampling is SAM's own (the paper's S); otherwise it is U-SAM's
-    with the deepest `num_skips` of the four skips.
+    with the deepest `num_skips` of the four skips. With `sow_low_res`, SAM's logits at 1/4 size are
+    sown as `low_res`.
     """
 
     num_classes: int
     num_mask_tokens: int
     num_skips: int | None
     dtype: Dtype
+    sow_low_res: bool = False
 
     @nn.compact
     def __call__(
@@ -107,7 +109,10 @@ class MaskDecoder(nn.Module):
         x = ops.gelu(LayerNorm(1e-6, name="output_upscaling_1")(x) + eighth)
         x = ops.up_conv(x, *up_kernel(d // 4, d // 8, self.dtype, "output_upscaling_3")())
         x = ops.gelu(x + quarter)
+        self.sow("intermediates", "upscaled", x)
         maps = jnp.einsum("bkc,bhwc->bhwk", weights, x).astype(jnp.float32)
+        if self.sow_low_res:
+            self.sow("aux_logits", "low_res", maps)
         b, h, w, k = maps.shape
         return jax.image.resize(maps, (b, 4 * h, 4 * w, k), "bilinear", antialias=False)
 

@@ -11,6 +11,7 @@ PUBLISHED = NameMap(
     layout=usam.SAM_LAYOUT,
     stacked=usam.STACKED,
     ignored=usam.UNUSED,
+    file_names=(usam.BARE,),
 )
 SAM = dataclasses.replace(
     usam.SAM,
@@ -18,4 +19,8 @@ SAM = dataclasses.replace(
 )
 HUB = dataclasses.replace(SAM, source=usam.HUB.source, file_names=usam.HUB_NAMES)
 
-MAPS = (PUBLISHED, SAM, HUB)
+# MedSAM's patch embedding takes grey in [0, 1].
+PATCH_EMBED = "params/image_encoder/patch_embed/proj"
+MEDSAM = dataclasses.replace(SAM, source="MedSAM", file=usam.MEDSAM_FILE, unit_input=PATCH_EMBED)
+
+MAPS = (PUBLISHED, SAM, HUB, MEDSAM)

@@ -21,6 +21,8 @@ UNUSED = (
     COUNTER,
 )
 PATCH_EMBED = (r"image_encoder\.patch_embed", "the convolutional encoder takes its place")
+# A published file may lack the prefix of what is SAM's.
+BARE = (r"^(?!sam\.|backbone\.)", "sam.")
 FRESH = "started afresh, for other classes than SAM's"
 
 PUBLISHED = NameMap(
@@ -29,6 +31,7 @@ PUBLISHED = NameMap(
     layout=SAM_LAYOUT,
     stacked=STACKED,
     ignored=(*UNUSED, PATCH_EMBED),
+    file_names=(BARE,),
 )
 
 SAM = NameMap(
@@ -81,4 +84,8 @@ HUB_NAMES = (
 )
 HUB = dataclasses.replace(SAM, source="SAM on the Hugging Face hub", file_names=HUB_NAMES)
 
-MAPS = (PUBLISHED, SAM, HUB)
+# MedSAM is SAM trained on, with the same names and shapes: only the file's name can tell.
+MEDSAM_FILE = "medsam"
+MEDSAM = dataclasses.replace(SAM, source="MedSAM", file=MEDSAM_FILE)
+
+MAPS = (PUBLISHED, SAM, HUB, MEDSAM)
