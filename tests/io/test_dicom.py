@@ -161,7 +161,6 @@ POSITION = "ImagePositionPatient"
         ({"NumberOfFrames": 40}, "NumberOfFrames is 40, expected 1; export multi-frame files as"),
         ({"PhotometricInterpretation": "RGB"}, "PhotometricInterpretation is RGB, expected MONO"),
         ({"RescaleType": "Z_EFF"}, "RescaleType is Z_EFF, expected HU"),
-        ({"GantryDetectorTilt": "-12.5"}, r"GantryDetectorTilt is -12\.5 degrees, expected 0"),
         ({"Rows": 42, "Columns": 1}, r"Rows is 42, but 6 in series_00.*same series"),
         ({"PixelSpacing": [1.5, 0.8]}, r"PixelSpacing is \[1\.5, 0\.8\], but \[1\.5, 0\.9\] in"),
         ({"PixelSpacing": [0, 1]}, r"PixelSpacing is \[0\.0, 1\.0\], expected 2 numbers above 0"),

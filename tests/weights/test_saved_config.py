@@ -47,6 +47,13 @@ def test_upgrade_renames_the_fields_of_version_1():
     assert saved == before
 
 
+def test_upgrade_of_version_2_names_the_anatomy_of_phantoms():
+    config = phantom_config()
+    saved = saved_config.to_json(config) | {"schema_version": 2}
+    saved["data"].pop("anatomy")
+    assert run_checkpoint.differences(config, saved_config.upgrade(saved)) == []
+
+
 def test_upgrade_turns_baseline_of_version_1_into_a_network():
     config = phantom_config("sam_s")
     saved = old_config(config)

@@ -15,7 +15,7 @@ from usam_jax.data.case import Case, Cases, find_fault
 from usam_jax.data.datasets.registry import find_left_out, list_cases
 from usam_jax.data.patients import shared_patients
 from usam_jax.data.values import GreyValues
-from usam_jax.io.nifti import header_warning
+from usam_jax.io.nifti import header_warnings
 from usam_jax.io.volume_files import volume_ending
 from usam_jax.utils import console
 from usam_jax.utils.errors import DataError, list_some
@@ -79,7 +79,7 @@ def inspect(where: str, case: Case) -> Inspected:
     """Read a case and check its content."""
     try:
         image, labels = case.load_fn()
-        header = next(filter(None, map(header_warning, nifti_files(case))), "")
+        header = "; ".join(header_warnings(volume_files(case)))
     except DataError as error:
         return Inspected([unusable(where, error)])
 
@@ -99,7 +99,7 @@ def inspect(where: str, case: Case) -> Inspected:
     if doubt := values.doubt(found, case.geometry is not None):
         findings.append(warn("intensity", doubt, values.FIX))
     if header:
-        fix = "look at the contact sheet for flips; save the files again with one correct affine"
+        fix = "look at the contact sheet for flips; save the files again with a correct header"
         findings.append(warn("header", header, fix))
     digest = hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest()
     return Inspected(findings, digest, frozenset(np.unique(labels).tolist()), found)
@@ -123,8 +123,8 @@ def compare_checksums(cases: Cases) -> None:
         raise DataError(f"{len(problems)} packed cases are damaged:\n{list_some(problems)}")
 
 
-def nifti_files(case: Case) -> list[pathlib.Path]:
-    """The case's files in NIfTI."""
+def volume_files(case: Case) -> list[pathlib.Path]:
+    """The case's files that are volumes."""
     return [x for x in case.files if volume_ending(x)]
 
 

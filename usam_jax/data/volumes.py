@@ -1,4 +1,4 @@
-"""Cases from CT volumes and label volumes in NIfTI, for the layouts that consist of them."""
+"""Cases from CT volumes and label volumes, for the layouts that consist of them."""
 
 import functools
 import pathlib
@@ -16,8 +16,15 @@ from usam_jax.data.case import (
 )
 from usam_jax.data.pixels import window_hu
 from usam_jax.io.cohort import find_others
-from usam_jax.io.nifti import read_geometry, read_labels, read_slices, require_same_grid
-from usam_jax.utils.errors import DataError
+from usam_jax.io.nifti import (
+    header_warnings,
+    read_geometry,
+    read_labels,
+    read_slices,
+    require_same_grid,
+)
+from usam_jax.utils import console
+from usam_jax.utils.errors import DataError, require_unbroken
 
 
 def volume_cases(
@@ -54,6 +61,7 @@ def volume_case(name: str, image: pathlib.Path, label: pathlib.Path, data: Confi
     """The case of an image and its label, unusable if one of them cannot be read."""
     try:
         for path, other in ((image, label), (label, image)):
+            require_unbroken(path)
             if not path.is_file():
                 raise DataError(f"{path} is not there, which {other} needs", "copy it again")
         geometry, stamp = read_geometry(image), source_stamp(image, label)
@@ -69,9 +77,11 @@ def load_volume(
 ) -> Slices:
     """The slices of a CT and its labels, both reoriented by the affine of the CT.
 
-    Raises DataError if their grids differ.
+    Prints warnings about their headers. Raises DataError if their grids differ.
     """
     geometry = require_same_grid(image, label)
+    for warning in header_warnings([image, label]):
+        console.info(f"warning: {warning}")
     hu = read_slices(image)
     if hu.dtype.kind == "f" and not np.isfinite(hu).all():
         raise DataError(f"{image}: holds NaN or infinite values", "export it again")

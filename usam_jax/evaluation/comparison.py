@@ -4,7 +4,6 @@ Reads `summary.json` of this package and of nnU-Net v2. Differences are B - A.
 """
 
 import dataclasses
-import json
 import math
 import pathlib
 from typing import Any
@@ -25,7 +24,7 @@ from usam_jax.evaluation.summary import (
 )
 from usam_jax.io.volume_files import volume_name
 from usam_jax.utils.errors import DataError, UsageError, list_some
-from usam_jax.utils.files import read_json, write_csv, write_json
+from usam_jax.utils.files import load_json, write_csv, write_json
 from usam_jax.utils.outputs import Output, check_outputs, is_json_with, starts_with
 from usam_jax.utils.workdir import SUMMARY, Workdir
 
@@ -73,7 +72,7 @@ def read_evaluation(folder: pathlib.Path) -> Evaluation:
     """The evaluation in a folder. Raises DataError for a summary of neither format."""
     path = find_summary(folder)
     try:
-        summary = json.loads(path.read_text())
+        summary = load_json(path)
         make = from_summary if "schema_version" in summary else from_nnunet_summary
         return make(summary, path.parent)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -114,7 +113,8 @@ def from_nnunet_summary(summary: dict[str, Any], folder: pathlib.Path) -> Evalua
     cases = {file_stem(x.get("reference_file") or x["prediction_file"]): x["metrics"] for x in rows}
     require_distinct(len(rows), len(cases), folder)
     numbers = {number for metrics in cases.values() for number in metrics} - {"0"}
-    labels = read_json(folder / "dataset.json").get("labels", {})
+    description = folder / "dataset.json"
+    labels = load_json(description).get("labels", {}) if description.is_file() else {}
     names = {str(tuple(x) if isinstance(x, list) else x): name for name, x in labels.items()}
     known = {x: names[x] for x in numbers} if numbers <= names.keys() else {}
     if known:

@@ -14,7 +14,7 @@ from usam_jax.evaluation.class_labels import find_classes
 from usam_jax.evaluation.summary import summarise
 from usam_jax.io.cohort import EMPTY, PROBABILITIES, Cohort, describe_left_out, find_cohort
 from usam_jax.io.dataset_json import CHANNEL
-from usam_jax.io.nifti import read_geometry, read_labels, require_same_grid
+from usam_jax.io.nifti import header_warnings, read_geometry, read_labels, require_same_grid
 from usam_jax.io.volume_files import EXPECTED
 from usam_jax.utils import console
 from usam_jax.utils.errors import DataError, list_some
@@ -101,8 +101,8 @@ def score_folder(
     """Score each case in 3-D on the voxels of its files and return the summary.
 
     Patients are not known, so the intervals are over cases. The summary's `left_out` lists files that
-    are not label volumes by their names. Raises DataError with all faults of all
-    files.
+    are not label volumes by their names, and `warnings` doubts about headers. Raises DataError with
+    all faults of all files.
     """
     found, (truths, others, _) = find_volumes(predictions), find_volumes(references)
     predicted = name_predictions(found.volumes, truths)
@@ -132,7 +132,11 @@ def score_folder(
             f"{predictions} cannot be scored against {references}; found {len(faults)} faults:\n"
             f"{list_some(faults, MAX_LISTED)}"
         )
-    return summarise(results, scoring, in_mm=True) | {"left_out": left_out}
+    warnings = header_warnings(x for name in names for x in (predicted[name], truths[name]))
+    if warnings:
+        console.info(f"{len(warnings)} files have doubtful headers:\n{list_some(warnings)}")
+    summary = summarise(results, scoring, in_mm=True)
+    return summary | {"left_out": left_out, "warnings": warnings}
 
 
 def make_scoring(classes: tuple[str, ...], tolerance_mm: float, policy: str) -> Scoring:

@@ -13,7 +13,8 @@ from pydicom.tag import Tag
 from pydicom.valuerep import DA, DS, TM, validate_value
 
 import usam_jax
-from usam_jax.io.dicom import Header, Series, fault, path_of, read_header
+from usam_jax.io.dicom import Series
+from usam_jax.io.dicom_files import Header, fault, path_of, read_header
 from usam_jax.io.geometry import from_slices
 from usam_jax.utils.errors import DataError
 from usam_jax.utils.files import atomic_write

@@ -4,6 +4,7 @@ Read: .nii, .nii.gz, .hdr with .img, .mha and .nrrd, in any letter case. Written
 """
 
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 import nibabel
@@ -58,6 +59,12 @@ def read_geometry(path: pathlib.Path) -> Geometry:
 def header_warning(path: pathlib.Path) -> str:
     """Why the header of a file may be wrong, or "" if there is no doubt."""
     return "; ".join(open_volume(path).warnings)
+
+
+def header_warnings(paths: Iterable[pathlib.Path]) -> list[str]:
+    """The warnings of several files, each with the name of its file."""
+    found = [(path, header_warning(path)) for path in paths]
+    return [f"{path}: {text}" for path, text in found if text]
 
 
 def require_same_grid(image: pathlib.Path, label: pathlib.Path) -> Geometry:

@@ -51,6 +51,9 @@ KEEP_LARGEST = flags.DEFINE_bool(
 PROBABILITIES = flags.DEFINE_bool(
     "save-probabilities", False, "Also write NAME_probabilities.nii.gz."
 )
+SERIES = flags.DEFINE_string(
+    "series", None, "UID, number or description of the DICOM series, if a folder holds several."
+)
 REPORT = flags.DEFINE_string("report", None, "Report of all volumes (.json).")
 SKIP_EXISTING = flags.DEFINE_bool("skip_existing", False, "Skip volumes whose mask exists.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Slices per batch.", lower_bound=1)
@@ -159,7 +162,7 @@ def main(_config: ConfigDict | None, arguments: list[str]) -> None:
         raise UsageError(
             f"expected -i, -o, --checkpoint and flags alone, got {arguments}\n{__doc__}"
         )
-    request = Request(make_options(), POINTS.value, BOX.value, PROBABILITIES.value)
+    request = Request(make_options(), POINTS.value, BOX.value, PROBABILITIES.value, SERIES.value)
     source, out = pathlib.Path(INPUT.value), pathlib.Path(OUTPUT.value)
     output.require_elsewhere(out, source)
     inputs, left_out, _ = output.find_inputs(source, out)

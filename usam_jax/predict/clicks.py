@@ -6,7 +6,6 @@ axes, from 0; `world` coordinates are in mm along right, front and head (RAS), a
 is 1 on the target and 0 outside it.
 """
 
-import json
 import pathlib
 from typing import Any
 
@@ -14,7 +13,8 @@ import numpy as np
 
 from usam_jax.io.geometry import Geometry, to_slices
 from usam_jax.predict.model import NO_CLICKS, Clicks
-from usam_jax.utils.errors import UsageError
+from usam_jax.utils.errors import DataError, UsageError
+from usam_jax.utils.files import load_json
 
 SPACES = ("voxel", "world")
 EXAMPLE = (
@@ -29,9 +29,9 @@ def read_clicks(path: pathlib.Path, geometry: Geometry) -> dict[int, Clicks]:
     Raises UsageError if a key is unknown, a value is not a point, or a point is outside the volume.
     """
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read ({error}); expected {EXAMPLE}") from error
+        content = load_json(path)
+    except DataError as error:
+        raise UsageError(f"{error}; expected {EXAMPLE}") from error
     require_keys(path, content, {"space"}, {"points", "boxes"})
     if content["space"] not in SPACES:
         raise UsageError(f"{path}: space is {content['space']!r}, expected one of {SPACES}")
@@ -110,14 +110,15 @@ def to_slice(where: str, at: Any, geometry: Geometry, world: bool) -> np.ndarray
     """
     try:
         point = np.array(at, float)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         point = np.zeros(0)
     if point.shape != (3,) or not np.isfinite(point).all():
         raise UsageError(f"{where}: got {at!r}, expected three numbers")
     affine, shape = np.array(geometry.affine), np.array(geometry.file_shape)
     if world:
-        point = np.linalg.solve(affine[:3, :3], point - affine[:3, 3])
-    if (point < -0.5).any() or (point >= shape - 0.5).any():
+        with np.errstate(all="ignore"):  # coordinates near the largest float overflow to NaN
+            point = np.linalg.solve(affine[:3, :3], point - affine[:3, 3])
+    if not ((point >= -0.5) & (point < shape - 0.5)).all():
         raise UsageError(
             f"{where}: {list(at)} is the voxel {point.round(1).tolist()}, which lies outside the "
             f"volume of {shape.tolist()} voxels"

@@ -13,7 +13,7 @@ from usam_jax.io.geometry import Geometry, from_slices
 from usam_jax.io.nifti import ENDINGS, read_geometry, read_slices, write_uint8
 from usam_jax.io.volume_files import EXPECTED, volume_ending, volume_name
 from usam_jax.predict.output_paths import PROBABILITY_STEP
-from usam_jax.utils.errors import DataError, UsageError
+from usam_jax.utils.errors import DataError, UsageError, require_unbroken
 
 AIR_HU = -200.0  # Every CT has voxels below this value (air is -1000).
 
@@ -27,14 +27,14 @@ class Source(NamedTuple):
     series: dicom.Series | None
 
 
-def read_source(path: pathlib.Path) -> Source:
-    """Read a volume file or a folder of DICOM slices.
+def read_source(path: pathlib.Path, chosen: str | None = None) -> Source:
+    """Read a volume file or a folder of DICOM slices, of the series `chosen` if it holds several.
 
     Raises DataError if it is neither, holds NaN or infinite values, or has slices of less than
     MIN_SIZE pixels.
     """
     if path.is_dir():
-        series = dicom.read_series(path)
+        series = dicom.read_series(path, chosen)
         source = Source(path, series.hu, series.geometry, series)
     else:
         source = Source(path, read_slices(path), read_geometry(path), None)
@@ -68,6 +68,7 @@ def find_inputs(path: pathlib.Path, out: pathlib.Path | None = None) -> Cohort:
             raise DataError(f"{path}: expected {EXPECTED}, or a folder")
         return Cohort({volume_name(path): path}, {}, [])
     if not path.is_dir():
+        require_unbroken(path)
         raise DataError(f"{path}: does not exist, expected a volume or a folder")
     if dicom.is_series(path):
         return find_slices_alone(path, out)

@@ -23,13 +23,14 @@ class Request(NamedTuple):
     """Options and prompts for the prediction of a volume.
 
     `points` is the path of a points file, `box` the text `i0,j0,k0,i1,j1,k1`; `probabilities` are
-    written if true.
+    written if true. `series` is the DICOM series of a folder that holds several.
     """
 
     options: Options
     points: str | None = None
     box: str | None = None
     probabilities: bool = False
+    series: str | None = None
 
 
 def read_prompts(request: Request, source: Source, numbers: range) -> dict[int, Clicks]:
@@ -70,7 +71,7 @@ def predict_volume(
     fit the volume.
     """
     start, options = time.monotonic(), request.options
-    source = output.read_source(path)
+    source = output.read_source(path, request.series)
     count = len(source.hu)
     if mask.suffix == ".dcm" and not source.series:
         raise UsageError(f"-o {mask}: got the input {path}, expected DICOM slices for a DICOM-SEG")

@@ -87,12 +87,20 @@ def describe(error: Exception) -> str:
 
 
 def unreadable(path: pathlib.Path, error: OSError) -> DataError:
-    """The error for a file that the operating system does not open or read."""
-    if path.is_symlink() and not path.exists():
-        problem = f"{path}: is a broken link to {path.readlink()}"
-        return DataError(problem, "restore the file that it points at, or copy that file here")
+    """The error for a file that the operating system does not open or read.
+
+    Raises the DataError for a broken link.
+    """
+    require_unbroken(path)
     fix = "check the file and its permissions"
     return DataError(f"{path}: cannot be read ({error.strerror})", fix)
+
+
+def require_unbroken(path: pathlib.Path) -> None:
+    """Raise DataError if the path is a link to a file that does not exist."""
+    if path.is_symlink() and not path.exists():
+        problem = f"{path}: is a broken link to {path.readlink()}"
+        raise DataError(problem, "restore the file that it points at, or copy that file here")
 
 
 def list_some(items: list[str], limit: int = 20) -> str:

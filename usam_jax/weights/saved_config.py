@@ -47,6 +47,8 @@ def upgrade(saved: dict[str, Any]) -> dict[str, Any]:
     if version < SCHEMA_VERSION:
         for section, fields in ADDED.items():
             config[section] = fields | config.get(section, {})
+        if "phantom_seed" in config.get("data", {}):
+            config["data"]["anatomy"] = "single"
     return config
 
 

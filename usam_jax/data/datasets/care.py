@@ -19,7 +19,8 @@ from usam_jax.data.case import (
 )
 from usam_jax.data.datasets.spec import DatasetSpec
 from usam_jax.io.cohort import find_others
-from usam_jax.utils.errors import DataError, list_some
+from usam_jax.io.numpy_file import read_npz
+from usam_jax.utils.errors import DataError, list_some, reading
 
 SHAPE = (224, 224)
 
@@ -54,16 +55,13 @@ def find_left_out(data: ConfigDict) -> dict[pathlib.Path, str]:
 
 def read_names(table: pathlib.Path) -> list[str]:
     """The column `name` of CARE's CSV, whose boxes are not needed next to the labels."""
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-            names = [row["name"].strip().removesuffix(".npz") for row in rows]
-    except (OSError, KeyError, AttributeError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(
-            f"{table}: found no readable column `name` ({error!r}), expected the columns name and "
-            "bbox",
-            "delete the file to use every .npz of the folder",
-        ) from error
+    problem = "found no readable column `name`, expected the columns name and bbox"
+    fix = "delete the file to use every .npz of the folder"
+    with (
+        reading(table, problem, fix),
+        table.open(newline="", encoding="utf-8-sig") as file,
+    ):
+        names = [row["name"].strip().removesuffix(".npz") for row in csv.DictReader(file)]
     if not names:
         raise DataError(f"{table}: lists no slices", "delete it to use every .npz of the folder")
     repeated = [name for name, count in collections.Counter(names).items() if count > 1]
@@ -88,17 +86,7 @@ def load_care_slice(path: pathlib.Path, num_classes: int) -> Slices:
 
     Raises DataError unless the file holds an image and a label of 224x224.
     """
-    try:
-        # Opened here, since np.load leaves a damaged archive open.
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            absent = [key for key in ("image", "label") if key not in file.files]
-            if absent:
-                raise DataError(f"{path}: lacks {absent}, found the keys {sorted(file.files)}")
-            image, label = file["image"], file["label"]
-    except DataError:
-        raise
-    except Exception as error:  # damaged files raise nearly any type, tokenize errors included
-        raise DataError(f"{path}: not a readable .npz ({error})", "copy it again") from error
+    image, label = read_npz(path, ("image", "label"))
     for key, array in (("image", image), ("label", label)):
         if array.shape != SHAPE:
             raise DataError(f"{path}: {key} has the shape {array.shape}, expected {SHAPE}")

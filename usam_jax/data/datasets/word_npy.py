@@ -18,6 +18,7 @@ from usam_jax.data.case import (
 from usam_jax.data.datasets.spec import DatasetSpec
 from usam_jax.data.datasets.word import HINT
 from usam_jax.io.cohort import find_others
+from usam_jax.io.numpy_file import read_npy
 from usam_jax.utils.errors import DataError
 
 
@@ -63,10 +64,7 @@ def load_npy(image: pathlib.Path, label: pathlib.Path, num_classes: int) -> Slic
     """One slice. Raises DataError for anything but two uint8 arrays of one shape."""
     arrays = []
     for path in (image, label):
-        try:
-            array = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"{path}: not a readable .npy ({error})", "copy it again") from error
+        array = read_npy(path)
         if array.ndim != 2 or array.dtype != np.uint8:
             raise DataError(
                 f"{path}: has the shape {array.shape} and type {array.dtype}, expected uint8[h w]"

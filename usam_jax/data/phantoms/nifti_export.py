@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from usam_jax.data.phantoms.anatomy import VERSION, Phantom, make_patient
+from usam_jax.data.phantoms.anatomy import VERSIONS, Phantom, make_patient
 from usam_jax.io import nifti
 from usam_jax.utils import console
 from usam_jax.utils.errors import DataError, UsageError, UserError, list_some
@@ -26,20 +26,21 @@ def write_nnunet(
     size: int = 256,
     num_slices: int | None = None,
     seed: int = 0,
+    anatomy: str = "single",
 ) -> None:
     """Write `num_train` + `num_test` patients as a raw data set of nnU-Net v2.
 
     Patients are numbered consecutively. Images are int16 HU and labels uint8, both [size size
     num_slices] before the file's axes are permuted; by default `num_slices` is each patient's own.
-    Axes, origin and tilt differ by patient. After an interruption, complete patients are kept.
+    Axes, origin and tilt differ by patient. `anatomy` is as in `make_patient`. After an interruption, complete patients are kept.
     Raises UsageError if the folder holds other files, and DataError if it cannot be written.
     """
     numbers = range(num_train + num_test)
-    texts = [describe(seed, number, size, num_slices) for number in numbers]
+    texts = [describe(seed, number, size, num_slices, anatomy) for number in numbers]
     paths = [patient_paths(folder, x, "Tr" if x < num_train else "Ts") for x in numbers]
 
     def write(number: int) -> None:
-        made = make_patient(seed, number, size, num_slices)
+        made = make_patient(seed, number, size, num_slices, anatomy)
         affine, axes = draw_grid(made, seed, number)
         hu = np.rint(made.image).astype(np.int16)
         for path, slices in zip(paths[number], (hu, made.labels), strict=True):
@@ -98,9 +99,10 @@ def is_own(path: pathlib.Path) -> bool:
     return content == description(0) | {"numTraining": content.get("numTraining")}
 
 
-def describe(seed: int, number: int, size: int, num_slices: int | None) -> bytes:
+def describe(seed: int, number: int, size: int, num_slices: int | None, anatomy: str) -> bytes:
     """The arguments of a file, for its header, so that files of other arguments are not kept."""
-    return f"phantom v{VERSION} {seed} {number} {size} {num_slices or 'own'}".encode()
+    name = "phantom" if anatomy == "single" else anatomy
+    return f"{name} v{VERSIONS[anatomy]} {seed} {number} {size} {num_slices or 'own'}".encode()
 
 
 def draw_grid(made: Phantom, seed: int, number: int) -> tuple[np.ndarray, tuple[str, ...]]:
