@@ -38,16 +38,19 @@ class ClickRecord:
 
     `rows` int[n] are the slices, `counts` int32[n m+1 k 3] their pixel counts after 0 to m clicks,
     `clicked` bool[n m] whether a click was made (none is once a slice is right), `obeyed` bool[n m]
-    whether the clicked pixel changed as told, `labels` uint8[n m] the clicks' classes and `cleared`
-    float32[n m] the corrected share of the clicks' error regions.
+    whether the clicked pixel changed as it should, `xy` int[n m 2] where the clicks lie, `labels`
+    uint8[n m] their classes and `cleared` float32[n m] the corrected share of their error regions.
+    `predicted` uint8[n m+1 h w] is empty unless predictions are kept.
     """
 
     rows: np.ndarray
     counts: np.ndarray
     clicked: np.ndarray
     obeyed: np.ndarray
+    xy: np.ndarray
     labels: np.ndarray
     cleared: np.ndarray
+    predicted: np.ndarray
 
     @property
     def dice(self) -> np.ndarray:
@@ -107,13 +110,14 @@ def click_through(
     subset: Subset,
     config: ConfigDict,
     mesh: Mesh,
+    keep: bool = False,
 ) -> ClickRecord:
-    """Let the robot user click on each slice of a subset that has foreground.
+    """Let the robot user click on the slices of a subset, which all have foreground.
 
     Makes up to `config.eval.max_clicks` clicks per slice, the first after the automatic prediction.
+    Predictions are kept if `keep`.
     """
-    labels = packed.labels(subset.split)
-    rows = np.array([row for row in subset.rows if labels[row].any()], int)
+    labels, rows = packed.labels(subset.split), subset.rows
     size = config.eval.batch_size
     batches, num_batches = loader.eval_batches(
         packed,
@@ -139,10 +143,17 @@ def click_through(
             used = rows[number * size :][:size]
             blank = np.zeros((*batch["label"].shape, config.model.num_classes), np.float32)
             previous = shard_batch({"previous": blank}, mesh)["previous"]
-            done.append(click_batch(predict, previous, np.array(labels[used]), size, config))
+            truth = np.array(labels[used])
+            done.append(click_batch(predict, previous, truth, size, config, keep))
             bar.advance(per_step=size)
     joined = {name: np.concatenate([x[name] for x in done]) for name in done[0]}
     return ClickRecord(rows, **joined)
+
+
+def with_foreground(packed: Packed, subset: Subset) -> Subset:
+    """Return the slices of a subset that have foreground."""
+    labels = packed.labels(subset.split)
+    return Subset(subset.split, np.array([row for row in subset.rows if labels[row].any()], int))
 
 
 def own_share(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -157,6 +168,7 @@ def click_batch(
     labels: np.ndarray,
     batch_size: int,
     config: ConfigDict,
+    keep: bool,
 ) -> dict[str, np.ndarray]:
     """Return the fields of `ClickRecord`, but for `rows`, of the slices of one batch.
 
@@ -165,10 +177,11 @@ def click_batch(
     m, n = config.eval.max_clicks, len(labels)
     prompts = blank_prompts(batch_size, m)
     counts, predicted, previous = predict(prompts, previous)
-    all_counts = [np.asarray(counts)[:n]]
+    all_counts, kept = [np.asarray(counts)[:n]], [np.asarray(predicted)[:n]]
     record = {
         "clicked": np.zeros((n, m), bool),
         "obeyed": np.zeros((n, m), bool),
+        "xy": np.zeros((n, m, 2), np.int32),
         "labels": np.zeros((n, m), np.uint8),
         "cleared": np.zeros((n, m), np.float32),
     }
@@ -180,13 +193,16 @@ def click_batch(
                 add_click(prompts, i, number, click)
         counts, predicted, previous = predict(prompts, previous)
         all_counts.append(np.asarray(counts)[:n])
-        after = np.asarray(predicted)
+        after = np.asarray(predicted)[:n]
+        kept += [after] if keep else []
         for i, click in enumerate(clicks):
             if click:
                 record["clicked"][i, number] = True
+                record["xy"][i, number] = click.xy
                 record["labels"][i, number] = click.label
                 record["obeyed"][i, number] = robot_user.obeys(click, after[i])
                 record["cleared"][i, number] = robot_user.cleared(click, after[i])
+    record["predicted"] = np.stack(kept, axis=1) if keep else np.zeros((n, 0), np.uint8)
     return {"counts": np.stack(all_counts, axis=1), **record}
 
 

@@ -100,8 +100,9 @@ class USam(nn.Module):
         d = self.variant.dim
         if self.num_skips is None:
             return (d // 8, d // 4), (4, 8)
-        used = slice(4 - self.num_skips, None)
-        return (d // 8, d // 4, d // 2, d)[used], (1, 2, 4, 8)[used]
+        dropped = 4 - self.num_skips
+        channels, strides = (d // 8, d // 4, d // 2, d), (1, 2, 4, 8)
+        return channels[dropped:], strides[dropped:]
 
     def encode(self, images: Float[Array, "b h w"], train: bool = False) -> Features:
         """Compute everything that depends on the images alone."""

@@ -27,7 +27,8 @@ def with_room(prompts: Prompts, rounds: int) -> Prompts:
         return jnp.pad(x, ((0, 0), (0, rounds)) + ((0, 0),) * (x.ndim - 2), constant_values=value)
 
     given = prompts.given
-    assert prompts.points_xy is not None and given is not None
+    assert prompts.points_xy is not None and prompts.point_labels is not None
+    assert prompts.point_classes is not None and given is not None
     return dataclasses.replace(
         prompts,
         points_xy=pad(prompts.points_xy, 0),

@@ -125,7 +125,7 @@ def make_train_step(
     ) -> tuple[Any, Any]:
         variables = {**variables, "params": merge_params(trainable, variables["params"])}
         if rounds:
-            return interactive_loss(model, variables, batch, rounds, key)
+            return interactive_loss(model, variables, batch, rounds, key, segmentation_loss)
         logits, changed = model.apply(
             variables,
             batch_images(batch["image"]),
@@ -219,7 +219,12 @@ def make_train_step(
 
 
 def interactive_loss(
-    model: nn.Module, variables: dict[str, Any], batch: dict[str, Any], rounds: int, key: Any
+    model: nn.Module,
+    variables: dict[str, Any],
+    batch: dict[str, Any],
+    rounds: int,
+    key: Any,
+    segmentation_loss: losses.LossFn,
 ) -> tuple[Any, Any]:
     """Return the loss over rounds of clicks, and metrics and the changed BatchNorm statistics.
 
@@ -245,7 +250,7 @@ def interactive_loss(
     def decode_round(carry: Any, number_and_key: Any) -> tuple[Any, Any]:
         (stats, prompts), (number, key) = carry, number_and_key
         logits, stats = apply(stats, features, prompts, method="decode")
-        loss, terms = losses.segmentation_loss(logits, labels)
+        loss, terms = segmentation_loss(logits, labels)
         # The click of the last round is not used; its slot is that of the last padding.
         slot = first_slot + jnp.minimum(number, rounds - 1)
         prompts = simulated_clicks.add_click(prompts, logits, labels, slot, key)

@@ -4,6 +4,8 @@ All its outputs are zero at the start, so a network with converted weights and a
 extension computes what the published network computes.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -38,7 +40,7 @@ def with_points(prompts: Prompts | None, batch: int) -> Prompts:
     if prompts.points_xy is None:
         none = jnp.zeros((batch, 0), jnp.int32)
         xy = jnp.zeros((batch, 0, 2), jnp.float32)
-        return prompts.replace(points_xy=xy, point_labels=none, point_classes=none)
+        return dataclasses.replace(prompts, points_xy=xy, point_labels=none, point_classes=none)
     if prompts.point_classes is None:
         raise ValueError(
             "prompts.point_classes: got None with points_xy, expected int32[b p]: the network is "
