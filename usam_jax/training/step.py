@@ -258,7 +258,9 @@ def interactive_loss(
 
     keys = jax.random.split(key, rounds + 1)
     scanned = (jnp.arange(rounds + 1), keys)
-    (stats, _), metrics = jax.lax.scan(decode_round, (stats, prompts), scanned)
+    (stats, _), metrics = jax.lax.scan(
+        decode_round, (stats, prompts), scanned, unroll=True
+    )
     metrics = jax.tree.map(lambda x: x.mean(), metrics)
     return metrics["loss"], (metrics, stats)
 
