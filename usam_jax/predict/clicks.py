@@ -161,7 +161,7 @@ def to_slice(where: str, at: Any, geometry: Geometry, world: bool) -> np.ndarray
             point = np.linalg.solve(affine[:3, :3], point - affine[:3, 3])
     if not ((point >= -0.5) & (point < shape - 0.5)).all():
         raise UsageError(
-            f"{where}: {list(at)} is the voxel {point.round(1).tolist()}, which lies outside the "
+            f"{where}: {list(at)} is the voxel {[round(x, 1) for x in point.tolist()]}, which lies outside the "
             f"volume of {shape.tolist()} voxels"
         )
     turned = np.zeros(3)
