@@ -31,10 +31,7 @@ def get_config(model: str = "usam") -> ConfigDict:
         config.data.num_patients = (48, 12)  # in the training and test splits
         config.data.slices_per_patient = 24
     config.data.train_on_empty = True  # the test set has slices without foreground too
-    if "interactive" in config.model:  # automatic first, then clicks that name a class
-        config.model.interactive = True
-        config.prompts.kind = "interactive"
-    elif spec.promptable:
+    if spec.promptable:
         config.prompts.kind = "mixed"  # one short training serves all prompt modes
     for group in spec.groups:
         config.optimizer.learning_rates[group] = 1e-3

@@ -258,9 +258,7 @@ def interactive_loss(
 
     keys = jax.random.split(key, rounds + 1)
     scanned = (jnp.arange(rounds + 1), keys)
-    (stats, _), metrics = jax.lax.scan(
-        decode_round, (stats, prompts), scanned, unroll=True
-    )
+    (stats, _), metrics = jax.lax.scan(decode_round, (stats, prompts), scanned, unroll=True)
     metrics = jax.tree.map(lambda x: x.mean(), metrics)
     return metrics["loss"], (metrics, stats)
 
