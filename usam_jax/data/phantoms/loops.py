@@ -163,7 +163,10 @@ def _find_window(
 
 
 def _crop(scene: Scene, window: tuple[slice, slice]) -> Scene:
-    """Return the part of the scene in a window. Its image is a view: painting it paints both."""
+    """Return the part of the scene in a window.
+
+    Its image is a view, so that painting the part paints the scene.
+    """
     part = {x: getattr(scene, x)[:, *window] for x in ("image", "x", "y", "warp", "texture")}
     return scene._replace(**part)
 
