@@ -22,7 +22,7 @@ from usam_jax.data.phantoms.canvas import (
 # Share of the scanner's field: around the pelvis rather than the body, so that a loop of 30 mm is a
 # dozen pixels wide in the demo's slices.
 LOOPS_FIELD = 0.6
-OFF_MIDLINE = 0.3  # share of patients whose rectum is not the loop in the midline
+OFF_MIDLINE = 0.25  # share of patients whose rectum is not the loop in the midline
 MIDDLE, RIGHT, LEFT = range(3)  # the loops that can be the rectum, by the patient's side
 # Levels where loops end, in mm of the frame; `UPPER` ones lie above the bladder.
 RECTUM_BOTTOM, LOOP_BOTTOM, UPPER_BOTTOM, LOOP_TOP = (-10, 8), (-10, 45), (60, 85), (108, 150)
