@@ -290,16 +290,17 @@ def test_word_checks_and_packs_real_volumes(tmp_path, word_config):
         pytest.skip(f"{folders} are not there")
     rng = np.random.default_rng(0)
     hu_of = rng.integers(-100, 250, 17).astype(np.int16)
-    hu_of[0] = -1000
     path = min(folders[0].glob("*.nii.gz"))
     label = nibabel.load(path)
     classes = np.asarray(label.dataobj)[..., 60:70].astype(np.uint8)
+    painted = hu_of[classes] + rng.integers(-20, 21, classes.shape, np.int16)
+    painted[:20] = -1000  # air
     real = [nibabel.load(folders[1] / f"cut_{x}.nii.gz") for x in ("ct", "seg")]
     organs = {5: 1, 1: 2, 3: 3, 2: 4, 6: 5, 4: 6, 15: 7, 7: 8, 19: 9, 20: 10, 18: 11, 8: 12, 9: 12}
     word_of = np.zeros(256, np.uint8)
     word_of[list(organs)] = list(organs.values())
     volume_of = {
-        "Tr": (hu_of[classes], classes, label.affine),
+        "Tr": (painted, classes, label.affine),
         "Val": (
             np.asarray(real[0].dataobj).astype(np.int16),
             word_of[np.asarray(real[1].dataobj).astype(int)],

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import shutil
+import warnings
 
 import highdicom
 import nibabel
@@ -13,9 +14,14 @@ import SimpleITK
 from dicom_files import change, write_series
 from nibabel import eulerangles
 from nibabel.orientations import apply_orientation, inv_ornt_aff
-from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless
+from pydicom.uid import (
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLSLossless,
+)
 
-from usam_jax.io import dicom, dicom_seg, nifti
+from usam_jax.io import dicom, dicom_files, dicom_seg, nifti
 from usam_jax.io.geometry import Geometry, distance_mm, to_slices
 from usam_jax.utils.errors import DataError
 
@@ -248,6 +254,54 @@ def test_read_series_lists_several_series(tmp_path):
     )
     with pytest.raises(DataError, match=lines):
         dicom.read_series(tmp_path)
+
+
+@pytest.mark.parametrize("chosen", ["venous", "5", "1.2.3.4"])
+def test_read_series_takes_the_chosen_series(tmp_path, chosen):
+    write_series(tmp_path, make_stored(), make_affine(), series="arterial", SeriesNumber=4)
+    tags = {"SeriesNumber": 5, "SeriesInstanceUID": "1.2.3.4"}
+    write_series(tmp_path, make_stored()[:, :, :2], make_affine(), series="venous", **tags)
+    assert dicom.read_series(tmp_path, chosen).geometry.shape[0] == 2
+    with pytest.raises(DataError, match=r"holds 2 series, expected one that is late:\n"):
+        dicom.read_series(tmp_path, "late")
+
+
+@pytest.mark.parametrize("with_meta", [False, True])
+@pytest.mark.parametrize("implicit", [False, True])
+def test_read_series_reads_files_without_preamble(tmp_path, implicit, with_meta):
+    paths = write_series(tmp_path, make_stored(), make_affine())
+    whole = dicom.read_series(tmp_path).hu
+    for path in paths[2:]:  # the last three, which would be a shorter volume without notice
+        header = pydicom.dcmread(path)
+        syntax = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+        header.file_meta.TransferSyntaxUID = syntax
+        header.preamble = None
+        header.save_as(path, implicit_vr=implicit, little_endian=True, enforce_file_format=False)
+        start = path.read_bytes()
+        if not with_meta:  # group 2, with its length in its first element
+            length = int.from_bytes(start[8:12], "little") + 12
+            path.write_bytes(start[length:] if start[:2] == b"\2\0" else start)
+    assert not any(x.read_bytes()[128:132] == b"DICM" for x in paths[2:])
+    np.testing.assert_array_equal(dicom.read_series(tmp_path).hu, whole)
+
+
+def test_read_series_ignores_macos_files_and_resampled_tilt(tmp_path):
+    paths = write_series(tmp_path, make_stored(), make_affine(), GantryDetectorTilt="-12.5")
+    (tmp_path / f"._{paths[0].name}").write_bytes(b"\0\5\26\7" + bytes(150))
+    series = dicom.read_series(tmp_path)
+    assert len(series.files) == 5 and not series.notes
+    (tmp_path / "copy.dcm").symlink_to(tmp_path / "gone.dcm")
+    with pytest.raises(DataError, match=r"copy\.dcm: is a broken link to .*gone\.dcm"):
+        dicom.read_series(tmp_path)
+
+
+def test_read_series_is_quiet_about_character_sets(tmp_path):
+    for path in write_series(tmp_path, make_stored(), make_affine()):
+        odd = path.read_bytes().replace(b"ISO_IR 100", b"ISO_IR 999")
+        path.write_bytes(odd)
+    with warnings.catch_warnings():
+        dicom_files.quiet_pydicom()
+        assert dicom.read_series(tmp_path).geometry.shape[0] == 5
 
 
 def test_read_series_names_folder_without_slices(tmp_path):

@@ -26,6 +26,7 @@ FORMS = {
     "up_conv": (conv.up_conv, cpu.up_conv),
     "up_concat_conv": (conv.up_concat_conv, cpu.up_concat_conv),
     "relative_attention": (attention.relative_attention, cpu.relative_attention),
+    "biased_attention": (attention.biased_attention, cpu.biased_attention),
 }
 
 
@@ -52,6 +53,11 @@ def attention_inputs(side: int, channels: int) -> tuple:
     return (q, k, v, *tables)
 
 
+def window_inputs() -> tuple:
+    q, k, v = (recipe.normal(f"ops {name}", (6, 4, 2, 8)) for name in "qkv")
+    return q, k, v, normal(3, 2, 4, 4)
+
+
 CASES = {
     "matmul": ("matmul", (normal(2, 3, 4), normal(4, 5)), {}),
     "relu": ("relu", (normal(3, 40),), {}),
@@ -76,6 +82,7 @@ CASES = {
     "relative_attention large map": ("relative_attention", attention_inputs(4, 4), {}),
     "relative_attention small map": ("relative_attention", attention_inputs(4, 8), {}),
     "relative_attention one token": ("relative_attention", attention_inputs(1, 8), {}),
+    "biased_attention": ("biased_attention", window_inputs(), {}),
 }
 # Of the largest number of each array. float32: sums of some hundred products in another order.
 # bfloat16 keeps 8 bits (0.004): several roundings of numbers that partly cancel (0.022 at most).
@@ -86,7 +93,11 @@ TOLERANCE = {"float32": 1e-5, "bfloat16": 0.03}
 @pytest.mark.parametrize("case", CASES)
 def test_cpu_form_equals_reference(case, dtype):
     name, inputs, static = CASES[case]
-    stays_float32 = {"normalise": (1, 2), "relative_attention": (3, 4)}.get(name, ())
+    stays_float32 = {
+        "normalise": (1, 2),
+        "relative_attention": (3, 4),
+        "biased_attention": (3,),
+    }.get(name, ())
     inputs = [
         None if x is None else jnp.asarray(x, "float32" if i in stays_float32 else dtype)
         for i, x in enumerate(inputs)
@@ -106,7 +117,8 @@ def test_cpu_form_equals_reference(case, dtype):
 
 
 def test_cases_cover_every_op_with_a_cpu_form():
-    chosen = {name for name in ops.__all__ if hasattr(cpu, name) and name != "convolve"}
+    one_form = {"convolve", "pixel_shuffle"}
+    chosen = {name for name in ops.__all__ if hasattr(cpu, name)} - one_form
     assert chosen == FORMS.keys() == {name for name, *_ in CASES.values()}
     for name, (reference, _) in FORMS.items():
         assert getattr(ops, name).__wrapped__.__wrapped__ is reference

@@ -192,7 +192,7 @@ def test_read_clicks_and_read_box_find_their_voxels(tmp_path):
         ('{"space": "mm", "points": []}', "space is 'mm'"),
         ('{"space": "voxel"}', "holds no points"),
         ("[1]", "got list, expected the keys"),
-        ("{", "cannot be read"),
+        ("{", "not JSON in line 1, column 2"),
         ('{"space": "voxel", "points": null}', "points is None, expected a list"),
         ('{"space": "voxel", "points": [{"at": [1, 2, 8.5]}]}', "lies outside the volume"),
     ],

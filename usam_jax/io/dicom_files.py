@@ -1,5 +1,6 @@
 """DICOM files: which files of a folder they are, and their headers, with every fault named."""
 
+import logging
 import pathlib
 import re
 import struct
@@ -20,6 +21,7 @@ def quiet_pydicom() -> None:
     Among it are texts in unknown character sets.
     """
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+    logging.getLogger("pydicom").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"pydicom\.")
 
 

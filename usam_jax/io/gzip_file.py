@@ -1,4 +1,4 @@
-"""Files that may be compressed with gzip, told by their content and read up to their checksum."""
+"""Files that may be compressed with gzip, read up to their checksum."""
 
 import contextlib
 import gzip

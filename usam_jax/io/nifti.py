@@ -1,4 +1,4 @@
-"""Volumes of all file formats as axial slices in the orientation of `io.geometry`, and NIfTI files.
+"""Volumes of all file formats as axial slices as in `io.geometry`, and NIfTI files.
 
 Read: .nii, .nii.gz, .hdr with .img, .mha and .nrrd, in any letter case. Written: NIfTI.
 """
@@ -28,12 +28,6 @@ from usam_jax.utils.errors import DataError, reading, unreadable
 from usam_jax.utils.files import atomic_write
 
 ENDINGS = NIFTI_ENDINGS
-
-
-def stem(path: pathlib.PurePath) -> str:
-    """The file's name without .nii or .nii.gz, or else without its last suffix."""
-    end = next((x for x in ENDINGS if path.name.endswith(x)), path.suffix)
-    return path.name.removesuffix(end)
 
 
 def open_volume(path: pathlib.Path) -> Volume:

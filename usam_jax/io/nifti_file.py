@@ -39,6 +39,8 @@ def open_nifti(path: pathlib.Path) -> Volume:
     header_path, data_path = find_files(path)
     with reading(path, DAMAGED):
         raw = read_raw_header(header_path, is_pair=header_path != data_path)
+        if raw.is_single and raw["vox_offset"] < raw.single_vox_offset:  # nibabel accepts 0
+            raise ValueError(f"vox_offset is {raw['vox_offset']}, within the header")
         header = raw.copy()
         header.check_fix(LOGGER, error_level=40)  # nibabel's limit between repairs and errors
         affine = header.get_best_affine().astype(np.float64)
@@ -98,7 +100,8 @@ def read_voxels(path: pathlib.Path, data_path: pathlib.Path, header: Any) -> np.
         if needed > max_content_bytes(data_path):  # before memory is reserved for them
             raise OSError(f"the header asks for {needed} bytes, more than the file can hold")
         scaled = header.get_slope_inter() not in ((1.0, 0.0), (None, None))
-        with open_stream(data_path) as stream:
+        # Values that a scale makes infinite are refused by who needs finite ones.
+        with open_stream(data_path) as stream, np.errstate(over="ignore", invalid="ignore"):
             proxy = ArrayProxy(stream, header, mmap=False)
             voxels = proxy.get_unscaled() if not scaled else proxy.__array__(np.float32)
             read_to_end(stream)
@@ -106,7 +109,7 @@ def read_voxels(path: pathlib.Path, data_path: pathlib.Path, header: Any) -> np.
 
 
 def find_repairs(raw: Any, header: Any) -> list[str]:
-    """Sentences for the fields that nibabel changed in a header, and for what it assumes."""
+    """Sentences for the fields that nibabel changed in a header."""
     texts = []
     for name in raw:
         before, after = raw[name], header[name]
@@ -114,10 +117,6 @@ def find_repairs(raw: Any, header: Any) -> list[str]:
             before = np.concatenate([after[:1], before[1:]])
         if not np.array_equal(before, after):
             texts.append(f"{name} of the header is {before.tolist()}, read as {after.tolist()}")
-    if raw.is_single and raw["vox_offset"] == 0:
-        texts.append(
-            f"vox_offset of the header is 0; the voxels are read from byte {raw.single_vox_offset}"
-        )
     return texts
 
 

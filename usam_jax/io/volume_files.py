@@ -27,5 +27,5 @@ def volume_name(path: pathlib.PurePath) -> str:
 
 
 def is_pair_data(path: pathlib.PurePath) -> bool:
-    """Whether a file holds the voxels of an .hdr/.img pair, which counts as one volume, its .hdr."""
+    """Whether a file holds the voxels of an .hdr/.img pair, whose .hdr stands for the volume."""
     return (volume_ending(path) or "").lower() == ".img"

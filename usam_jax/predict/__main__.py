@@ -6,6 +6,7 @@
 The input is a volume (.nii.gz, .nii, .mha, .nrrd, .hdr with .img), a folder of DICOM slices, or a
 folder with either at any depth. The mask has the voxels, axes, affine and header of its CT;
 MASK.json next to it names the classes. For a DICOM input the mask may also be MASK.dcm, a DICOM-SEG.
+Of several DICOM series in one folder, --series chooses one.
 Prompts for one volume: --points=FILE.json ({"space": "voxel" or "world", "points": [{"at": [i, j,
 k], "label": 1}]}) and --box=i0,j0,k0,i1,j1,k1. --propagate propagates them to the slices above and
 below.

@@ -28,7 +28,7 @@ class Source(NamedTuple):
 
 
 def read_source(path: pathlib.Path, chosen: str | None = None) -> Source:
-    """Read a volume file or a folder of DICOM slices, of the series `chosen` if it holds several.
+    """Read a volume file or a series of DICOM slices, `chosen` if a folder holds several.
 
     Raises DataError if it is neither, holds NaN or infinite values, or has slices of less than
     MIN_SIZE pixels.

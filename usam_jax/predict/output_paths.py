@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from usam_jax.io.cohort import PROBABILITIES
-from usam_jax.io.nifti import stem
 from usam_jax.io.nifti_file import read_raw_header
 from usam_jax.io.volume_files import PAIR_ENDINGS, volume_ending, volume_name
 from usam_jax.utils.errors import DataError, reading
@@ -21,17 +20,17 @@ is_report = is_json_with("checkpoint", "volumes")
 
 def class_list_path(mask: pathlib.Path) -> pathlib.Path:
     """The JSON file next to a mask that names its classes."""
-    return mask.with_name(f"{stem(mask)}.json")
+    return mask.with_name(f"{volume_name(mask)}.json")
 
 
 def probabilities_path(mask: pathlib.Path) -> pathlib.Path:
     """The probabilities that belong to a mask."""
-    return mask.with_name(f"{stem(mask)}{PROBABILITIES}.nii.gz")
+    return mask.with_name(f"{volume_name(mask)}{PROBABILITIES}.nii.gz")
 
 
 def nifti_path(mask: pathlib.Path) -> pathlib.Path:
     """The NIfTI file that keeps a mask if it cannot be written as a DICOM-SEG."""
-    return mask.with_name(f"{stem(mask)}.nii.gz")
+    return mask.with_name(f"{volume_name(mask)}.nii.gz")
 
 
 def is_probabilities(path: pathlib.Path) -> bool:

@@ -33,14 +33,17 @@ class Request(NamedTuple):
     series: str | None = None
 
 
-def read_prompts(request: Request, source: Source, numbers: range) -> dict[int, Clicks]:
+def read_prompts(
+    request: Request, source: Source, numbers: range, network: Network
+) -> dict[int, Clicks]:
     """Return the prompts of a volume by slice.
 
     Raises UsageError if a prompt is on none of the slices `numbers`, or a slice gets two boxes.
     """
     clicks: dict[int, Clicks] = {}
     if request.points:
-        clicks = read_clicks(pathlib.Path(request.points), source.geometry)
+        classes = network.classes if network.interactive else ()
+        clicks = read_clicks(pathlib.Path(request.points), source.geometry, classes)
     if request.box:
         for number, boxed in read_box(request.box, source.geometry).items():
             given = clicks.get(number, boxed)
@@ -83,7 +86,7 @@ def predict_volume(
         warnings += check_seg(source.series, network.classes)
     for warning in warnings:
         console.info(f"warning: {path}: {warning}")
-    clicks = read_prompts(request, source, numbers)
+    clicks = read_prompts(request, source, numbers, network)
     labels = np.zeros(source.hu.shape, np.uint8)
     spread = None
     if request.probabilities:

@@ -19,6 +19,7 @@ from usam_jax.data.packed.format import Packed
 from usam_jax.data.packed.prepare import prepare
 from usam_jax.data.splits import Subset
 from usam_jax.models import init_variables, make_model, variable_shapes
+from usam_jax.models.common.spec import used_groups
 from usam_jax.training import checks, curves, optimizer, run_record, throughput
 from usam_jax.training.metric_writer import MetricWriter
 from usam_jax.training.step import (
@@ -79,9 +80,12 @@ def make_training(config: ConfigDict, steps_per_epoch: int, mesh: Mesh) -> Train
     factor_fn = optimizer.polynomial_decay(steps, warmup, power)
     tx = optimizer.make_optimizer(config.optimizer, factor_fn, spec)
 
+    used = used_groups(shapes["params"], spec)
+    rounds = config.prompts.rounds if config.prompts.kind == "interactive" else 0
+
     def rates_fn(step: Any) -> dict[str, Any]:
-        rates = config.optimizer.learning_rates.items()
-        return {f"lr/{group}": rate * factor_fn(step) for group, rate in rates}
+        rates = config.optimizer.learning_rates
+        return {f"lr/{group}": rates[group] * factor_fn(step) for group in used}
 
     def start_fn(loaded: dict[str, Any] | None = None) -> TrainState:
         if loaded is None:
@@ -91,7 +95,9 @@ def make_training(config: ConfigDict, steps_per_epoch: int, mesh: Mesh) -> Train
         return create_state(tx, jax.device_get(loaded), target, config.train, spec)
 
     target = placed_state(tx, shapes, mesh, config.train, spec)
-    train_step = make_train_step(model, spec, tx, rates_fn, mesh, config.train, target, config.seed)
+    train_step = make_train_step(
+        model, spec, tx, rates_fn, mesh, config.train, target, config.seed, rounds
+    )
     return Training(model, train_step, target, start_fn)
 
 

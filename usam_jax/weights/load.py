@@ -27,7 +27,6 @@ from usam_jax.weights.name_map import (
     is_fresh,
     is_resizable,
     leaves_of,
-    model_leaves,
     rename,
     to_torch,
     wanted_names,
@@ -140,33 +139,43 @@ def read_weights(path: pathlib.Path, config: ConfigDict) -> tuple[Variables, str
     try:
         if any(name.startswith("params/") for name in tensors):
             return from_flat(tensors, config), f"{len(tensors)} arrays of this package"
-        fit = find_fit(tensors, maps_for(path, config), config)
+        fit = find_fit(tensors, maps_for(path, config.name), config)
         tree, report = from_torch(fit.tensors, fit.name_map, config)
     except WeightsError as error:
         if not any(name.startswith("params/") for name in tensors):
-            hint = name_source(tensors, config) or name_version(tensors, path, config)
+            hint = name_source(tensors, path, config) or name_version(tensors, path, config)
         raise WeightsError(f"{path}: {hint or error}") from error
     return tree, f"{fit}, {report if report.fresh else 'complete'}"
 
 
-def maps_for(path: pathlib.Path, config: ConfigDict) -> tuple[NameMap, ...]:
+def maps_for(path: pathlib.Path, network: str) -> tuple[NameMap, ...]:
     """Return the maps of a network that can be those of a file, the ones for its name first."""
-    maps = maps_of(config.name)
+    maps = maps_of(network)
     named = [x for x in maps if x.file and re.search(x.file, path.name, re.IGNORECASE)]
     return (*named, *(x for x in maps if not x.file))
 
 
-def name_source(tensors: StateDict, config: ConfigDict) -> str:
-    """An error that names the network of a published checkpoint, if it is another one."""
-    complete = {}
+def name_source(tensors: StateDict, path: pathlib.Path, config: ConfigDict) -> str:
+    """An error that names what a file holds and what would fit, if it is for other networks."""
+    found: dict[str, tuple[int, list[str]]] = {}
+    stripped = [strip(tensors, x) for x in shared_prefixes(list(tensors))]
+
     for network in registry.names():
-        names = published_names(network)
-        if any(names <= set(strip(tensors, x)) for x in shared_prefixes(list(tensors))):
-            complete[network] = len(names)
-    network = max(complete, key=lambda x: complete[x], default=config.name)
-    if network == config.name:
+        leaves_by_map = default_leaves(network)
+        for name_map in maps_for(path, network):
+            names = wanted_names(leaves_by_map[name_map.source], name_map)
+            # Published names as they are: those of S without their prefix are SAM's.
+            rules = () if name_map is maps_of(network)[0] else name_map.file_names
+            if any(names <= {rename(name, rules) for name in x} for x in stripped):
+                found.setdefault(name_map.source, (len(names), []))[1].append(network)
+    source = max(found, key=lambda x: found[x][0], default="")
+    if not source or config.name in found[source][1]:
         return ""
-    return describe_other(maps_of(network)[0].source, network, config)
+    expected = ", ".join(x.source for x in maps_of(config.name))
+    return (
+        f"got weights of {source}, expected ones of the network {registry.short_name(config.name)}: "
+        f"{expected}. Give one of these, or --config=configs/NAME.py:{' or '.join(found[source][1])}"
+    )
 
 
 def describe_other(source: str, network: str, config: ConfigDict) -> str:
@@ -210,7 +219,7 @@ def name_version(tensors: StateDict, path: pathlib.Path, config: ConfigDict) -> 
         if given == fields:
             continue
         shapes = variable_shapes(ConfigDict(config.to_dict() | dict(fields)))
-        for name_map in maps_for(path, config):
+        for name_map in maps_for(path, config.name):
             if fits(tensors, leaves_of(shapes, name_map), name_map):
                 flags = " ".join(f"--config.model.{name}={x}" for name, x in fields.items())
                 return (
@@ -236,10 +245,10 @@ def fits(tensors: StateDict, leaves: list[Leaf], name_map: NameMap) -> bool:
 
 
 @functools.cache
-def published_names(network: str) -> set[str]:
-    """Return the tensors of a network's published checkpoint, at its default size."""
-    published = maps_of(network)[0]
-    return wanted_names(model_leaves(make_config(network), published), published)
+def default_leaves(network: str) -> dict[str, list[Leaf]]:
+    """Return the leaves of a network at its default size for each of its maps, by source."""
+    shapes = variable_shapes(make_config(network))
+    return {name_map.source: leaves_of(shapes, name_map) for name_map in maps_of(network)}
 
 
 def from_flat(arrays: StateDict, config: ConfigDict) -> Variables:

@@ -56,8 +56,8 @@ def _flip(kernel: np.ndarray) -> np.ndarray:
 class NameMap:
     """The map from the tensors of one published checkpoint to a network's variables.
 
-    Patterns are regular expressions for `re.search`. Those of `layout`, `stacked`, `fresh` and
-    `resized` match paths of this package (`params/backbone/inc/conv/kernel`), the others match
+    Patterns are regular expressions for `re.search`. Those of `layout`, `stacked`, `joined`,
+    `fresh` and `resized` match paths of this package (`params/backbone/inc/conv/kernel`), the others match
     torch names.
     """
 
@@ -65,6 +65,8 @@ class NameMap:
     rename: Renaming = ()  # (pattern, replacement) on the default name, in order
     layout: Rules = ()  # (pattern, key of LAYOUTS); default: by name and number of axes
     stacked: str = ""  # leaves whose first axis runs over tensors; `{}` in the name is its index
+    # (pattern, parts): leaves whose last axis is made of several tensors, `{}` in the name a part.
+    joined: tuple[tuple[str, tuple[str, ...]], ...] = ()
     ignored: Rules = ()  # (pattern, reason): tensors of the file that are not read
     fresh: Rules = ()  # (pattern, reason): leaves that keep their initial values
     resized: str = ""  # tables that are resized linearly to the model's image size
@@ -80,7 +82,7 @@ class Leaf:
 
     path: tuple[str, ...]
     shape: tuple[int, ...]
-    names: tuple[str, ...]  # one, or one for each index of a stacked leaf
+    names: tuple[str, ...]  # one, or one for each index of a stacked and part of a joined leaf
     layout: str
     stacked: bool
     resizable: bool
@@ -88,11 +90,12 @@ class Leaf:
     def from_torch(self, tensors: list[np.ndarray]) -> np.ndarray:
         """Return the array in this package's layout, float32 with kernels [*s, in, out]."""
         arrays = [LAYOUTS[self.layout][1](np.asarray(x, np.float32)) for x in tensors]
-        return np.stack(arrays) if self.stacked else arrays[0]
+        return np.stack(arrays) if self.stacked else np.concatenate(arrays, axis=-1)
 
     def to_torch(self, array: np.ndarray) -> list[np.ndarray]:
         """Return the tensors in torch's layout, the inverse of `from_torch`."""
-        return [LAYOUTS[self.layout][0](x) for x in (array if self.stacked else [array])]
+        parts = array if self.stacked else np.split(array, len(self.names), axis=-1)
+        return [LAYOUTS[self.layout][0](x) for x in parts]
 
     @property
     def torch_shape(self) -> tuple[int, ...]:
@@ -134,7 +137,7 @@ def first_match(text: str, rules: Rules) -> str:
 
 
 def torch_name(path: tuple[str, ...], name_map: NameMap) -> str:
-    """Return the torch name of a leaf, with `{}` as the index if the leaf is stacked."""
+    """Return the torch name of a leaf, with `{}` for the index or part of several tensors."""
     dotted = [re.sub(r"_(\d+)$", r".\1", component) for component in path[1:]]
     dotted[-1] = LEAF_NAMES.get(path[-1], dotted[-1])
     return rename(".".join(dotted), name_map.rename)
@@ -154,7 +157,8 @@ def make_leaf(path: tuple[str, ...], shape: tuple[int, ...], name_map: NameMap) 
     axes = len(shape) - stacked
     default = {2: "linear", 4: "conv", 5: "conv"}.get(axes, "as_is")
     layout = first_match(text, name_map.layout) or (default if path[-1] == "kernel" else "as_is")
-    names = tuple(name.format(i) for i in range(shape[0])) if stacked else (name,)
+    parts = next((x for pattern, x in name_map.joined if re.search(pattern, text)), ("",))
+    names = tuple(name.format(x) for x in (range(shape[0]) if stacked else parts))
     resizable = bool(name_map.resized and re.search(name_map.resized, text))
     return Leaf(path, shape, names, layout, stacked, resizable)
 

@@ -14,6 +14,8 @@ SCHEMA_VERSION = 3
 ADDED = {
     "optimizer": {"decay_power": 0.9, "clip_norm": 0.0},
     "train": {"ce_weight": 0.4, "dice_weight": 0.6, "dice": "squared"},
+    "prompts": {"rounds": 3},
+    "eval": {"max_clicks": 20},
 }
 
 
@@ -49,6 +51,9 @@ def upgrade(saved: dict[str, Any]) -> dict[str, Any]:
             config[section] = fields | config.get(section, {})
         if "phantom_seed" in config.get("data", {}):
             config["data"]["anatomy"] = "single"
+        if config["model"].get("name") in ("usam", "sam_s"):
+            config["model"]["interactive"] = False
+            config["optimizer"]["learning_rates"]["interactive"] = 1e-3
     return config
 
 

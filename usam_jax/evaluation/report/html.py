@@ -8,6 +8,7 @@ from importlib import resources
 from typing import Any
 
 from usam_jax.data.class_names import MEAN
+from usam_jax.evaluation.report.words import describe_sensitivity
 from usam_jax.evaluation.summary import METRICS, mean
 from usam_jax.utils.files import write_text
 from usam_jax.utils.formatting import (
@@ -51,6 +52,7 @@ def write_report(path: pathlib.Path, summary: Summary, sections: list[Section]) 
     body = [
         paragraph(counts),
         prompts_box(summary["prompts"], summary["automatic"]),
+        *(paragraph(describe_sensitivity(x)) for x in [summary["sensitivity"]] if x),
         pooled_section(summary),
         cases_section(summary),
         *(pictures_section(*section) for section in sections),

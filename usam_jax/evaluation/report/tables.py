@@ -9,6 +9,7 @@ from rich.table import Table
 
 from usam_jax.data.class_names import MEAN
 from usam_jax.evaluation.case_metrics import ABSENT, FALSE_ALARM, MISSED, OK
+from usam_jax.evaluation.report.words import describe_clicks, describe_sensitivity
 from usam_jax.utils.files import write_json
 from usam_jax.utils.formatting import (
     format_interval,
@@ -49,6 +50,10 @@ def print_results(summary: dict[str, Any], folder: pathlib.Path) -> None:
     lines = [f"prompts: {summary['prompts']}"]
     if summary["trained_with"] != summary["prompts"]:
         lines.append(f"note: the model was trained with other prompts: {summary['trained_with']}")
+    if summary["sensitivity"]:
+        lines.append(describe_sensitivity(summary["sensitivity"]))
+    if summary["clicks"]:
+        lines.append(describe_clicks(summary["clicks"]))
     if summary["distance_unit"] == "mm" and summary["resolution"] == "packed":
         lines.append("cases are scored on the packed slices, not on label volumes")
     lines.append(

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from usam_jax.models import ops
 
 Dtype = jnp.dtype | type
+Init = Callable[..., Array]
 
 
 def torch_uniform(fan_in: int) -> Callable[..., Array]:
@@ -26,8 +27,16 @@ def torch_uniform(fan_in: int) -> Callable[..., Array]:
     return init_fn
 
 
-def linear(features: int, fan_in: int, dtype: Dtype, name: str) -> nn.Dense:
-    """Linear layer from `fan_in` to `features` channels."""
+def linear(
+    features: int,
+    fan_in: int,
+    dtype: Dtype,
+    name: str,
+    bias: bool = True,
+    kernel_init: Init | None = None,
+    bias_init: Init | None = None,
+) -> nn.Dense:
+    """Linear layer from `fan_in` to `features` channels, by default initialised as in torch."""
     init = torch_uniform(fan_in)
 
     def dot_general(x: Array, kernel: Array, *_args: Any, **_options: Any) -> Array:
@@ -35,9 +44,10 @@ def linear(features: int, fan_in: int, dtype: Dtype, name: str) -> nn.Dense:
 
     return nn.Dense(
         features,
+        use_bias=bias,
         dtype=dtype,
-        kernel_init=init,
-        bias_init=init,
+        kernel_init=kernel_init or init,
+        bias_init=bias_init or init,
         dot_general=dot_general,
         name=name,
     )
@@ -149,14 +159,23 @@ class ConvUnit(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with an activation between them, back to the width of `x`."""
+    """Two linear layers with an activation between them, back to the width of `x`.
+
+    In training, each is followed by dropout at the rate `dropout`.
+    """
 
     hidden: int
     activation: Callable[[Array], Array]
     dtype: Dtype
+    kernel_init: Init | None = None
+    bias_init: Init | None = None
+    dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+    def __call__(self, x: Float[Array, "... d"], train: bool = False) -> Float[Array, "... d"]:
         width = x.shape[-1]
-        x = self.activation(linear(self.hidden, width, self.dtype, "lin1")(x))
-        return linear(width, self.hidden, self.dtype, "lin2")(x)
+        inits: dict[str, Any] = {"kernel_init": self.kernel_init, "bias_init": self.bias_init}
+        drop = nn.Dropout(self.dropout, deterministic=not train)
+        x = linear(self.hidden, width, self.dtype, "lin1", **inits)(x)
+        x = drop(self.activation(x))
+        return drop(linear(width, self.hidden, self.dtype, "lin2", **inits)(x))

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 import usam_jax.models
 from usam_jax.models.common.spec import ModelSpec
@@ -163,7 +163,13 @@ def init_variables(config: ConfigDict, key: Array) -> dict[str, Any]:
 
 def variable_shapes(config: ConfigDict) -> dict[str, Any]:
     """Return the variables of `init_variables` as abstract arrays, without computing anything."""
-    return jax.eval_shape(lambda: _init(config, jax.random.key(0)))
+    # A copy: callers may change the dicts, and tracing a network takes a second.
+    return jax.tree.map(lambda x: x, _variable_shapes(FrozenConfigDict(config)))
+
+
+@functools.lru_cache(maxsize=64)
+def _variable_shapes(config: FrozenConfigDict) -> dict[str, Any]:
+    return jax.eval_shape(lambda: _init(ConfigDict(config), jax.random.key(0)))
 
 
 def _init(config: ConfigDict, key: Array) -> dict[str, Any]:

@@ -13,14 +13,16 @@ from typing import ParamSpec, TypeVar
 import jax
 
 from usam_jax.models.ops import activation, attention, conv, cpu, linear, norm
-from usam_jax.models.ops.conv import convolve
+from usam_jax.models.ops.conv import convolve, pixel_shuffle
 
 __all__ = [
+    "biased_attention",
     "convolve",
     "gelu",
     "matmul",
     "max_pool",
     "normalise",
+    "pixel_shuffle",
     "relative_attention",
     "relu",
     "up_concat_conv",
@@ -62,3 +64,4 @@ max_pool = per_platform(conv.max_pool, cpu=cpu.max_pool)
 up_conv = per_platform(conv.up_conv, cpu=cpu.up_conv)
 up_concat_conv = per_platform(conv.up_concat_conv, cpu=cpu.up_concat_conv)
 relative_attention = per_platform(attention.relative_attention, cpu=cpu.relative_attention)
+biased_attention = per_platform(attention.biased_attention, cpu=cpu.biased_attention)

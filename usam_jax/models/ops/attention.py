@@ -1,4 +1,4 @@
-"""Self-attention of a square map with decomposed relative positions."""
+"""Self-attention of a square map with decomposed relative positions, and of windows."""
 
 import math
 
@@ -28,3 +28,20 @@ def relative_attention(
     bias_w = jnp.einsum("byxnc,xkc->bnyxk", grid, table_w)[..., None, :]
     bias = (bias_h.astype(jnp.float32) + bias_w.astype(jnp.float32)).reshape(b, n, t, t)
     return jax.nn.dot_product_attention(q, k, v, bias=bias, scale=c**-0.5)
+
+
+def biased_attention(
+    q: Float[Array, "b t n c"],
+    k: Float[Array, "b t n c"],
+    v: Float[Array, "b t n c"],
+    bias: Float[Array, "w n t t"],
+) -> Float[Array, "b t n c"]:
+    """`softmax(q k / sqrt(c) + bias) v`, row i with `bias[i % w]`, where w divides b.
+
+    Logits and softmax are float32.
+    """
+    w = bias.shape[0]
+    q, k, v = (x.reshape(-1, w, *x.shape[1:]) for x in (q * q.shape[-1] ** -0.5, k, v))
+    logits = jnp.einsum("bwtnc,bwsnc->bwnts", q, k, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(logits + bias, axis=-1).astype(v.dtype)
+    return jnp.einsum("bwnts,bwsnc->bwtnc", weights, v).reshape(-1, *v.shape[2:])

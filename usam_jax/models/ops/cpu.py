@@ -216,6 +216,19 @@ def relative_attention(
     return softmax_attend(logits, v).swapaxes(1, 2)
 
 
+def biased_attention(
+    q: Float[Array, "b t n c"],
+    k: Float[Array, "b t n c"],
+    v: Float[Array, "b t n c"],
+    bias: Float[Array, "w n t t"],
+) -> Float[Array, "b t n c"]:
+    """`attention.biased_attention` with heads moved forward."""
+    q, k, v = (y.swapaxes(1, 2) for y in (q, k, v))
+    logits = qk_logits(q * q.shape[-1] ** -0.5, k)
+    logits = (logits.reshape(-1, *bias.shape) + bias).reshape(logits.shape)
+    return softmax_attend(logits, v).swapaxes(1, 2)
+
+
 def relative_logits(
     q: Float[Array, "b n t c"], rel_pos_h: Float[Array, "o c"], rel_pos_w: Float[Array, "o c"]
 ) -> tuple[Float[Array, "b n s s o"], Float[Array, "b n s s o"]]:
