@@ -62,7 +62,7 @@ class AddPrompts:
         return element
 
     def draw_first_prompts(self, rng: np.random.Generator) -> np.ndarray:
-        """Return which points and, last, whether the box are given before the first click, bool[p+1].
+        """Draw which points and, last, whether the box count at the start, bool[p+1].
 
         Half of the slices start without prompts, a quarter with 1 to `points_per_class` points of
         each class, a quarter with a box.
@@ -135,7 +135,7 @@ def make_points(
 def make_class_points(
     label: np.ndarray, num_classes: int, per_class: int, rng: np.random.Generator | None
 ) -> Points:
-    """Points of each foreground class in turn, as `make_points`, but padding for an absent class."""
+    """Points of each foreground class in turn, with padding for an absent class."""
     points = np.zeros((num_classes - 1, per_class, 2), np.float32)
     labels = np.full((num_classes - 1, per_class), PADDING, np.int32)
     for c in range(1, num_classes):

@@ -66,8 +66,9 @@ class ClickRecord:
 
 
 def make_click_decoder(model: nn.Module, mesh: Mesh) -> Any:
-    """Return the jitted (variables, features, prompts, labels, valid) -> counts, classes, previous.
+    """Return the jitted decoder of a batch: counts, classes and probabilities.
 
+    Its arguments are variables, features, prompts, labels int32[b h w] and valid bool[b].
     Counts are int32[b k 3], classes uint8[b h w], and `previous` float32[b h w k], the class
     probabilities, which stay on the device.
     """

@@ -81,7 +81,7 @@ class WindowAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block. In training, each branch of a sample is dropped at `drop_rate`.
+    """Pre-norm transformer block, whose branches are dropped by sample in training.
 
     Windows are shifted by half their size if `shifted`, unless one window is the whole map.
     """

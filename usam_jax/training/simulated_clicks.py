@@ -52,7 +52,7 @@ def error_density(wrong: Bool[Array, "b h w"]) -> Float[Array, "b h w"]:
 def draw_clicks(
     wrong: Bool[Array, "b h w"], key: Array
 ) -> tuple[Int[Array, " b"], Bool[Array, " b"]]:
-    """Draw a wrong pixel of each image, as an index into its pixels, and say whether there is one.
+    """Draw the index of a wrong pixel of each image, and return whether there is one.
 
     Pixels inside large error regions are drawn more often than those at their borders.
     """
