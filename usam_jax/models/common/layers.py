@@ -96,11 +96,17 @@ class LayerNorm(nn.Module):
         return ops.normalise(x, scale, bias, axes=(x.ndim - 1,), epsilon=self.epsilon)[0]
 
 
+MOMENTUM = 0.1  # of BatchNorm's running statistics, as torch counts it
+SHARED = "shared_statistics"  # collection
+
+
 class BatchNorm(nn.Module):
     """Torch's BatchNorm2d over `x` float[b h w d]: eps 1e-5, momentum 0.1.
 
     Unlike Flax's, the running variance is the unbiased one, as in torch. Under jit with the
-    batch sharded over devices, the statistics are those of the whole batch.
+    batch sharded over devices, the statistics are those of the whole batch. A pass in which the
+    collection `SHARED` is mutable leaves its statistics there, with their gradient, and a pass that
+    is given them uses them in place of its own.
     """
 
     @nn.compact
@@ -110,16 +116,33 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
+
+        def apply(mean: Array, var: Array) -> Float[Array, "b h w d"]:
+            factor = jax.lax.rsqrt(var + epsilon) * scale
+            return ((x.astype(jnp.float32) - mean) * factor + bias).astype(x.dtype)
+
         if not train:
-            factor = jax.lax.rsqrt(running_var.value + epsilon) * scale
-            y = (x.astype(jnp.float32) - running_mean.value) * factor + bias
-            return y.astype(x.dtype)
-        y, mean, var = ops.normalise(x, scale, bias, axes=(0, 1, 2), epsilon=epsilon)
+            return apply(running_mean.value, running_var.value)
+        if self.has_variable(SHARED, "mean"):
+            return apply(self.get_variable(SHARED, "mean"), self.get_variable(SHARED, "var"))
+        if not self.is_initializing() and self.is_mutable_collection(SHARED):
+            wide = x.astype(jnp.float32)  # `ops.normalise` gives its statistics no gradient
+            mean = wide.mean((0, 1, 2))
+            var = jnp.square(wide - mean).mean((0, 1, 2))
+            self.put_variable(SHARED, "mean", mean)
+            self.put_variable(SHARED, "var", var)
+            y = apply(mean, var)
+        else:
+            y, mean, var = ops.normalise(x, scale, bias, axes=(0, 1, 2), epsilon=epsilon)
         if not self.is_initializing():
             count = x.size // channels
             unbiased = var.ravel() * (count / max(count - 1, 1))
-            running_mean.value = 0.9 * running_mean.value + 0.1 * mean.ravel()
-            running_var.value = 0.9 * running_var.value + 0.1 * unbiased
+            running_mean.value = (
+                1 - MOMENTUM
+            ) * running_mean.value + MOMENTUM * jax.lax.stop_gradient(mean.ravel())
+            running_var.value = (
+                1 - MOMENTUM
+            ) * running_var.value + MOMENTUM * jax.lax.stop_gradient(unbiased)
         return y
 
 

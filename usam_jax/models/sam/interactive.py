@@ -115,7 +115,10 @@ class Interactive(nn.Module):
         hints = click_maps(prompts.points_xy, one_hot, size)
         previous = prompts.previous
         previous = jnp.zeros_like(hints) if previous is None else previous
-        hints = jnp.concatenate([hints, previous.astype(hints.dtype)], -1).astype(self.dtype)
+        # Without the background, a previous prediction differs from none where it has foreground
+        # alone, and the statistics of BatchNorm hold for both.
+        foreground = previous[..., 1:].astype(hints.dtype)
+        hints = jnp.concatenate([hints, foreground], -1).astype(self.dtype)
         any_hint = (hints != 0).any((1, 2, 3), keepdims=True)
         embedding = MaskDownscaling(self.dim, self.dtype, name="mask_downscaling")(
             average_pool(hints, (4, 4))
