@@ -13,6 +13,9 @@ from usam_jax.models import ops
 Dtype = jnp.dtype | type
 Init = Callable[..., Array]
 
+# Torch's kaiming_normal_ with the gain of ReLU. JAX's own he_normal is truncated.
+HE_NORMAL = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+
 
 def torch_uniform(fan_in: int) -> Callable[..., Array]:
     """Torch's default initialiser of kernels and biases of linear layers and convolutions.
@@ -60,20 +63,27 @@ def conv(
     dtype: Dtype,
     name: str,
     stride: int = 1,
+    dilation: int = 1,
     bias: bool = True,
+    kernel_init: Init | None = None,
+    bias_init: Init | None = None,
 ) -> nn.Conv:
-    """Square convolution from `fan_in` channels, zero-padded to keep the size if `stride` is 1."""
+    """Square convolution from `fan_in` channels, by default initialised as in torch.
+
+    Zero-padded by `dilation * ((size - 1) // 2)` on each side: an odd size keeps that of the map if
+    `stride` is 1, and a size of 2 is not padded.
+    """
     init = torch_uniform(fan_in * size * size)
-    padding = size // 2 if stride == 1 else 0
     return nn.Conv(
         features,
         (size, size),
         strides=stride,
-        padding=padding,
+        padding=dilation * ((size - 1) // 2),
+        kernel_dilation=dilation,
         use_bias=bias,
         dtype=dtype,
-        kernel_init=init,
-        bias_init=init,
+        kernel_init=kernel_init or init,
+        bias_init=bias_init or init,
         name=name,
     )
 
