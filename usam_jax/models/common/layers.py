@@ -12,6 +12,7 @@ from usam_jax.models import ops
 
 Dtype = jnp.dtype | type
 Init = Callable[..., Array]
+Activation = Callable[[Array], Array]
 
 # Torch's kaiming_normal_ with the gain of ReLU. JAX's own he_normal is truncated.
 HE_NORMAL = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
@@ -156,7 +157,7 @@ class GreyConv(nn.Module):
 
 
 class ConvUnit(nn.Module):
-    """3x3 convolution with bias, BatchNorm, ReLU, of a map or an image with any channels.
+    """Convolution with bias, BatchNorm and an activation, if any, of a map with any channels.
 
     With `grey`, the input is a grey image and the kernel has three input channels (`GreyConv`).
     """
@@ -164,14 +165,17 @@ class ConvUnit(nn.Module):
     features: int
     dtype: Dtype
     grey: bool = False
+    size: int = 3
+    activation: Activation | None = ops.relu
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w d"], train: bool) -> Float[Array, "b h w e"]:
         if self.grey:
-            x = GreyConv(self.features, 3, 1, self.dtype, name="conv")(x)
+            x = GreyConv(self.features, self.size, 1, self.dtype, name="conv")(x)
         else:
-            x = conv(self.features, x.shape[-1], 3, self.dtype, "conv")(x)
-        return ops.relu(BatchNorm(name="norm")(x, train))
+            x = conv(self.features, x.shape[-1], self.size, self.dtype, "conv")(x)
+        x = BatchNorm(name="norm")(x, train)
+        return self.activation(x) if self.activation else x
 
 
 class Mlp(nn.Module):
@@ -181,7 +185,7 @@ class Mlp(nn.Module):
     """
 
     hidden: int
-    activation: Callable[[Array], Array]
+    activation: Activation
     dtype: Dtype
     kernel_init: Init | None = None
     bias_init: Init | None = None
