@@ -122,12 +122,13 @@ def read_golden(name: str):
 
 
 def golden_state_dict(manifest, source) -> dict[str, np.ndarray]:
-    """The weights of the golden values: `recipe.tensor`, scaled by the first rule that applies."""
-    tensors = {}
+    """The weights of the golden values: `recipe.tensor`, changed by the first rule that applies."""
+    tensors, unchanged = {}, {"factor": 1.0}
     for name, shape in manifest.items():
         rules = (x for x in source.get("scaled", []) if re.search(x["pattern"], name))
-        factor = next((x["factor"] for x in rules if len(shape) >= x.get("min_axes", 0)), 1.0)
-        tensors[name] = (recipe.tensor(name, shape) * factor).astype(np.float32)
+        rule = next((x for x in rules if len(shape) >= x.get("min_axes", 0)), unchanged)
+        tensor = recipe.tensor(name, shape) * rule["factor"] + rule.get("offset", 0.0)
+        tensors[name] = tensor.astype(np.float32)
     return tensors
 
 
