@@ -30,8 +30,18 @@ def small_config(name: str, **changes):
 
 
 def make_images(config):
-    size = config.image_size
-    return jax.random.uniform(jax.random.key(1), (2, size, size))
+    return jax.random.uniform(jax.random.key(1), (2, *registry.image_shape(config)))
+
+
+def golden_images(config, salt: str = "") -> np.ndarray:
+    """The two images or volumes of the golden values."""
+    make = {2: recipe.images, 3: recipe.volumes}[models.get(config.name).dims]
+    return make(2, salt, config.image_size)
+
+
+def golden_labels(config, salt: str) -> np.ndarray:
+    make = {2: recipe.masks, 3: recipe.volume_labels}[models.get(config.name).dims]
+    return make(2, config.num_classes, salt, config.image_size)
 
 
 @pytest.fixture(scope="module", params=NETWORKS)
@@ -184,7 +194,7 @@ def find_stage(state, path: str) -> np.ndarray:
 def test_stages_and_logits_equal_the_published_ones(published):
     _, golden, source, config, variables = published
     model, tolerances = models.make_model(config), source["tolerances"]
-    images = jnp.asarray(recipe.images(2))
+    images = jnp.asarray(golden_images(config))
     logits, state = jax.jit(
         lambda v, x: model.apply(
             v, x, capture_intermediates=True, mutable=["intermediates", "aux_logits"]
@@ -235,8 +245,8 @@ def test_zoo_sgd_steps_equal_the_published_ones(published):
 
     last = len(tolerances["losses"]) - 1
     for step, tolerance in enumerate(tolerances["losses"]):
-        images = jnp.asarray(recipe.images(2, f"step{step}"))
-        labels = jnp.asarray(recipe.masks(2, config.num_classes, f"step{step}"), jnp.int32)
+        images = jnp.asarray(golden_images(config, f"step{step}"))
+        labels = jnp.asarray(golden_labels(config, f"step{step}"), jnp.int32)
         batch = (frozen, rest, images, labels)
         if step == last > 0:  # Nothing depends on its gradients, most of the cost of a step.
             losses = train_losses(params, *batch)

@@ -28,7 +28,7 @@ class Activation(nn.Module):
     prelu: bool
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
+    def __call__(self, x: Float[Array, "b *s d"]) -> Float[Array, "b *s d"]:
         if not self.prelu:
             return jax.nn.elu(x)
         slope = self.param("slope", nn.initializers.constant(0.25), x.shape[-1:])
@@ -45,35 +45,36 @@ class Unit(nn.Module):
     stride: int = 1
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w d"], train: bool) -> Float[Array, "b i j e"]:
-        d, dtype = x.shape[-1], self.dtype
-        x = he_conv(self.features, d, self.size, dtype, "conv", stride=self.stride)(x)
+    def __call__(self, x: Float[Array, "b *s d"], train: bool) -> Float[Array, "b *o e"]:
+        d, dims = x.shape[-1], x.ndim - 2
+        x = he_conv(self.features, d, self.size, self.dtype, "conv", dims, self.stride)(x)
         return Activation(self.prelu, name="act")(BatchNorm(name="norm")(x, train))
 
 
 class UpUnit(nn.Module):
-    """Transposed 2x2 convolution with stride 2, BatchNorm, activation."""
+    """Transposed convolution of size and stride 2, BatchNorm, activation."""
 
     features: int
     prelu: bool
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w d"], train: bool) -> Float[Array, "b i j e"]:
-        x = ops.up_conv(x, *up_kernel(x.shape[-1], self.features, self.dtype, "conv")())
+    def __call__(self, x: Float[Array, "b *s d"], train: bool) -> Float[Array, "b *o e"]:
+        up = up_kernel(x.shape[-1], self.features, self.dtype, "conv", x.ndim - 2)
+        x = ops.up_conv(x, *up())
         return Activation(self.prelu, name="act")(BatchNorm(name="norm")(x, train))
 
 
 class Stem(nn.Module):
-    """5x5 convolution and BatchNorm of the image, plus the image in each channel, activation."""
+    """Convolution and BatchNorm of the image, plus the image in each channel, activation."""
 
     features: int
     prelu: bool
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w 1"], train: bool) -> Float[Array, "b h w e"]:
-        y = he_conv(self.features, 1, 5, self.dtype, "conv")(x)
+    def __call__(self, x: Float[Array, "b *s 1"], train: bool) -> Float[Array, "b *s e"]:
+        y = he_conv(self.features, 1, 5, self.dtype, "conv", x.ndim - 2)(x)
         return Activation(self.prelu, name="act")(BatchNorm(name="norm")(y, train) + x)
 
 
@@ -87,7 +88,7 @@ class Down(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w d"], train: bool) -> Float[Array, "b i j e"]:
+    def __call__(self, x: Float[Array, "b *s d"], train: bool) -> Float[Array, "b *o e"]:
         e, prelu, dtype = self.features, self.prelu, self.dtype
         shortcut = Unit(e, prelu, dtype, size=2, stride=2, name="down")(x, train)
         x = drop_channels(shortcut, self.dropout, train)
@@ -110,8 +111,8 @@ class Up(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w d"], skip: Float[Array, "b i j s"], train: bool
-    ) -> Float[Array, "b i j e"]:
+        self, x: Float[Array, "b *s d"], skip: Float[Array, "b *o f"], train: bool
+    ) -> Float[Array, "b *o e"]:
         e, prelu, dtype = self.features, self.prelu, self.dtype
         x, skip = (drop_channels(y, p, train) for y, p in zip((x, skip), self.dropout, strict=True))
         x = UpUnit(e // 2, prelu, dtype, name="up")(x, train)
@@ -122,28 +123,29 @@ class Up(nn.Module):
 
 
 class Head(nn.Module):
-    """5x5 unit with a channel for each class, then a 1x1 convolution."""
+    """Unit with a channel for each class, then a convolution of size 1."""
 
     num_classes: int
     prelu: bool
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w d"], train: bool) -> Float[Array, "b h w k"]:
+    def __call__(self, x: Float[Array, "b *s d"], train: bool) -> Float[Array, "b *s k"]:
         k = self.num_classes
         x = Unit(k, self.prelu, self.dtype, name="unit")(x, train)
-        return he_conv(k, k, 1, self.dtype, "point")(x)
+        return he_conv(k, k, 1, self.dtype, "point", x.ndim - 2)(x)
 
 
-def drop_channels(x: Float[Array, "b h w d"], rate: float, train: bool) -> Float[Array, "b h w d"]:
+def drop_channels(x: Float[Array, "b *s d"], rate: float, train: bool) -> Float[Array, "b *s d"]:
     """Set whole channels of a sample to 0 at this rate if `train`, within a module's call."""
-    return nn.Dropout(rate, broadcast_dims=(1, 2), deterministic=not train)(x)
+    return nn.Dropout(rate, broadcast_dims=range(1, x.ndim - 1), deterministic=not train)(x)
 
 
 class VNet(nn.Module):
-    """V-Net with each 3-D layer replaced by its 2-D counterpart.
+    """V-Net with layers of as many dimensions as its input has.
 
-    Images are float32[b h w], grey in [0, 1], h and w multiples of 16; returns logits float32[b h w k].
+    Images are float32[b h w] or volumes float32[b d h w], grey in [0, 1], with sides that are
+    multiples of 16; returns logits float32[b h w k] or float32[b d h w k].
     Source: Milletari, Navab, Ahmadi, 3DV 2016, as in github.com/mattmacy/vnet.pytorch. That code
     differs from the paper: it has BatchNorm and dropout, and fewer units at the deep levels. Unlike
     that code, evaluation uses running statistics.
@@ -157,8 +159,8 @@ class VNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "b h w"], prompts: None = None, train: bool = False
-    ) -> Float[Array, "b h w k"]:
+        self, images: Float[Array, "b ..."], prompts: None = None, train: bool = False
+    ) -> Float[Array, "b ... k"]:
         refuse_prompts(prompts)
         rate, rest = self.dropout, (self.prelu, self.dtype)
         levels = range(1, len(DOWN_UNITS) + 1)

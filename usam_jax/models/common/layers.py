@@ -63,21 +63,22 @@ def conv(
     size: int,
     dtype: Dtype,
     name: str,
+    dims: int = 2,
     stride: int = 1,
     dilation: int = 1,
     bias: bool = True,
     kernel_init: Init | None = None,
     bias_init: Init | None = None,
 ) -> nn.Conv:
-    """Square convolution from `fan_in` channels, by default initialised as in torch.
+    """Square or cubic convolution from `fan_in` channels, by default initialised as in torch.
 
     Zero-padded by `dilation * ((size - 1) // 2)` on each side: an odd size keeps that of the map if
     `stride` is 1, and a size of 2 is not padded.
     """
-    init = torch_uniform(fan_in * size * size)
+    init = torch_uniform(fan_in * size**dims)
     return nn.Conv(
         features,
-        (size, size),
+        (size,) * dims,
         strides=stride,
         padding=dilation * ((size - 1) // 2),
         kernel_dilation=dilation,
@@ -108,14 +109,14 @@ class LayerNorm(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Torch's BatchNorm2d over `x` float[b h w d]: eps 1e-5, momentum 0.1.
+    """Torch's BatchNorm2d or 3d over `x`, channels last: eps 1e-5, momentum 0.1.
 
     Unlike Flax's, the running variance is the unbiased one, as in torch. Under jit with the
     batch sharded over devices, the statistics are those of the whole batch.
     """
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w d"], train: bool) -> Float[Array, "b h w d"]:
+    def __call__(self, x: Float[Array, "b *s d"], train: bool) -> Float[Array, "b *s d"]:
         channels, epsilon = x.shape[-1], 1e-5
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
@@ -125,7 +126,7 @@ class BatchNorm(nn.Module):
             factor = jax.lax.rsqrt(running_var.value + epsilon) * scale
             y = (x.astype(jnp.float32) - running_mean.value) * factor + bias
             return y.astype(x.dtype)
-        y, mean, var = ops.normalise(x, scale, bias, axes=(0, 1, 2), epsilon=epsilon)
+        y, mean, var = ops.normalise(x, scale, bias, axes=tuple(range(x.ndim - 1)), epsilon=epsilon)
         if not self.is_initializing():
             count = x.size // channels
             unbiased = var.ravel() * (count / max(count - 1, 1))
