@@ -90,6 +90,18 @@ class LayerNorm(nn.Module):
         return ops.normalise(x, scale, bias, axes=(x.ndim - 1,), epsilon=self.epsilon)[0]
 
 
+class InstanceNorm(nn.Module):
+    """Normalisation over the pixels of each image and channel, with eps 1e-5."""
+
+    scale_init: Init = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
+        scale = self.param("scale", self.scale_init, x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        return ops.normalise(x, scale, bias, axes=(1, 2), epsilon=1e-5)[0]
+
+
 class BatchNorm(nn.Module):
     """Torch's BatchNorm2d over `x` float[b h w d]: eps 1e-5, momentum 0.1.
 
@@ -140,7 +152,7 @@ class GreyConv(nn.Module):
 
 
 class ConvUnit(nn.Module):
-    """3x3 convolution with bias, BatchNorm, ReLU, of a map or an image with any channels.
+    """3x3 convolution, BatchNorm, ReLU, of a map or an image with any channels.
 
     With `grey`, the input is a grey image and the kernel has three input channels (`GreyConv`).
     """
@@ -148,13 +160,14 @@ class ConvUnit(nn.Module):
     features: int
     dtype: Dtype
     grey: bool = False
+    bias: bool = True  # of the convolution; with `grey` it always has one
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w d"], train: bool) -> Float[Array, "b h w e"]:
         if self.grey:
             x = GreyConv(self.features, 3, 1, self.dtype, name="conv")(x)
         else:
-            x = conv(self.features, x.shape[-1], 3, self.dtype, "conv")(x)
+            x = conv(self.features, x.shape[-1], 3, self.dtype, "conv", bias=self.bias)(x)
         return ops.relu(BatchNorm(name="norm")(x, train))
 
 
