@@ -121,9 +121,11 @@ def write_report(
         "automatic": False,
         "pooled": pooled,
         "other_prompts": {},
+        "sensitivity": None,
+        "clicks": None,
         "noise": [{"pixels": x, **evaluate.without_pixels(pooled)} for x in (0.0, 5.0, 10.0)],
         "paper": [],
         **summarise(results, scoring, in_mm=False),
     }
     write_results(folder, summary)
-    draw_report(folder, summary, results, shown, scoring)
+    draw_report(folder, summary, results, shown, [], scoring)

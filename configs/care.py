@@ -1,5 +1,6 @@
 """U-SAM-B on CARE, trained as in the paper, or any other network.
 
+    python -m tools.prepare data/CARE --check
     python -m usam_jax.main --config=configs/care.py
     python -m usam_jax.main --config=configs/care.py:unet
 
@@ -13,7 +14,13 @@ from ml_collections import ConfigDict
 from usam_jax import models
 
 # U-SAM's groups of parameters, as published; any other group gets 1e-4.
-LEARNING_RATES = {"backbone": 1e-4, "image_encoder": 1e-4, "mask_decoder": 1e-3, "lora": 1e-3}
+LEARNING_RATES = {
+    "backbone": 1e-4,
+    "image_encoder": 1e-4,
+    "mask_decoder": 1e-3,
+    "lora": 1e-3,
+    "interactive": 1e-3,  # U-SAM's extension, if config.model.interactive
+}
 
 
 def get_config(model: str = "usam") -> ConfigDict:
@@ -56,11 +63,13 @@ def get_config(model: str = "usam") -> ConfigDict:
     data.num_workers = 0  # processes that prepare training batches; 0: threads of the main process
 
     config.prompts = prompts = ConfigDict()
-    # Prompts from the ground truth: none, points, box, points_box, or mixed. With mixed, each
-    # training slice draws one of the four, so that one model serves all of them. A mixed model is
-    # evaluated with points; set another kind with --mode=eval.
+    # Prompts from the ground truth: none, points, box, points_box, mixed or interactive. With mixed,
+    # each training slice draws one of the first four, so that one model serves all of them. With
+    # interactive (and config.model.interactive), training simulates a user who clicks where the
+    # mask is wrong. Models of both are evaluated with points; set another kind with --mode=eval.
     prompts.kind = "points" if spec.promptable else "none"
     prompts.points_per_class = 3  # the paper uses 1, 3 and 5
+    prompts.rounds = 3  # simulated clicks per slice and step, interactive only
     prompts.negative_points = 0  # background points per slice that has any points
     prompts.box_jitter = 0.0  # maximum jitter of each side of a training box, in pixels
     prompts.order = "xy"  # order of coordinates: xy, or rowcol as in the published code
@@ -101,6 +110,8 @@ def get_config(model: str = "usam") -> ConfigDict:
     # Further prompt modes of the final evaluation, decoded from the same features.
     others = ("none", "points1", "points3", "points5", "box")  # also pointsN_box
     evaluation.prompts = others if spec.promptable else ()
+    # With config.model.interactive: clicks of a robot user on each slice with foreground; 0: none.
+    evaluation.max_clicks = 20
     # Jitter of the prompts of config.prompts, in pixels: the report plots Dice over the jitter.
     evaluation.prompt_jitter_px = (2.5, 5.0, 10.0, 20.0)
     # Tolerance of NSD in mm (pixels if the spacing is unknown): one, or one per foreground class.

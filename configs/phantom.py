@@ -23,7 +23,11 @@ def get_config(model: str = "usam") -> ConfigDict:
     config.data.root = ""
     config.data.clahe_limit = 0.0  # no contrast equalisation
     with config.unlocked():
-        config.data.phantom_seed = 1
+        # loops: several loops of bowel look alike, and only a prompt can say which is the rectum.
+        # single: one rectum, recognisable by its place.
+        config.data.anatomy = "loops"
+        # With 0, the rectum of 1 of 5 validation and 4 of 12 test patients is off the midline.
+        config.data.phantom_seed = 0
         config.data.num_patients = (48, 12)  # in the training and test splits
         config.data.slices_per_patient = 24
     config.data.train_on_empty = True  # the test set has slices without foreground too

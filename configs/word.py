@@ -1,5 +1,6 @@
 """U-SAM-B on WORD: 16 abdominal organs, from the original NIfTI volumes.
 
+    python -m tools.prepare data/WORD --check
     python -m usam_jax.main --config=configs/word.py
 
 The paper reports a mean Dice of 85.44 with 3 points per class from the ground truth, and 84.83

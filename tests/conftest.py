@@ -56,6 +56,7 @@ def phantom_config(network: str = "usam", **changes) -> ConfigDict:
         config.prompts.kind = "points"
     if models.get(network).at(config.model).image_size.accepts(32):
         config.model.image_size = 32
+    config.data.anatomy, config.data.phantom_seed = "single", 1
     config.data.num_patients = (3, 2)
     config.data.slices_per_patient = 8
     config.data.val_fraction = 0.3

@@ -16,7 +16,7 @@ from configs import care
 from usam_jax import models, torch_file
 from usam_jax.models import usam
 from usam_jax.utils import config_file
-from usam_jax.weights import load, run_checkpoint
+from usam_jax.weights import load, saved_config
 
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
@@ -79,7 +79,7 @@ def check_command(command: str) -> str:
             config = get_config(*filter(None, [network]))
         elif name.startswith("config."):
             field = name.removeprefix("config.")
-            if field not in run_checkpoint.flat_config(config):
+            if field not in saved_config.flat_config(config):
                 return f"{command}: {field}"
         elif name not in flags:
             return f"{command}: --{name}"

@@ -31,6 +31,7 @@ from usam_jax.utils import cli, console, runtime
 from usam_jax.utils.errors import UsageError, list_some
 from usam_jax.utils.files import atomic_write, read_json, require_folder, write_json
 from usam_jax.utils.mesh import make_mesh
+from usam_jax.utils.outputs import Output, check_outputs, is_json_with
 from usam_jax.weights import run_checkpoint
 
 matplotlib.use("Agg")
@@ -93,6 +94,14 @@ def run_all(config: ConfigDict, workdir: pathlib.Path, seeds: list[int]) -> Resu
     Raises UsageError if the workdir holds a sweep over another config.
     """
     path = workdir / "ablation.json"
+    is_sweep = is_json_with("config", "results")
+    check_outputs(
+        [
+            Output(workdir / x, "results", "Give another --workdir.", lambda _: is_sweep(path))
+            for x in (path.name, "ablation.md", "dice.png", "iou.png")
+        ],
+        {},
+    )
     given = json.loads(config.to_json_best_effort())
     saved = read_json(path) or {"config": given, "results": {}}
     if changed := [
@@ -167,7 +176,7 @@ def write_table(path: pathlib.Path, results: Results) -> str:
         lines.append(f"| {variant} | {' | '.join(cells)} |")
     text = "\n".join(lines) + "\n"
     with atomic_write(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
     return text
 
 

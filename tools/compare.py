@@ -8,7 +8,8 @@ or the workdir of a run with exactly one evaluation. With --reference they hold 
 which are scored first; see tools/score.py for --classes, --tolerance and --policy. Differences are
 B - A. DIR gets comparison.json, comparison.csv and comparison.png.
 
-Exit code 3: the two cannot be compared.
+Exit code 3: the two cannot be compared. Exit code 4: they were compared, but files were left out of the
+scores, because they are not volumes by their names.
 """
 
 import pathlib
@@ -22,11 +23,17 @@ from usam_jax.evaluation.comparison import (
     compare,
     from_summary,
     read_evaluation,
+    require_own_comparison,
     write_comparison,
 )
 from usam_jax.evaluation.report.plots import save_pairs
 from usam_jax.evaluation.report.tables import print_comparison
-from usam_jax.evaluation.scoring_flags import OUT, require_writable, score_with_flags
+from usam_jax.evaluation.scoring_flags import (
+    OUT,
+    require_complete,
+    require_writable,
+    score_with_flags,
+)
 from usam_jax.evaluation.summary import METRICS
 from usam_jax.utils import cli, console
 from usam_jax.utils.errors import UsageError
@@ -51,6 +58,7 @@ def main(_config: ConfigDict | None, arguments: list[str]) -> None:
         raise UsageError(f"--{' --'.join(given)}: needs --reference, which scores A and B first")
     if OUT.value:
         require_writable(pathlib.Path(OUT.value))
+        require_own_comparison(pathlib.Path(OUT.value))
     a, b = (load_evaluation(pathlib.Path(x)) for x in arguments)
     result = compare(a, b, METRIC.value)
     print_comparison(result)
@@ -62,6 +70,7 @@ def main(_config: ConfigDict | None, arguments: list[str]) -> None:
         save_pairs(out / "comparison.png", result)
         write_comparison(out, result)
         console.info(f"{out}: comparison.json, comparison.csv, comparison.png")
+    require_complete((*a.left_out, *b.left_out))
 
 
 def run_command_line() -> int:

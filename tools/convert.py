@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from usam_jax.io.safetensors_file import write_safetensors
 from usam_jax.utils import cli, console
 from usam_jax.utils.errors import UsageError, WeightsError
+from usam_jax.utils.outputs import Output, check_outputs
 from usam_jax.weights import load
 
 
@@ -39,7 +40,10 @@ def main(config: ConfigDict, arguments: list[str]) -> None:
         raise UsageError(
             f"arguments: got {arguments}, expected SOURCE DESTINATION.safetensors\n{__doc__}"
         )
-    convert(pathlib.Path(arguments[0]), pathlib.Path(arguments[1]), config.model)
+    source, destination = map(pathlib.Path, arguments)
+    output = Output(destination, "converted weights", "Give another DESTINATION.")
+    check_outputs([output], {source: "the checkpoint to convert"})
+    convert(source, destination, config.model)
 
 
 def run_command_line() -> int:

@@ -11,7 +11,8 @@ of SOURCE. DEST gets manifest.json, plain .npy arrays and contact_sheet.png. Rer
 to resume after an interruption. SOURCE/patients.csv (columns name and patient), if it exists, gives
 the cases' patients.
 
-Exit code 3: the data set has errors.
+Exit code 3: the data set has errors. Exit code 4: all cases are checked or packed, but files or
+folders among them were left out because of their names.
 """
 
 import importlib
@@ -31,10 +32,11 @@ from usam_jax.data.case import Cases
 from usam_jax.data.contact_sheet import save_contact_sheet
 from usam_jax.data.datasets import registry
 from usam_jax.data.packed.format import Packed, open_packed, packed_cases
-from usam_jax.data.packed.prepare import packing_settings, prepare
+from usam_jax.data.packed.prepare import packing_settings, prepare, require_own
 from usam_jax.data.validation import Finding
+from usam_jax.io.cohort import describe_count
 from usam_jax.utils import cli, console
-from usam_jax.utils.errors import DataError, UsageError
+from usam_jax.utils.errors import DataError, SomeFailed, UsageError
 
 CHECK = flags.DEFINE_bool("check", False, "Read every case and report its faults.")
 JSON = flags.DEFINE_bool("json", False, "Print the findings as JSON.")
@@ -110,7 +112,7 @@ def print_packed(packed: Packed) -> None:
         known = "unknown" if None in patients else str(len(patients))
         foreground = sum(x["foreground"] for x in slices)
         table.add_row(split, str(len(found)), known, str(len(slices)), str(foreground))
-    console = Console(stderr=JSON.value, highlight=False, soft_wrap=True, markup=False)
+    console = Console(stderr=JSON.value, highlight=False, soft_wrap=True, markup=False, emoji=False)
     console.print(table)
     console.print(f"packed: {packed.folder}, with contact_sheet.png")
     console.print(f"train: {training_command(packed)}")
@@ -149,8 +151,10 @@ def main(config: ConfigDict | None, arguments: list[str]) -> None:
     if rest and config.data.kind == "packed":
         raise UsageError(f"{source} is packed already; give its source, or leave out {rest[0]}")
     settings = sheet_settings(config)
+    if rest:
+        require_own(rest[0])
     if CHECK.value:
-        findings, cases = validation.check(config.data)
+        findings, cases = validation.check(config.data, config.eval.select_on)
         if SHEET.value and any(x.num_slices for found in cases.values() for x in found):
             save_contact_sheet(pathlib.Path(SHEET.value), cases, settings)
             console.info(f"contact sheet: {SHEET.value}")
@@ -164,6 +168,8 @@ def main(config: ConfigDict | None, arguments: list[str]) -> None:
             packed.folder / "contact_sheet.png", cases, settings | {"clahe_limit": 0.0}
         )
         print_packed(packed)
+    if left_out := registry.find_left_out(config.data):
+        raise SomeFailed(describe_count(left_out))
 
 
 def run_command_line() -> int:

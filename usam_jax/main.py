@@ -54,6 +54,8 @@ def main(config: ConfigDict, arguments: list[str]) -> None:
     from usam_jax.training import loop
     from usam_jax.utils import runtime
     from usam_jax.utils.mesh import make_mesh
+    from usam_jax.utils.outputs import Output, check_outputs, is_json_with
+    from usam_jax.utils.workdir import Workdir
 
     if config.train.deterministic:
         xla_flags.repeat_exactly()
@@ -74,6 +76,9 @@ def main(config: ConfigDict, arguments: list[str]) -> None:
     if not seeds:
         run(workdir)
         return
+    is_own = is_json_with("seeds")
+    path = Workdir(workdir).seeds
+    check_outputs([Output(path, "a summary of seeds", "Give another --workdir.", is_own)], {})
     summaries = []
     for seed in seeds:
         config.seed = seed

@@ -47,6 +47,6 @@ def dry_slices(folder: pathlib.Path) -> ConfigDict:
     config = dry_config()
     config.data.kind, config.data.root, config.data.packed_dir = "phantom", "", str(folder)
     with config.unlocked():
-        config.data.phantom_seed = 1
+        config.data.anatomy, config.data.phantom_seed = "single", 1
         config.data.num_patients, config.data.slices_per_patient = (2, 1), 8
     return config

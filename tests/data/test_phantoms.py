@@ -67,6 +67,17 @@ def test_make_patient_has_documented_shape_and_dtype():
     assert 2.5 < phantom.spacing_mm[1] == phantom.spacing_mm[2] < 3.3
 
 
+@pytest.mark.parametrize(
+    ("seed", "patient", "pixels", "mean", "deviation"),
+    [(0, 0, [215, 0], -647.6112, 474.4440), (1, 3, [244, 68], -522.2906, 508.5395)],
+)
+def test_single_phantoms_stay_as_they_are(seed, patient, pixels, mean, deviation):
+    image, labels, _ = make_patient(seed, patient, size=64, num_slices=10)
+    assert [int((labels == x).sum()) for x in (1, 2)] == pixels
+    assert image.mean(dtype=float) == pytest.approx(mean, rel=1e-6)
+    assert image.std(dtype=float) == pytest.approx(deviation, rel=1e-6)
+
+
 def test_image_has_air_outside_and_all_tissues_inside(population):
     for image, _, _ in population:
         assert np.isfinite(image).all()
@@ -195,6 +206,14 @@ def test_write_nnunet_resumes_and_keeps_complete_patients(tmp_path, monkeypatch)
     assert not made
     _write(tmp_path / "stopped", seed=1)
     assert len(made) == 12
+
+
+def test_write_nnunet_replaces_phantoms_of_other_anatomy(tmp_path):
+    for anatomy in ("single", "loops"):
+        nifti_export.write_nnunet(tmp_path, 1, 0, size=32, num_slices=4, anatomy=anatomy)
+        _, label = nifti_export.patient_paths(tmp_path, 0, "Tr")
+        made = make_patient(0, 0, 32, 4, anatomy)
+        np.testing.assert_array_equal(nifti.read_labels(label, 3), made.labels)
 
 
 def test_write_nnunet_names_unsuitable_folder(tmp_path):

@@ -5,7 +5,7 @@ from conftest import phantom_config
 
 from configs import care, nnunet
 from usam_jax.data import checks, datasets
-from usam_jax.data.datasets import registry
+from usam_jax.data.datasets import phantom, registry
 from usam_jax.data.packed import prepare
 from usam_jax.utils.errors import DataError, UsageError
 
@@ -107,6 +107,20 @@ def test_check_names_the_field_that_makes_no_sense(field, value, name):
     with pytest.raises(UsageError) as caught:
         checks.check(data)
     assert str(caught.value).startswith(f"config.{name}: got {value!r}, expected ")
+
+
+def test_anatomy_decides_the_packed_phantoms():
+    config = phantom_config()
+    single = config.data.copy_and_resolve_references()
+    loops = phantom_config(**{"data.anatomy": "loops"}).data
+    # As before there was a choice, so that packed phantoms stay valid.
+    assert phantom.packing_settings(single) == {"phantom": [1, 8, 3, 2]}
+    assert phantom.packing_settings(loops) == {"phantom": [1, 8, 3, 2, "loops"]}
+    stamps = [phantom.phantom_case(x, 0).source_stamp for x in (single, loops)]
+    assert stamps == [[2, 1, 0, 32, 8], [1, 1, 0, 32, 8, "loops"]]
+    single.anatomy = "tubes"
+    with pytest.raises(UsageError, match=r"data\.anatomy: got 'tubes', expected single or loops"):
+        checks.check(single)
 
 
 def test_check_names_the_config_that_phantoms_need():

@@ -104,7 +104,9 @@ def test_prepare_does_not_copy_damaged_arrays(nnunet):
     labels = np.load(data.path("train", "labels"), mmap_mode="r+")
     labels[8, 20, 20] ^= 1
     labels.flush()
-    os.utime(files(root, "Ts", 0)[0])
+    path = files(root, "Ts", 0)[0]
+    changed = nibabel.load(path)
+    nibabel.save(nibabel.Nifti1Image(np.asanyarray(changed.dataobj) + 1, changed.affine), path)
     again = prepare.prepare(config.data)
     np.testing.assert_array_equal(again.labels("train"), expected)
 
@@ -193,6 +195,41 @@ def test_check_finds_absent_files_and_wrong_count(nnunet):
         prepare.prepare(config.data)
 
 
+@pytest.mark.parametrize("number", ["4", 4.5, None])
+def test_check_names_num_training_of_another_type(nnunet, number):
+    root, config = nnunet
+    path = root / "dataset.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"numTraining": number}))
+    findings, _ = validation.check(config.data)
+    assert [x.problem for x in findings] == [
+        f"{path}: numTraining: got {number!r}, expected a whole number"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "fields", "expected"),
+    [
+        (["p", "p", "p", "p"], {}, "train holds 1 patient,"),
+        (["p", "p", "q", "q"], {}, ""),
+        (["p", "p", "q", "q"], {"num_folds": 3}, "train holds 2 patients,"),
+        (["p", "p", "q", "q"], {"val_fraction": 0.9}, "train holds 2 patients,"),
+    ],
+)
+def test_check_counts_patients_to_train_on(nnunet, rows, fields, expected):
+    root, config = nnunet
+    config.data.update(fields)
+    names = [x.name.removesuffix(".nii.gz") for x in sorted(root.glob("labels*/*"))]
+    table = zip(names, [*rows, "y", "z"], strict=True)
+    (root / "patients.csv").write_text("name,patient\n" + "".join(f"{a},{b}\n" for a, b in table))
+    findings, _ = validation.check(config.data)
+    found = [(x.severity, x.kind, x.problem[: len(expected)]) for x in findings]
+    assert found == ([("error", "too-few", expected)] if expected else [])
+    assert validation.check(config.data, "test")[0] == []
+    if expected:  # training says so too
+        with pytest.raises(DataError, match="cannot be split into training and validation"):
+            splits.split_subsets(prepare.prepare(config.data), config.data, "val")
+
+
 def test_nnunet_uses_files_listed_in_dataset_json(nnunet):
     root, config = nnunet
     path = root / "dataset.json"
@@ -216,7 +253,9 @@ def test_check_warns_of_absent_classes(tmp_path, word_config):
             folder.mkdir(parents=True)
             for i in range(2):
                 value = 10 * i + len(split)
-                np.save(folder / f"{split}_{i}.npy", np.full((64, 64), value, np.uint8))
+                image = np.roll(np.arange(64 * 64), value).reshape(64, 64) % 256
+                array = image if kind == "npy_imgs" else np.full((64, 64), value)
+                np.save(folder / f"{split}_{i}.npy", array.astype(np.uint8))
     config = word_config(tmp_path / "WORD", tmp_path / "packed")
     config.data.kind = "word_npy"
     assert find(config) == [("warning", "absent-class", "")] * 14
@@ -337,3 +376,18 @@ def test_map_array_names_truncated_file(tmp_path):
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(DataError, match=r"train_labels\.npy: not a readable .*delete .*/DEST and"):
         packed_format.map_array(path)
+
+
+def test_prepare_lists_what_it_leaves_out(nnunet, tmp_path):
+    root, _ = nnunet
+    image = next((root / "imagesTr").iterdir())
+    image.rename(image.with_name(image.name.upper().replace("PHANTOM", "phantom")))  # is read
+    (root / "imagesTr" / "README.txt").write_text("")
+    (root / "imagesTr" / "p9_0000.mha").write_text("")
+    (root / "labelsTr" / "p9").mkdir()
+    done = run(root, tmp_path / "packed", "--check", "--json")
+    assert done.returncode == 4 and "2 files or folders were left out" in done.stderr
+    findings = json.loads(done.stdout)["findings"]
+    names = {x["where"].rsplit("/", 1)[-1] for x in findings if x["kind"] == "left-out"}
+    assert names == {"p9_0000.mha", "p9"}
+    assert (tmp_path / "packed" / "manifest.json").is_file()

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import os
+import shutil
 
 import cv2
 import nibabel
@@ -118,6 +120,34 @@ def test_folds_hold_out_every_patient_once(nnunet):
         other[field] = value
         with pytest.raises(UsageError, match=rf"config.data.{field}: got {value}, expected"):
             prepare.prepare(other)
+
+
+def test_prepare_knows_copies_with_other_times_by_content(nnunet, monkeypatch, tmp_path):
+    root, config = nnunet
+    packed = prepare.prepare(config.data)
+    splits.write_record(tmp_path, packed, splits.split_subsets(packed, config.data, "val"))
+    for number, path in enumerate(root.rglob("*.nii.gz")):
+        os.utime(path, (number, number))
+    monkeypatch.setattr("usam_jax.data.volumes.read_slices", None)  # nothing is packed again
+    again = prepare.prepare(config.data)
+    assert again.manifest["fingerprint"] == packed.manifest["fingerprint"]
+    assert again.path("train", "images") == packed.path("train", "images")
+    monkeypatch.setattr("usam_jax.data.packed.encode.checksum", None)
+    monkeypatch.setattr("usam_jax.data.case.checksum", None)  # nor are contents compared again
+    assert prepare.prepare(config.data).manifest == again.manifest
+    monkeypatch.undo()
+    copy = config.copy_and_resolve_references()
+    copy.data.root = str(shutil.copytree(root, tmp_path / "copy", copy_function=shutil.copyfile))
+    other = prepare.prepare(copy.data)
+    assert other.folder != packed.folder
+    splits.check_record(tmp_path, other)  # so a run resumes on the copy
+    path = tmp_path / "copy" / "labelsTr" / "phantom_0001.nii.gz"
+    content, times = bytearray(path.read_bytes()), path.stat()
+    content[4] ^= 1  # the time that gzip stores: other bytes of the same size
+    path.write_bytes(content)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns + 1))
+    with pytest.raises(DataError, match="the data set has changed"):
+        splits.check_record(tmp_path, prepare.prepare(copy.data))
 
 
 def test_prepare_reads_only_changed_volumes(nnunet, monkeypatch):
@@ -260,16 +290,17 @@ def test_word_checks_and_packs_real_volumes(tmp_path, word_config):
         pytest.skip(f"{folders} are not there")
     rng = np.random.default_rng(0)
     hu_of = rng.integers(-100, 250, 17).astype(np.int16)
-    hu_of[0] = -1000
     path = min(folders[0].glob("*.nii.gz"))
     label = nibabel.load(path)
     classes = np.asarray(label.dataobj)[..., 60:70].astype(np.uint8)
+    painted = hu_of[classes] + rng.integers(-20, 21, classes.shape, np.int16)
+    painted[:20] = -1000  # air
     real = [nibabel.load(folders[1] / f"cut_{x}.nii.gz") for x in ("ct", "seg")]
     organs = {5: 1, 1: 2, 3: 3, 2: 4, 6: 5, 4: 6, 15: 7, 7: 8, 19: 9, 20: 10, 18: 11, 8: 12, 9: 12}
     word_of = np.zeros(256, np.uint8)
     word_of[list(organs)] = list(organs.values())
     volume_of = {
-        "Tr": (hu_of[classes], classes, label.affine),
+        "Tr": (painted, classes, label.affine),
         "Val": (
             np.asarray(real[0].dataobj).astype(np.int16),
             word_of[np.asarray(real[1].dataobj).astype(int)],

@@ -1,5 +1,6 @@
 """Plots of an evaluation and its HTML report."""
 
+import os
 import re
 
 import numpy as np
@@ -17,6 +18,7 @@ from usam_jax.evaluation.report.plots import (
     ReportSlice,
 )
 from usam_jax.evaluation.summary import summarise
+from usam_jax.utils.plotting import save_figure
 
 ORACLE = "3 points per class from the ground truth"
 CARE = ("background", "normal rectum", "tumour")
@@ -56,6 +58,8 @@ def make_summary(classes: tuple[str, ...], **changes) -> dict:
         "trained_with": ORACLE,
         "pooled": both,
         "automatic": False,
+        "sensitivity": {"changed": 0.25, "dice": 0.125},
+        "clicks": None,
         "other_prompts": {"none": {"prompts": "none (automatic)", **both}},
         "noise": [{"pixels": 0.0, "dice": pooled}, {"pixels": 4.0, "dice": pooled}],
         "paper": [{"name": "U-SAM", "dice": dict.fromkeys(classes[1:], 66.25), "iou": {}}],
@@ -157,6 +161,21 @@ def test_report_escapes_names_from_data(tmp_path):
     page = write(tmp_path / "x.html", make_summary(CARE), [(ODD_NAME, ODD_NAME, [])])
     assert ODD_NAME not in page and "<b>" not in page
     assert page.count("&lt;b&gt;&amp;&quot;") == 4  # two classes, heading and text
+
+
+BYTES = "caf\udce9 $\\foo$ [/b] :x:"  # a Latin-1 file name, with what markup would interpret
+
+
+def test_report_and_plots_survive_every_file_name(tmp_path):
+    summary = make_summary(CARE)
+    for case in summary["metric_per_case"]:
+        case["case"] = BYTES
+    html.write_report(tmp_path / "x.html", summary, [(BYTES, BYTES, [])])
+    assert os.fsencode("caf\udce9") in (tmp_path / "x.html").read_bytes()
+    figure = Figure()
+    figure.subplots().set_title(BYTES)
+    save_figure(figure, tmp_path / "x.png")
+    assert_drawn(tmp_path / "x.png")
 
 
 @pytest.mark.parametrize(("prompts", "warns"), [(ORACLE, True), ("none (automatic)", False)])

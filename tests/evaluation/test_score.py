@@ -1,6 +1,7 @@
 """Score and compare folders of predictions through the command-line tools."""
 
 import csv
+import io
 import json
 import signal
 
@@ -15,7 +16,10 @@ from scipy import ndimage, stats
 from tools import compare, score
 from usam_jax.evaluation import comparison
 from usam_jax.evaluation.case_metrics import Scoring, score_case
-from usam_jax.utils import cli
+from usam_jax.evaluation.case_scorer import CaseResult
+from usam_jax.evaluation.summary import patient_numbers
+from usam_jax.io.volume_files import volume_name
+from usam_jax.utils import cli, console
 
 CLASSES = ("background", "rectum", "tumour")
 SPACING = (3.0, 0.75, 1.25)  # mm; exact in float32, as files have it
@@ -191,6 +195,8 @@ def test_score_names_dataset_json_files_that_disagree(folders, capsys):
         ([], "give --classes"),
         (["--classes=rectum"], "--classes: got"),
         (["--classes=a,b,b"], "--classes: got"),
+        (["--classes=background,mean,tumour"], "expected no class named mean"),
+        (["--classes=background,a b,a_b"], "--classes: got"),
         ([GIVEN, "more"], "expected PREDICTIONS REFERENCES"),
         ([GIVEN, "--policy=none"], "policy"),
         ([GIVEN, "--tolerance=-1"], "tolerance"),
@@ -417,3 +423,85 @@ def test_score_of_shifted_real_organ(tmp_path, axis):
     assert found["moved"]["HD95"] == pytest.approx(shift, rel=1e-5)
     assert found["moved"]["NSD"] == 1.0
     assert shift - pixel <= found["eroded"]["HD95"] <= shift + pixel + 1e-5
+
+
+@pytest.mark.parametrize("place", ["score", "compare"])
+def test_class_named_mean_in_dataset_json_is_rejected(folders, place, capsys):
+    write_description(folders / "a", ("background", "mean", "tumour"))
+    if place == "score":
+        assert call(score, folders / "a", folders / "labels") == 2
+    else:
+        scores = {"x": {"1": (1, 1, 1), "2": (1, 1, 1)}}
+        nnunet_folder(folders / "a", scores)
+        assert call(compare, folders / "a", folders / "a") == 2
+    assert "expected no class named mean" in capsys.readouterr().err
+
+
+def test_patient_numbers_tell_patients_from_cases():
+    results = [CaseResult(x, y, None, None, []) for x, y in (("a", "case 1"), ("b", None))]
+    assert len(set(patient_numbers(results).tolist())) == 2
+
+
+def test_score_and_compare_survive_latin_1_file_names(folders, monkeypatch):
+    for place in ("a", "labels"):
+        path = folders / place / "case_1.nii.gz"
+        path.rename(path.with_name("caf\udce9:x:[b].nii.gz"))
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")  # lacks the en dash of tables
+    monkeypatch.setattr("sys.stdout", stream)
+    assert call(score, folders / "a", folders / "labels", GIVEN) == 0
+    rows = (folders / "a" / "per_case.csv").read_bytes()
+    assert b"caf\xe9:x:[b],rectum,Dice," in rows
+    assert read_summary(folders / "a")["metric_per_case"][0]["case"] == "caf\udce9:x:[b]"
+    assert call(compare, folders / "a", folders / "a", f"--out={folders / 'out'}") == 0
+    assert b"caf\xe9:x:[b]," in (folders / "out" / "comparison.csv").read_bytes()
+    console.accept_all_names()
+    print("caf\udce9", "\N{EN DASH}", flush=True)
+    assert stream.buffer.getvalue().endswith(b"caf\xe9 \\u2013\n")
+
+
+def test_score_pairs_outputs_of_predict_with_labels(folders, capsys):
+    for i, path in enumerate(sorted((folders / "a").glob("*.nii.gz"))):
+        name = path.name.removesuffix(".nii.gz")
+        mask = path.with_name(f"{name}_0000.nii.gz" if i % 2 else f"{name}.NII.GZ")
+        write(mask.with_name(f"{volume_name(mask)}_probabilities.nii.gz"), make_labels(1))
+        (path.parent / f"{name}.json").write_text("{}")
+        path.rename(mask)
+    assert call(score, folders / "a", folders / "labels", GIVEN) == 0
+    found = read_summary(folders / "a")
+    assert [x["case"] for x in found["metric_per_case"]] == NAMES and found["left_out"] == []
+
+
+def test_score_finds_nested_cases_and_lists_what_is_left_out(folders, capsys):
+    for place in ("a", "labels"):
+        (folders / place / "p1").mkdir()
+        path = folders / place / "case_1.nii.gz"
+        path.rename(folders / place / "p1" / "ct.nii.gz")
+    (folders / "a" / "case_9.mhd").write_text("")
+    (folders / "a" / "scores").mkdir()
+    assert call(score, folders / "a", folders / "labels", GIVEN) == 4
+    assert "1 files were left out" in capsys.readouterr().err
+    found = read_summary(folders / "a")
+    assert [x["case"] for x in found["metric_per_case"]] == [*NAMES[1:], "p1/ct"]
+    assert [x.split(": ")[0] for x in found["left_out"]] == [str(folders / "a" / "case_9.mhd")]
+    out = folders / "out"
+    reference = f"--reference={folders / 'labels'}"
+    (folders / "b" / "case_1.nii").rename(folders / "b" / "x.nii")
+    (folders / "b" / "p1").mkdir()
+    (folders / "b" / "x.nii").rename(folders / "b" / "p1" / "ct.nii")
+    assert call(compare, folders / "a", folders / "b", reference, GIVEN, f"--out={out}") == 4
+    assert (out / "comparison.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["per_case.csv", "comparison.csv", "comparison.png"])
+def test_score_and_compare_keep_foreign_results(folders, name, capsys):
+    out = folders / "out"
+    out.mkdir()
+    (out / name).write_text("of the user")
+    if name == "per_case.csv":
+        assert call(score, folders / "a", folders / "labels", GIVEN, f"--out={out}") == 2
+    else:
+        reference = f"--reference={folders / 'labels'}"
+        options = (reference, GIVEN, f"--out={out}")
+        assert call(compare, folders / "a", folders / "b", *options) == 2
+    assert "so it is kept" in capsys.readouterr().err
+    assert [x.name for x in out.iterdir()] == [name]

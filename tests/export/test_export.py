@@ -180,7 +180,7 @@ def test_card_code_prepares_slices_as_the_package_does(
     description = {
         "preprocessing": artifact.describe_preprocessing(preparation, InputSpec()),
         "prompts": {"order": "xy"},
-        "inputs": artifact.INPUTS,
+        "inputs": artifact.inputs_of(phantom_config().model),
     }
     code = model_card.write_code(description).replace("(1.0, 1.0)", str(pixel_mm))
     hu = np.random.default_rng(0).normal(40, 150, shape).astype(np.int16)

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import shutil
+import warnings
 
 import highdicom
 import nibabel
@@ -13,9 +14,14 @@ import SimpleITK
 from dicom_files import change, write_series
 from nibabel import eulerangles
 from nibabel.orientations import apply_orientation, inv_ornt_aff
-from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless
+from pydicom.uid import (
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLSLossless,
+)
 
-from usam_jax.io import dicom, dicom_seg, nifti
+from usam_jax.io import dicom, dicom_files, dicom_seg, nifti
 from usam_jax.io.geometry import Geometry, distance_mm, to_slices
 from usam_jax.utils.errors import DataError
 
@@ -161,7 +167,6 @@ POSITION = "ImagePositionPatient"
         ({"NumberOfFrames": 40}, "NumberOfFrames is 40, expected 1; export multi-frame files as"),
         ({"PhotometricInterpretation": "RGB"}, "PhotometricInterpretation is RGB, expected MONO"),
         ({"RescaleType": "Z_EFF"}, "RescaleType is Z_EFF, expected HU"),
-        ({"GantryDetectorTilt": "-12.5"}, r"GantryDetectorTilt is -12\.5 degrees, expected 0"),
         ({"Rows": 42, "Columns": 1}, r"Rows is 42, but 6 in series_00.*same series"),
         ({"PixelSpacing": [1.5, 0.8]}, r"PixelSpacing is \[1\.5, 0\.8\], but \[1\.5, 0\.9\] in"),
         ({"PixelSpacing": [0, 1]}, r"PixelSpacing is \[0\.0, 1\.0\], expected 2 numbers above 0"),
@@ -249,6 +254,54 @@ def test_read_series_lists_several_series(tmp_path):
     )
     with pytest.raises(DataError, match=lines):
         dicom.read_series(tmp_path)
+
+
+@pytest.mark.parametrize("chosen", ["venous", "5", "1.2.3.4"])
+def test_read_series_takes_the_chosen_series(tmp_path, chosen):
+    write_series(tmp_path, make_stored(), make_affine(), series="arterial", SeriesNumber=4)
+    tags = {"SeriesNumber": 5, "SeriesInstanceUID": "1.2.3.4"}
+    write_series(tmp_path, make_stored()[:, :, :2], make_affine(), series="venous", **tags)
+    assert dicom.read_series(tmp_path, chosen).geometry.shape[0] == 2
+    with pytest.raises(DataError, match=r"holds 2 series, expected one that is late:\n"):
+        dicom.read_series(tmp_path, "late")
+
+
+@pytest.mark.parametrize("with_meta", [False, True])
+@pytest.mark.parametrize("implicit", [False, True])
+def test_read_series_reads_files_without_preamble(tmp_path, implicit, with_meta):
+    paths = write_series(tmp_path, make_stored(), make_affine())
+    whole = dicom.read_series(tmp_path).hu
+    for path in paths[2:]:  # the last three, which would be a shorter volume without notice
+        header = pydicom.dcmread(path)
+        syntax = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+        header.file_meta.TransferSyntaxUID = syntax
+        header.preamble = None
+        header.save_as(path, implicit_vr=implicit, little_endian=True, enforce_file_format=False)
+        start = path.read_bytes()
+        if not with_meta:  # group 2, with its length in its first element
+            length = int.from_bytes(start[8:12], "little") + 12
+            path.write_bytes(start[length:] if start[:2] == b"\2\0" else start)
+    assert not any(x.read_bytes()[128:132] == b"DICM" for x in paths[2:])
+    np.testing.assert_array_equal(dicom.read_series(tmp_path).hu, whole)
+
+
+def test_read_series_ignores_macos_files_and_resampled_tilt(tmp_path):
+    paths = write_series(tmp_path, make_stored(), make_affine(), GantryDetectorTilt="-12.5")
+    (tmp_path / f"._{paths[0].name}").write_bytes(b"\0\5\26\7" + bytes(150))
+    series = dicom.read_series(tmp_path)
+    assert len(series.files) == 5 and not series.notes
+    (tmp_path / "copy.dcm").symlink_to(tmp_path / "gone.dcm")
+    with pytest.raises(DataError, match=r"copy\.dcm: is a broken link to .*gone\.dcm"):
+        dicom.read_series(tmp_path)
+
+
+def test_read_series_is_quiet_about_character_sets(tmp_path):
+    for path in write_series(tmp_path, make_stored(), make_affine()):
+        odd = path.read_bytes().replace(b"ISO_IR 100", b"ISO_IR 999")
+        path.write_bytes(odd)
+    with warnings.catch_warnings():
+        dicom_files.quiet_pydicom()
+        assert dicom.read_series(tmp_path).geometry.shape[0] == 5
 
 
 def test_read_series_names_folder_without_slices(tmp_path):
@@ -380,5 +433,58 @@ def test_write_seg_needs_only_a_frame_of_reference(tmp_path):
     assert measures.SpacingBetweenSlices == measures.SliceThickness == 3
     for path in paths:
         change(path, FrameOfReferenceUID=None)
-    with pytest.raises(DataError, match=r"cannot be the source of a DICOM-SEG \(.*Frame Of Ref"):
+    with pytest.raises(DataError, match=r"a DICOM-SEG \(FrameOfReferenceUID \(0020,0052\) is miss"):
         dicom_seg.write_seg(tmp_path / "seg.dcm", found, series, CLASSES, prompted=False)
+
+
+INVALID = {
+    "StudyDate": "00000000",
+    "StudyTime": "10:15:00",
+    "PatientSex": "Male",
+    "PatientBirthDate": "20201332",
+    "PatientAge": "58",
+    "PatientID": "p" * 70,
+    "StudyDescription": "d" * 70,
+}
+
+
+def test_check_seg_names_and_empties_invalid_tags(tmp_path):
+    paths = write_series(tmp_path / "ct", make_stored(), make_affine())
+    with contextlib.ExitStack() as stack:
+        settings = pydicom.config.settings
+        stack.callback(
+            setattr, settings, "writing_validation_mode", settings._writing_validation_mode
+        )
+        settings.writing_validation_mode = pydicom.config.IGNORE
+        for path in paths:
+            change(path, **INVALID)
+    series = dicom.read_series(tmp_path / "ct")
+    warnings = dicom_seg.check_seg(series, CLASSES)
+    for keyword, value in INVALID.items():
+        assert any(f"{keyword} (" in x and value[:64] in x for x in warnings), keyword
+    assert len(warnings) == len(INVALID)
+    dicom_seg.write_seg(tmp_path / "seg.dcm", make_labels(1), series, CLASSES, prompted=False)
+    seg = pydicom.dcmread(tmp_path / "seg.dcm")
+    assert [seg.get(x) or "" for x in INVALID] == [""] * len(INVALID)
+    assert seg.PatientName == "Müller^Ärne"
+
+
+@pytest.mark.parametrize("keyword", dicom_seg.REQUIRED)
+def test_check_seg_names_a_missing_required_tag(tmp_path, keyword):
+    paths = write_series(tmp_path / "ct", make_stored(), make_affine())
+    series = dicom.read_series(tmp_path / "ct")
+    for path in paths:
+        change(path, **{keyword: None})
+    with pytest.raises(DataError, match=rf"{keyword} \(.*\) is missing\); .* write NIfTI"):
+        dicom_seg.check_seg(series, CLASSES)
+
+
+def test_check_seg_names_the_file_for_any_library_error(tmp_path, monkeypatch):
+    write_series(tmp_path / "ct", make_stored(), make_affine())
+    series = dicom.read_series(tmp_path / "ct")
+    for name in ("", "a\\b", "x" * 90):
+        with pytest.raises(DataError, match="classes: got"):
+            dicom_seg.check_seg(series, ("background", name))
+    monkeypatch.setattr(highdicom.seg, "Segmentation", lambda *_a, **_k: {}["no such key"])
+    with pytest.raises(DataError, match=r"series_\d+.dcm: cannot be the source .*no such key"):
+        dicom_seg.check_seg(series, CLASSES)

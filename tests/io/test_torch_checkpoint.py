@@ -199,7 +199,9 @@ def test_load_reads_parameters(form: str) -> None:
 
 
 @pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("key", ["model", "state_dict", "model_state_dict", "net", "module"])
+@pytest.mark.parametrize(
+    "key", ["model", "state_dict", "model_state_dict", "model_state", "net", "module"]
+)
 def test_load_finds_state_dict_and_drops_module_prefix(
     load_bytes: Any, form: str, key: str
 ) -> None:

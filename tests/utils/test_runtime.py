@@ -2,6 +2,8 @@
 
 import os
 import platform
+import pwd
+import runpy
 import subprocess
 import sys
 
@@ -10,6 +12,7 @@ from conftest import ROOT
 
 from usam_jax import main
 from usam_jax.evaluation.report import tables
+from usam_jax.utils import runtime
 from usam_jax.utils.errors import UsageError
 
 
@@ -26,6 +29,31 @@ def test_enable_compilation_cache_respects_the_environment(given, expected):
         [sys.executable, "-c", code], check=True, env=environment, capture_output=True, text=True
     )
     assert done.stdout.strip() == expected
+
+
+def test_cache_folder_ignores_an_empty_variable(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert runtime.cache_folder() == tmp_path / ".cache" / "usam_jax" / "jax"
+
+
+def test_user_without_home_runs_without_cache(monkeypatch, capsys):
+    def no_entry(_uid):
+        raise KeyError("uid not found")
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", no_entry)
+    runpy.run_path(runtime.__file__)  # nothing is looked up at import
+    assert runtime.cache_folder() is None
+    assert "no cache of compiled programs" in capsys.readouterr().err
+
+
+def test_unwritable_home_gives_no_cache(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(os, "access", lambda path, _mode: path != tmp_path)
+    assert runtime.cache_folder() is None
+    assert f"{tmp_path} cannot be written" in capsys.readouterr().err
 
 
 FAULTS = """

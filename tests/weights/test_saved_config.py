@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import phantom_config
+from conftest import phantom_config, save_run
+from flax import traverse_util
 
 from usam_jax import models
 from usam_jax.training import optimizer, step
@@ -44,6 +45,13 @@ def test_upgrade_renames_the_fields_of_version_1():
     before = copy.deepcopy(saved)
     assert run_checkpoint.differences(config, saved_config.upgrade(saved)) == []
     assert saved == before
+
+
+def test_upgrade_of_version_2_names_the_anatomy_of_phantoms():
+    config = phantom_config()
+    saved = saved_config.to_json(config) | {"schema_version": 2}
+    saved["data"].pop("anatomy")
+    assert run_checkpoint.differences(config, saved_config.upgrade(saved)) == []
 
 
 def test_upgrade_turns_baseline_of_version_1_into_a_network():
@@ -112,3 +120,24 @@ def test_best_step_names_both_networks(variables, tmp_path):
     other = phantom_config("unet").model
     with pytest.raises(WeightsError, match=r"of the network usam, expected one of unet"):
         run_checkpoint.best_step(tmp_path, other)
+
+
+def test_differences_name_unknown_fields():
+    config = phantom_config()
+    saved = saved_config.upgrade(saved_config.to_json(config))
+    saved["train"]["added_later"] = 3
+    del saved["train"]["ema_decay"]
+    assert run_checkpoint.differences(config, saved) == [
+        "config.train.added_later: an unknown field of the saved config (3)",
+        "config.train.ema_decay: got 0.0, but the saved config has no such field",
+    ]
+
+
+def test_load_variables_names_arrays_with_nan(variables, tmp_path):
+    config = phantom_config()
+    flat = traverse_util.flatten_dict(variables, sep="/")
+    name = next(x for x in flat if x.startswith("params/"))
+    flat[name] = np.full_like(flat[name], np.nan)
+    save_run(tmp_path, config, traverse_util.unflatten_dict(flat, sep="/"))
+    with pytest.raises(WeightsError, match=rf"checkpoints/1: got 1 arrays with NaN .*\n  {name}: "):
+        run_checkpoint.load_best(tmp_path, config.model)

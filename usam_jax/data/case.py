@@ -4,13 +4,15 @@ import dataclasses
 import os
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from usam_jax.data.values import GreyValues
 from usam_jax.io.geometry import Geometry
 from usam_jax.utils.errors import DataError
+from usam_jax.utils.files import checksum
 
 # Grey float[n h w], nominally in [0, 1], and class indices uint8[n h w].
 Slices = tuple[np.ndarray, np.ndarray]
@@ -22,7 +24,8 @@ class Case:
 
     `load_fn` reads its slices. `patient` is None if the data set does not identify patients.
     `source_stamp` (JSON) changes when the source files do. A case that cannot be used has no
-    slices, and its `load_fn` raises the DataError with the reason.
+    slices, and its `load_fn` raises the DataError with the reason. `packed_values` are the grey
+    values of a packed case before it was packed.
     """
 
     name: str
@@ -32,6 +35,7 @@ class Case:
     load_fn: Callable[[], Slices]
     geometry: Geometry | None = None
     files: tuple[pathlib.Path, ...] = ()
+    packed_values: GreyValues | None = None
 
     @property
     def pixel_mm(self) -> tuple[float, float]:
@@ -72,13 +76,37 @@ def source_stamp(*paths: pathlib.Path) -> list[Any]:
     return stamp
 
 
-def file_names(folder: pathlib.Path, end: str) -> list[str]:
-    """The names, without `end`, of a folder's files that end with it and are not hidden.
+def files_unchanged(
+    paths: Sequence[pathlib.Path], stamp: list[Any], digests: list[str] | None
+) -> bool:
+    """Whether files still have a recorded `source_stamp`, or differ in their times alone.
 
-    Raises OSError if the folder cannot be read, which `glob` would treat as empty.
+    Then their contents decide, by the recorded checksums `digests` if there are any.
     """
-    names = (x for x in os.listdir(folder) if x.endswith(end) and not x.startswith("."))
-    return [x.removesuffix(end) for x in names]
+    now = source_stamp(*paths)
+    if now == stamp:
+        return True
+    only_times = len(now) == len(stamp) and all(
+        a == b for i, (a, b) in enumerate(zip(now, stamp, strict=True)) if i % 3 != 2
+    )
+    return bool(digests) and only_times and [checksum(x) for x in paths] == digests
+
+
+def files_named(folder: pathlib.Path, end: str) -> dict[str, pathlib.Path]:
+    """A folder's files that end with `end` in any letter case, by their names.
+
+    The names lack `end`, and hidden files do not count. Raises DataError if two files have one name, and OSError if the folder
+    cannot be read, which `glob` would treat as empty.
+    """
+    found: dict[str, pathlib.Path] = {}
+    for file in sorted(os.listdir(folder)):
+        if file.startswith(".") or not file.lower().endswith(end.lower()):
+            continue
+        name = file[: -len(end)]
+        if name in found:
+            raise DataError(f"{folder / file} and {found[name]} are one case", "remove one of them")
+        found[name] = folder / file
+    return found
 
 
 def natural_order(name: str) -> list[tuple[int, str]]:

@@ -15,8 +15,3 @@ def check(data: ConfigDict) -> None:
     make_augment(data)
     if data.num_workers < 0:
         raise UsageError(f"config.data.num_workers: got {data.num_workers}, expected 0 or more")
-    if "mean" in data.classes:
-        raise UsageError(
-            f"config.data.classes: got {tuple(data.classes)}, expected no class named mean, "
-            "which is the name of the mean over the classes"
-        )

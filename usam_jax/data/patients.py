@@ -5,7 +5,7 @@ import dataclasses
 import pathlib
 
 from usam_jax.data.case import Case, Cases
-from usam_jax.utils.errors import DataError, list_some
+from usam_jax.utils.errors import DataError, list_some, reading
 
 PATIENTS = "patients.csv"
 
@@ -17,16 +17,9 @@ def with_patients(cases: Cases, table: pathlib.Path) -> Cases:
     """
     if not table.is_file():
         return cases
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            patient_of = {
-                row["name"].strip(): row["patient"].strip() for row in csv.DictReader(file)
-            }
-    except (KeyError, AttributeError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(
-            f"{table}: found no readable columns name and patient ({error!r})",
-            "correct or delete the file",
-        ) from error
+    problem, fix = "found no readable columns name and patient", "correct or delete the file"
+    with reading(table, problem, fix), table.open(newline="", encoding="utf-8-sig") as file:
+        patient_of = {row["name"].strip(): row["patient"].strip() for row in csv.DictReader(file)}
 
     def find(split: str, case: Case) -> str | None:
         return patient_of.get(f"{split}/{case.name}") or patient_of.get(case.name)

@@ -66,6 +66,23 @@ class Preparation:
         found = np.stack(planes, axis=-1)
         return found.transpose(1, 0, 2) if self.transposed else found
 
+    def probabilities_in(self, probabilities: np.ndarray, pixel_mm: Pixel) -> np.ndarray:
+        """Map probabilities float32[h w k] of a slice to float32[size size k].
+
+        The rest of the square is background.
+        """
+        if self.transposed:
+            probabilities, pixel_mm = probabilities.transpose(1, 0, 2), pixel_mm[::-1]
+        rows, columns, k = probabilities.shape
+        top, left, h, w = self.place((rows, columns), pixel_mm)
+        placed = np.zeros((self.size, self.size, k), np.float32)
+        placed[..., 0] = 1
+        for i in range(k):
+            plane = np.ascontiguousarray(probabilities[..., i])
+            resized = cv2.resize(plane, (w, h), interpolation=cv2.INTER_LINEAR)
+            placed[top : top + h, left : left + w, i] = resized
+        return placed
+
     def points_in(self, xy: np.ndarray, shape: tuple[int, int], pixel_mm: Pixel) -> np.ndarray:
         """Map points float[n 2] (x, y) of a slice [h w] to the model's input, float32[n 2]."""
         if self.transposed:

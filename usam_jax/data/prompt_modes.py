@@ -79,12 +79,16 @@ class PromptMode:
         labels = found.get("point_labels", np.zeros(0, np.int32))
         given = np.arange(num_points + 1) < self.num_points
         given[-1] = "boxes_xyxy" in found
-        return {
+        arrays = {
             "points_xy": np.pad(points, ((0, missing), (0, 0))),
             "point_labels": np.pad(labels, (0, missing), constant_values=PADDING),
             "boxes_xyxy": box,
             "prompts_given": given,
         }
+        if self.add_prompts.with_classes:
+            classes = found.get("point_classes", np.zeros(0, np.int32))
+            arrays["point_classes"] = np.pad(classes, (0, missing))
+        return arrays
 
 
 def move(xy: np.ndarray, pixels: float, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -97,6 +101,11 @@ def move(xy: np.ndarray, pixels: float, size: int, rng: np.random.Generator) -> 
 def main_mode(config: ConfigDict) -> PromptMode:
     """The mode of `config.prompts`. Raises UsageError for invalid fields."""
     return PromptMode(make_add_prompts(config))
+
+
+def none_mode(config: ConfigDict) -> PromptMode:
+    """The mode without prompts."""
+    return PromptMode(dataclasses.replace(make_add_prompts(config), kind="none"))
 
 
 def other_modes(config: ConfigDict) -> list[PromptMode]:
@@ -142,4 +151,6 @@ def trained_with(saved: dict[str, Any]) -> str:
     mode = main_mode(ConfigDict({"prompts": prompts, "model": saved["model"]}))
     if prompts["kind"] == "mixed":
         return f"mixed: none, a box, both, or {mode.describe()}"
+    if prompts["kind"] == "interactive":
+        return f"{prompts['rounds']} simulated clicks after none, a box, or {mode.describe()}"
     return mode.describe()

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from usam_jax.utils.errors import UsageError
 
 FOREGROUND, BACKGROUND, PADDING = 1, 0, -1
-KINDS = ("none", "points", "box", "points_box", "mixed")
+KINDS = ("none", "points", "box", "points_box", "mixed", "interactive")
 ORDERS = ("xy", "rowcol")
 
 # points_xy float32[p 2] in pixels, and point_labels int32[p]
@@ -26,23 +26,30 @@ class AddPrompts:
     box_jitter: float
     order: str
     num_classes: int
+    with_classes: bool = False  # for an interactive network: each point names its class
 
     def __call__(self, element: dict[str, Any], rng: np.random.Generator | None) -> dict[str, Any]:
         """Add points_xy, point_labels, boxes_xyxy and prompts_given, as `kind` requires.
 
-        Without `rng` the prompts are those of evaluation.
+        Adds `point_classes` int32[p] too if points name their class. Without `rng` the prompts are
+        those of evaluation.
         """
         label = element["label"]
         kind = self.kind if rng is not None else eval_kind(self.kind)
-        mixed = kind == "mixed"
+        mixed, interactive = kind == "mixed", kind == "interactive"
         given = rng.random(2) < 0.5 if mixed and rng is not None else np.ones(2, bool)
-        kind = "points_box" if mixed else kind
+        kind = "points_box" if mixed or interactive else kind
         if "points" in kind:
-            inside = make_points(label, self.num_classes, self.points_per_class, rng)
+            make = make_class_points if self.with_classes else make_points
+            inside = make(label, self.num_classes, self.points_per_class, rng)
             outside = make_background_points(label, self.negative_points, rng)
             points, labels = (np.concatenate(x) for x in zip(inside, outside, strict=True))
             element["points_xy"] = points[:, ::-1].copy() if self.order == "rowcol" else points
             element["point_labels"] = labels
+            if self.with_classes:
+                classes = np.repeat(np.arange(1, self.num_classes), self.points_per_class)
+                classes = np.pad(classes, (0, self.negative_points))
+                element["point_classes"] = classes.astype(np.int32)
         if "box" in kind:
             box = make_box(label)
             if self.box_jitter and rng is not None:
@@ -50,7 +57,22 @@ class AddPrompts:
             element["boxes_xyxy"] = box
         if mixed:  # no prompt, points, box and both are equally frequent
             element["prompts_given"] = np.repeat(given, [len(element["point_labels"]), 1])
+        if interactive and rng is not None:
+            element["prompts_given"] = self.draw_first_prompts(rng)
         return element
+
+    def draw_first_prompts(self, rng: np.random.Generator) -> np.ndarray:
+        """Return which points and, last, whether the box are given before the first click, bool[p+1].
+
+        Half of the slices start without prompts, a quarter with 1 to `points_per_class` points of
+        each class, a quarter with a box.
+        """
+        start = rng.random()
+        count = rng.integers(1, self.points_per_class, endpoint=True) if start < 0.25 else 0
+        of_class = np.arange(self.points_per_class) < count
+        inside = np.tile(of_class, self.num_classes - 1)
+        outside = np.full(self.negative_points, start < 0.25)
+        return np.concatenate([inside, outside, [0.25 <= start < 0.5]])
 
 
 def make_add_prompts(config: ConfigDict) -> AddPrompts:
@@ -66,6 +88,9 @@ def make_add_prompts(config: ConfigDict) -> AddPrompts:
     check(prompts.points_per_class >= 1, "points_per_class", "1 or more")
     check(prompts.negative_points >= 0, "negative_points", "0 or more")
     check(prompts.box_jitter >= 0, "box_jitter", "0 or more pixels")
+    check(1 <= prompts.rounds <= 8, "rounds", "1 to 8 simulated clicks")
+    interactive = prompts.kind == "interactive"
+    check(prompts.order == "xy" or not interactive, "order", "xy with interactive prompts")
     return AddPrompts(
         kind=prompts.kind,
         points_per_class=prompts.points_per_class,
@@ -73,12 +98,13 @@ def make_add_prompts(config: ConfigDict) -> AddPrompts:
         box_jitter=prompts.box_jitter,
         order=prompts.order,
         num_classes=config.model.num_classes,
+        with_classes=config.model.get("interactive", False),
     )
 
 
 def eval_kind(kind: str) -> str:
     """The kind of prompts in the evaluation of a model trained with `kind`."""
-    return "points" if kind == "mixed" else kind
+    return "points" if kind in ("mixed", "interactive") else kind
 
 
 def make_points(
@@ -101,6 +127,19 @@ def make_points(
     present = sorted(chosen)
     for c in of_class if present else ():
         flat = chosen[next((p for p in present if p >= c), present[0])]
+        points[c - 1, : flat.size] = to_xy(flat, label.shape[1])
+        labels[c - 1, : flat.size] = FOREGROUND
+    return points.reshape(-1, 2), labels.reshape(-1)
+
+
+def make_class_points(
+    label: np.ndarray, num_classes: int, per_class: int, rng: np.random.Generator | None
+) -> Points:
+    """Points of each foreground class in turn, as `make_points`, but padding for an absent class."""
+    points = np.zeros((num_classes - 1, per_class, 2), np.float32)
+    labels = np.full((num_classes - 1, per_class), PADDING, np.int32)
+    for c in range(1, num_classes):
+        flat = choose(np.flatnonzero(label == c), per_class, rng)
         points[c - 1, : flat.size] = to_xy(flat, label.shape[1])
         labels[c - 1, : flat.size] = FOREGROUND
     return points.reshape(-1, 2), labels.reshape(-1)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from usam_jax.data.case import Cases
 from usam_jax.data.packed.format import Packed
 from usam_jax.utils.errors import DataError, UsageError
 from usam_jax.utils.files import read_json, write_json
@@ -183,6 +184,29 @@ def draw_held_out(cases: list[dict[str, Any]], data: ConfigDict) -> list[list[st
         if label in fold_of:
             folds[fold_of[label]].append(case["name"])
     return folds
+
+
+def find_unsplittable(cases: Cases, data: ConfigDict) -> str:
+    """Why no validation split can be held out of the training split, "" if one can be.
+
+    Each fold needs cases that it holds out and cases that are left to train on.
+    """
+    found = cases.get("train", [])
+    if not all(x.num_slices for x in found) or cases.get("val"):
+        return ""  # unusable cases are reported first
+    records = [{"name": x.name, "patient": x.patient} for x in found]
+    if all(0 < len(names) < len(found) for names in draw_held_out(records, data)):
+        return ""
+    patients = {x.patient for x in found}
+    number, unit = (len(found), "case") if None in patients else (len(patients), "patient")
+    held = f"{number} {unit}{'s' * (number != 1)}"
+    how = (
+        f"num_folds = {data.num_folds}" if data.num_folds else f"val_fraction = {data.val_fraction}"
+    )
+    return (
+        f"train holds {held}, of which none is left to train on or to choose the best epoch on "
+        f"({how})"
+    )
 
 
 def record_held_out(path: pathlib.Path, manifest: dict[str, Any], data: ConfigDict) -> None:

@@ -10,15 +10,19 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from usam_jax.data import splits, values
 from usam_jax.data.case import Case, Cases, find_fault
-from usam_jax.data.datasets.registry import list_cases
+from usam_jax.data.datasets.registry import find_left_out, list_cases
 from usam_jax.data.patients import shared_patients
-from usam_jax.io.nifti import ENDINGS, header_warning
+from usam_jax.data.values import GreyValues
+from usam_jax.io.nifti import header_warnings
+from usam_jax.io.volume_files import volume_ending
 from usam_jax.utils import console
 from usam_jax.utils.errors import DataError, list_some
 from usam_jax.utils.parallel import ordered_map
 
 ERROR, WARNING = "error", "warning"
+LEFT_OUT = "left-out"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +47,14 @@ class Inspected:
     findings: list[Finding]
     digest: str = ""  # hash of the image
     classes: frozenset[int] = frozenset()
+    values: GreyValues | None = None
 
 
-def check(config: ConfigDict) -> tuple[list[Finding], Cases]:
-    """The findings on the data set of `config.data`, errors first, and its cases by split."""
+def check(config: ConfigDict, select_on: str = "val") -> tuple[list[Finding], Cases]:
+    """The findings on the data set of `config.data`, errors first, and its cases by split.
+
+    `select_on` is `config.eval.select_on`: the split that chooses the best epoch.
+    """
     try:
         cases = list_cases(config)
     except DataError as error:
@@ -61,6 +69,9 @@ def check(config: ConfigDict) -> tuple[list[Finding], Cases]:
     findings += find_shared_patients(cases)
     findings += find_duplicates(inspected, named)
     findings += find_absent_classes(inspected, config)
+    findings += find_unread(config)
+    findings += find_unusable_splits(inspected, str(config.root))
+    findings += find_too_few(cases, config, select_on)
     return sorted(findings, key=lambda x: x.severity), cases
 
 
@@ -68,7 +79,7 @@ def inspect(where: str, case: Case) -> Inspected:
     """Read a case and check its content."""
     try:
         image, labels = case.load_fn()
-        doubt = next(filter(None, map(header_warning, nifti_files(case))), "")
+        header = "; ".join(header_warnings(volume_files(case)))
     except DataError as error:
         return Inspected([unusable(where, error)])
 
@@ -84,22 +95,14 @@ def inspect(where: str, case: Case) -> Inspected:
                 "nothing, if that is right: only evaluation uses it",
             )
         )
-    # Every CT shows some air. The grey values of CARE are not clipped.
-    if image.max() > 2 or (case.geometry and image.min() > 0):
-        findings.append(
-            warn(
-                "intensity",
-                f"grey values from {image.min():.3g} to {image.max():.3g} after the window, "
-                "expected 0 (air) to about 1: is this CT in HU?",
-                "look at the contact sheet; correct the values or config.data.window_level and "
-                "window_width",
-            )
-        )
-    if doubt:
-        fix = "look at the contact sheet for flips; save the files again with one correct affine"
-        findings.append(warn("header", doubt, fix))
+    found = case.packed_values or values.measure(image)
+    if doubt := values.doubt(found, case.geometry is not None):
+        findings.append(warn("intensity", doubt, values.FIX))
+    if header:
+        fix = "look at the contact sheet for flips; save the files again with a correct header"
+        findings.append(warn("header", header, fix))
     digest = hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest()
-    return Inspected(findings, digest, frozenset(np.unique(labels).tolist()))
+    return Inspected(findings, digest, frozenset(np.unique(labels).tolist()), found)
 
 
 def unusable(where: str, error: DataError) -> Finding:
@@ -120,9 +123,9 @@ def compare_checksums(cases: Cases) -> None:
         raise DataError(f"{len(problems)} packed cases are damaged:\n{list_some(problems)}")
 
 
-def nifti_files(case: Case) -> list[pathlib.Path]:
-    """The case's files in NIfTI."""
-    return [x for x in case.files if x.name.endswith(ENDINGS)]
+def volume_files(case: Case) -> list[pathlib.Path]:
+    """The case's files that are volumes."""
+    return [x for x in case.files if volume_ending(x)]
 
 
 def find_shared_patients(cases: Cases) -> list[Finding]:
@@ -164,6 +167,15 @@ def find_duplicates(inspected: dict[str, Inspected], cases: dict[str, Case]) -> 
     return findings
 
 
+def find_unread(config: ConfigDict) -> list[Finding]:
+    """A warning for each file or folder among the cases that the layout does not read."""
+    fix = "name the file as the layout asks, or move it elsewhere"
+    return [
+        Finding(WARNING, LEFT_OUT, str(path), reason, fix)
+        for path, reason in find_left_out(config).items()
+    ]
+
+
 def find_absent_classes(inspected: dict[str, Inspected], config: ConfigDict) -> list[Finding]:
     """A warning for each class that no training case has, since it cannot be learnt."""
     trained = [x.classes for name, x in inspected.items() if name.startswith("train/")]
@@ -174,6 +186,29 @@ def find_absent_classes(inspected: dict[str, Inspected], config: ConfigDict) -> 
         Finding(WARNING, "absent-class", str(config.root), f"no training case has {name}", fix)
         for name in absent
     ]
+
+
+def find_unusable_splits(inspected: dict[str, Inspected], root: str) -> list[Finding]:
+    """An error for each split with unusable grey values in most of its cases."""
+    by_split: dict[str, list[GreyValues]] = collections.defaultdict(list)
+    for name, result in inspected.items():
+        if result.values:
+            by_split[name.split("/")[0]].append(result.values)
+    problem = "the grey values of more than half of the cases cannot be used"
+    return [
+        Finding(ERROR, "intensity", root, f"{split}: {problem}", values.FIX)
+        for split in values.unusable_splits(by_split)
+    ]
+
+
+def find_too_few(cases: Cases, config: ConfigDict, select_on: str) -> list[Finding]:
+    """An error if no validation split can be held out of so few training cases."""
+    problem = splits.find_unsplittable(cases, config) if select_on == "val" else ""
+    fix = (
+        "add patients; without a validation split set config.eval.select_on=test, whose results on "
+        "the test set are then too high"
+    )
+    return [Finding(ERROR, "too-few", str(config.root), problem, fix)] if problem else []
 
 
 def summarise(findings: list[Finding], cases: Cases) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from usam_jax.data.case import source_stamp
+from usam_jax.data.case import files_unchanged
 from usam_jax.data.packed.format import Packed
 from usam_jax.data.pixels import fitted_shape, unfit_square
 from usam_jax.evaluation.case_metrics import ClassScore, Scoring, score_case
@@ -45,9 +45,9 @@ def has_sources(packed: Packed, split: str) -> bool:
         return False
     for case in cases:
         path = pathlib.Path(case["label_file"])
-        if source_stamp(path) != case["stamp"][-3:]:
+        if not files_unchanged([path], case["stamp"][-3:], case.get("digests", [])[-1:]):
             raise DataError(
-                f"{path}: has another size or time than when it was packed",
+                f"{path}: has another content than when it was packed",
                 "pack the data set again (python -m tools.prepare SOURCE DEST), or restore the file",
             )
     return True
@@ -99,7 +99,10 @@ class CaseScorer:
             spacing = (depth, side, side)
             if self.on_source:
                 spacing, source = (depth, *pixel_mm), case["label_file"]
-                truth = read_labels(pathlib.Path(source), len(self.scoring.classes))
+                # By the affine of the CT, which turned the slices that were predicted.
+                truth = read_labels(
+                    pathlib.Path(source), len(self.scoring.classes), np.array(geometry["affine"])
+                )
                 restore = functools.partial(unfit_square, shape=shape, pixel_mm=pixel_mm)
         results = {}
         for mode, slices in predictions.items():

@@ -50,6 +50,7 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
         "prompts",
         f"none or (): the network {registry.short_name(config.model.name)} takes no prompts",
     )
+    expect(0 <= config.eval.max_clicks <= 100, "max_clicks", "0 to 100")
     num_foreground = len(config.data.classes) - 1
     tolerances = config.eval.nsd_tolerance_mm
     expect(

@@ -3,9 +3,7 @@
 Reads `summary.json` of this package and of nnU-Net v2. Differences are B - A.
 """
 
-import csv
 import dataclasses
-import json
 import math
 import pathlib
 from typing import Any
@@ -14,6 +12,7 @@ import numpy as np
 from scipy import stats
 
 from usam_jax.data.case import natural_order
+from usam_jax.data.class_names import MEAN, require_class_names
 from usam_jax.evaluation.case_metrics import ClassScore, class_status
 from usam_jax.evaluation.summary import (
     LOWER_IS_BETTER,
@@ -23,13 +22,13 @@ from usam_jax.evaluation.summary import (
     bootstrap,
     mean,
 )
-from usam_jax.io.nifti import stem
+from usam_jax.io.volume_files import volume_name
 from usam_jax.utils.errors import DataError, UsageError, list_some
-from usam_jax.utils.files import atomic_write, read_json, write_json
+from usam_jax.utils.files import load_json, write_csv, write_json
+from usam_jax.utils.outputs import Output, check_outputs, is_json_with, starts_with
 from usam_jax.utils.workdir import SUMMARY, Workdir
 
 NUM_CHANGED = 10
-MEAN = "mean"
 COLUMNS = ("case", "class", "metric", "a", "b", "difference")
 # Settings that may differ, since their effect may be what is compared.
 SOFT_SETTINGS = ("prompts", "data_fingerprint", "resolution")
@@ -41,7 +40,7 @@ class Evaluation:
 
     `names` are the classes by number, empty if they are not known; `patients` are by case, None if
     not known. `settings` must be equal in both evaluations, `soft_settings` may differ; a setting
-    that is not known is left out.
+    that is not known is left out. `left_out` names the files that were not scored.
     """
 
     source: str
@@ -50,6 +49,7 @@ class Evaluation:
     soft_settings: dict[str, Any]
     patients: dict[str, str | None]
     scores: dict[str, dict[str, ClassScore]]
+    left_out: tuple[str, ...] = ()
 
 
 def find_summary(folder: pathlib.Path) -> pathlib.Path:
@@ -72,7 +72,7 @@ def read_evaluation(folder: pathlib.Path) -> Evaluation:
     """The evaluation in a folder. Raises DataError for a summary of neither format."""
     path = find_summary(folder)
     try:
-        summary = json.loads(path.read_text())
+        summary = load_json(path)
         make = from_summary if "schema_version" in summary else from_nnunet_summary
         return make(summary, path.parent)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -103,6 +103,7 @@ def from_summary(summary: dict[str, Any], folder: pathlib.Path) -> Evaluation:
         soft_settings={x: summary[x] for x in SOFT_SETTINGS if x in summary},
         patients={name: x["patient"] for name, x in cases.items()},
         scores={name: x["metrics"] for name, x in cases.items()},
+        left_out=tuple(summary.get("left_out", ())),
     )
 
 
@@ -112,11 +113,15 @@ def from_nnunet_summary(summary: dict[str, Any], folder: pathlib.Path) -> Evalua
     cases = {file_stem(x.get("reference_file") or x["prediction_file"]): x["metrics"] for x in rows}
     require_distinct(len(rows), len(cases), folder)
     numbers = {number for metrics in cases.values() for number in metrics} - {"0"}
-    labels = read_json(folder / "dataset.json").get("labels", {})
+    description = folder / "dataset.json"
+    labels = load_json(description).get("labels", {}) if description.is_file() else {}
     names = {str(tuple(x) if isinstance(x, list) else x): name for name, x in labels.items()}
+    known = {x: names[x] for x in numbers} if numbers <= names.keys() else {}
+    if known:
+        require_class_names(("background", *known.values()), str(folder / "dataset.json"))
     return Evaluation(
         source=str(folder),
-        names={x: names[x] for x in numbers} if numbers <= names.keys() else {},
+        names=known,
         settings={"empty_policy": "worst"},  # nnU-Net scores missed classes and false alarms as 0
         soft_settings={},
         patients=dict.fromkeys(cases),
@@ -139,7 +144,7 @@ def nnunet_metrics(metrics: dict[str, Any]) -> ClassScore:
 
 def file_stem(path: str) -> str:
     """The name of a case from the name of its file."""
-    return stem(pathlib.PureWindowsPath(path))  # splits at both kinds of slashes
+    return volume_name(pathlib.PureWindowsPath(path))  # splits at both kinds of slashes
 
 
 def require_distinct(count: int, num_names: int, folder: pathlib.Path) -> None:
@@ -242,7 +247,11 @@ def compare_pairs(rows: list[dict[str, Any]], patients: dict[str, str | None]) -
         fields = ("a", "b", "difference", "ci95", "median_difference", "p")
         return result | dict.fromkeys(fields) | {"b_better": 0, "equal": 0, "a_better": 0}
     difference = np.array([x["difference"] for x in kept])
-    owners = [patients[x["case"]] or f"case {x['case']}" for x in kept]
+    known = [patients[x["case"]] for x in kept]
+    owners = [
+        f"case {x['case']}" if patient is None else f"patient {patient}"
+        for x, patient in zip(kept, known, strict=True)
+    ]
     gain = -difference if kept[0]["metric"] in LOWER_IS_BETTER else difference
     return result | {
         "a": mean([x["a"] for x in kept]),
@@ -307,13 +316,22 @@ def compare(a: Evaluation, b: Evaluation, metric: str) -> dict[str, Any]:
     }
 
 
+def require_own_comparison(folder: pathlib.Path) -> None:
+    """Raise UsageError if the folder holds other files under the names of a comparison's."""
+    path, fix = folder / "comparison.json", "Give another folder with --out."
+    is_own = is_json_with("schema_version", "a", "b", "metric")
+    check_outputs(
+        [
+            Output(path, "a comparison", fix, is_own),
+            Output(folder / "comparison.csv", "a table", fix, starts_with(",".join(COLUMNS))),
+            Output(folder / "comparison.png", "a plot", fix, lambda _: is_own(path)),
+        ],
+        {},
+    )
+
+
 def write_comparison(folder: pathlib.Path, result: dict[str, Any]) -> None:
     """Write `comparison.csv` (all pairs) and `comparison.json`."""
-    with (
-        atomic_write(folder / "comparison.csv") as temporary,
-        temporary.open("w", newline="") as file,
-    ):
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(result["cases"])
+    rows = [[row[x] for x in COLUMNS] for row in result["cases"]]
+    write_csv(folder / "comparison.csv", COLUMNS, rows)
     write_json(folder / "comparison.json", result)

@@ -1,5 +1,6 @@
 """Evaluation of a run: best checkpoint -> predictions -> case scores -> tables, plots."""
 
+import functools
 import pathlib
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from usam_jax.data import splits
+from usam_jax.data.class_names import MEAN
 from usam_jax.data.packed.format import Packed
 from usam_jax.data.packed.prepare import prepare
 from usam_jax.data.prompt_modes import (
@@ -19,10 +21,11 @@ from usam_jax.data.prompt_modes import (
     trained_with,
 )
 from usam_jax.data.splits import Subset
-from usam_jax.evaluation import checks, pixel_counts, published_results
+from usam_jax.evaluation import checks, interactive, pixel_counts, published_results
 from usam_jax.evaluation.case_metrics import Scoring
 from usam_jax.evaluation.case_scorer import CaseResult, CaseScorer
 from usam_jax.evaluation.inference import Forward, count_subset, make_forward, stream
+from usam_jax.evaluation.report import clicks
 from usam_jax.evaluation.report.plots import ReportSlice
 from usam_jax.evaluation.report.slices import choose_rows, draw_report, make_report_slice
 from usam_jax.evaluation.report.tables import print_results
@@ -48,11 +51,14 @@ class Model(NamedTuple):
 class Predicted(NamedTuple):
     """Results by prompt mode: pixel counts int32[n k 3] of n slices, and scores of the cases.
 
-    `on_source` is True if cases were scored on the voxels of their label volumes.
+    `changed` counts, by scored mode, the pixels whose class differs from that without prompts, and
+    those that are foreground in either of the two; it is empty if "none" is not scored. `on_source`
+    is True if cases were scored on the voxels of their label volumes.
     """
 
     counts: dict[str, np.ndarray]
     results: dict[str, list[CaseResult]]
+    changed: dict[str, np.ndarray]
     on_source: bool
 
 
@@ -73,6 +79,8 @@ def predict_subset(
     """
     modes = scored + jittered_modes(config)
     counts: dict[str, list[np.ndarray]] = {mode.name: [] for mode in modes}
+    compared = [mode.name for mode in scored] if "none" in counts else []
+    changed = {name: np.zeros(2, np.int64) for name in compared}
     batches = stream(
         *model[:2], packed, subset, modes, config, model.mesh, f"evaluating {config.eval.split}"
     )
@@ -81,12 +89,38 @@ def predict_subset(
             for name, of_mode in counts.items():
                 of_mode.append(np.asarray(by_mode[name].counts)[: len(rows)])
             predicted = {mode.name: np.asarray(by_mode[mode.name].predicted) for mode in scored}
+            for name, sums in changed.items():
+                sums += count_changes(*(predicted[x][: len(rows)] for x in (name, "none")))
             for i, row in enumerate(rows):
                 scorer.add(int(row), {name: x[i] for name, x in predicted.items()})
         results = scorer.finish()
-    return Predicted(
-        {name: np.concatenate(x) for name, x in counts.items()}, results, scorer.on_source
-    )
+    joined = {name: np.concatenate(x) for name, x in counts.items()}
+    return Predicted(joined, results, changed, scorer.on_source)
+
+
+def count_changes(predicted: np.ndarray, automatic: np.ndarray) -> np.ndarray:
+    """Return the numbers of pixels that differ, and that are foreground in either, int64[2]."""
+    differ, foreground = predicted != automatic, (predicted > 0) | (automatic > 0)
+    return np.array([differ.sum(), foreground.sum()], np.int64)
+
+
+def prompt_sensitivity(
+    main: str, pooled: dict[str, dict[str, Any]], changed: dict[str, np.ndarray]
+) -> dict[str, float | None] | None:
+    """Return what the prompts of the mode `main` change compared with none, or None if unknown.
+
+    `changed` is the share of the foreground pixels whose class changes, `dice` the difference of the
+    mean Dice.
+    """
+    if main == "none" or main not in changed:
+        return None
+    pixels, foreground = changed[main].tolist()
+    with_prompts, without = pooled[main]["dice"]["mean"], pooled["none"]["dice"]["mean"]
+    defined = with_prompts is not None and without is not None
+    return {
+        "changed": pixels / foreground if foreground else 0.0,
+        "dice": with_prompts - without if defined else None,
+    }
 
 
 def pooled_metrics(counts: np.ndarray, classes: tuple[str, ...]) -> dict[str, Any]:
@@ -96,8 +130,8 @@ def pooled_metrics(counts: np.ndarray, classes: tuple[str, ...]) -> dict[str, An
     """
     scores = pixel_counts.pooled_scores(counts, classes)
     return {
-        "dice": {**scores.dice, "mean": scores.mean_dice},
-        "iou": {**scores.iou, "mean": scores.mean_iou},
+        "dice": {**scores.dice, MEAN: scores.mean_dice},
+        "iou": {**scores.iou, MEAN: scores.mean_iou},
         "pixels": scores.pixels,
     }
 
@@ -172,12 +206,24 @@ def evaluate_workdir(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any
         "other_prompts": {
             x.name: {"prompts": x.describe(), **without_pixels(pooled[x.name])} for x in others
         },
+        "sensitivity": prompt_sensitivity(main.name, pooled, done.changed),
+        "clicks": None,
         "noise": [{"pixels": x.jitter_px, **without_pixels(pooled[x.name])} for x in jittered],
         "paper": published_results.rows_for(
             packed.manifest["settings"]["kind"], classes, config.eval.split
         ),
     }
     shown = predict_shown(model, packed, subset, config, main, done)
+    corrected: list[clicks.Corrected] = []
+    if config.model.get("interactive", False) and config.eval.max_clicks:
+        clicked = interactive.with_foreground(packed, subset)
+        click = functools.partial(
+            interactive.click_through, network, *model[:2], packed, config=config, mesh=mesh
+        )
+        record = click(clicked)
+        summary["clicks"] = interactive.summarise_clicks(record)
+        worst = Subset(subset.split, clicks.choose_slices(record, packed, subset.split))
+        corrected = clicks.make_corrected(click(worst, keep=True), packed, subset.split)
     if runtime.is_main_process():
         scoring = make_scoring(config)
         in_mm = all(x["geometry"] for x in packed.cases(subset.split))
@@ -197,7 +243,7 @@ def evaluate_workdir(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any
         summary = common | summary | statistics[main.name]
         folder = Workdir(workdir).evaluation(config.eval.split, main.name).path
         write_results(folder, summary)
-        draw_report(folder, summary, done.results[main.name], shown, scoring)
+        draw_report(folder, summary, done.results[main.name], shown, corrected, scoring)
         print_results(summary, folder)
     return common | summary
 

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from usam_jax.data.class_names import MEAN, metric_key
+
 
 def count_pixels(
     predicted: Int[Array, "b h w"],
@@ -47,10 +49,10 @@ class Scores:
 
     def named(self, split: str) -> dict[str, float | None]:
         """Dice and IoU under the names of metrics.jsonl: `val/dice/normal_rectum`, `val/iou/mean`."""
-        dice = {**self.dice, "mean": self.mean_dice}
-        iou = {**self.iou, "mean": self.mean_iou}
+        dice = {**self.dice, MEAN: self.mean_dice}
+        iou = {**self.iou, MEAN: self.mean_iou}
         return {
-            f"{split}/{kind}/{name.replace(' ', '_')}": value
+            f"{split}/{kind}/{metric_key(name)}": value
             for kind, values in (("dice", dice), ("iou", iou))
             for name, value in values.items()
         }

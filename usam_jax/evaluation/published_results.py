@@ -6,6 +6,8 @@ Model for Rectal Cancer Segmentation". Dice and IoU are pooled over the slices o
 
 from typing import Any, NamedTuple
 
+from usam_jax.data.class_names import MEAN
+
 
 class Row(NamedTuple):
     """One row of a table: Dice and, if reported, IoU of each foreground class, then the mean.
@@ -51,7 +53,7 @@ def rows_for(kind: str, classes: tuple[str, ...], split: str) -> list[dict[str, 
     """
     return [
         {"name": row.name, "dice": by_class(row.dice, names), "iou": by_class(row.iou, names)}
-        for names in [(*classes[1:], "mean")]
+        for names in [(*classes[1:], MEAN)]
         for row in (TABLES.get(kind, ()) if split == "test" else ())
         if len(row.dice) == len(names)
     ]

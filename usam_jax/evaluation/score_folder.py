@@ -6,60 +6,56 @@ from typing import Any
 
 import numpy as np
 
-from usam_jax.data.case import file_names, natural_order
+from usam_jax.data.case import natural_order
+from usam_jax.data.class_names import require_class_names
 from usam_jax.evaluation.case_metrics import Scoring, score_case
 from usam_jax.evaluation.case_scorer import CaseResult
+from usam_jax.evaluation.class_labels import find_classes
 from usam_jax.evaluation.summary import summarise
-from usam_jax.io.dataset_json import class_names, read_description
-from usam_jax.io.nifti import ENDINGS, read_geometry, read_labels, require_same_grid
+from usam_jax.io.cohort import EMPTY, PROBABILITIES, Cohort, describe_left_out, find_cohort
+from usam_jax.io.dataset_json import CHANNEL
+from usam_jax.io.nifti import header_warnings, read_geometry, read_labels, require_same_grid
+from usam_jax.io.volume_files import EXPECTED
 from usam_jax.utils import console
-from usam_jax.utils.errors import DataError, UsageError, list_some
+from usam_jax.utils.errors import DataError, list_some
 from usam_jax.utils.parallel import ordered_map
 
-DESCRIPTION = "dataset.json"
 MAX_LISTED = 200
 
 
-def find_classes(predictions: pathlib.Path, references: pathlib.Path) -> tuple[str, ...]:
-    """The classes of the `dataset.json` in one of the folders or above the references.
-
-    Raises UsageError if there is no such file, or if two of them disagree.
-    """
-    paths = [x / DESCRIPTION for x in (predictions, references, references.resolve().parent)]
-    found = {x: class_names(read_description(x)) for x in paths if x.is_file()}
-    if not found:
-        raise UsageError(
-            f"the classes are not known: {predictions}, {references} and its parent folder hold no "
-            f"{DESCRIPTION}; give --classes=background,NAME,... in the order of the labels"
-        )
-    if len(set(found.values())) > 1:
-        lines = list_some([f"{path}: {', '.join(names)}" for path, names in found.items()])
-        raise UsageError(f"the files name different classes:\n{lines}\nGive --classes.")
-    return next(iter(found.values()))
-
-
-def find_volumes(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """The volumes of a folder, by the name of their case.
+def find_volumes(folder: pathlib.Path) -> Cohort:
+    """The volumes of a folder, and of those below it, by the name of their case.
 
     Raises DataError if there are none, or if two have the same name.
     """
-    expected = " or ".join(f"NAME{end}" for end in ENDINGS)
-    try:
-        found = [(name, end) for end in ENDINGS for name in file_names(folder, end)]
-    except OSError as error:
+    found = find_cohort(folder, with_series=False)
+    if not found.volumes:
+        raise DataError(f"{folder}: holds no label volumes, expected {EXPECTED}")
+    if found.twins:
+        twice = [f"{one} and {other}" for one, other in found.twins]
         raise DataError(
-            f"{folder}: cannot be read ({error.strerror}), expected a folder of {expected}"
-        ) from error
-    volumes = {name: folder / f"{name}{end}" for name, end in found}
-    if not volumes:
-        raise DataError(f"{folder}: holds no label volumes, expected {expected}")
-    if len(volumes) < len(found):
-        twice = sorted({name for name, end in found if volumes[name].name != f"{name}{end}"})
-        raise DataError(
-            f"{folder}: holds {len(twice)} cases twice, as {' and as '.join(ENDINGS)}:\n"
-            f"{list_some(twice)}\nRemove one file of each."
+            f"{folder}: holds {len(twice)} cases twice:\n{list_some(twice)}\n"
+            "Remove one file of each."
         )
-    return volumes
+    left_out = {path: reason for path, reason in found.left_out.items() if reason != EMPTY}
+    return found._replace(left_out=left_out)
+
+
+def name_predictions(
+    predictions: dict[str, pathlib.Path], references: dict[str, pathlib.Path]
+) -> dict[str, pathlib.Path]:
+    """The predictions under the names of their references, without probabilities next to masks.
+
+    A mask of the image NAME_0000 belongs to the case NAME, as in nnU-Net.
+    """
+    named: dict[str, pathlib.Path] = {}
+    for name, path in predictions.items():
+        if name.endswith(PROBABILITIES) and name.removesuffix(PROBABILITIES) in predictions:
+            continue
+        case = name.removesuffix(CHANNEL)
+        is_channel = name not in references and case in references and case not in predictions
+        named[case if is_channel else name] = path
+    return named
 
 
 def find_unpaired(
@@ -80,18 +76,22 @@ def find_unpaired(
 def read_pair(
     prediction: pathlib.Path, reference: pathlib.Path, num_classes: int
 ) -> tuple[list[np.ndarray], list[str]]:
-    """The labels uint8[n h w] of both files, prediction first, and all faults of the files."""
+    """The labels uint8[n h w] of both files, prediction first, and all faults of the files.
+
+    Both are reoriented by the affine of the reference.
+    """
     labels: list[np.ndarray] = []
     faults: list[str] = []
-    for path in (prediction, reference):
-        try:
-            labels.append(read_labels(path, num_classes))
-        except DataError as error:
-            faults.append(str(error))
+    affine = None
     try:
-        require_same_grid(reference, prediction)
+        affine = require_same_grid(reference, prediction).affine
     except DataError as error:
         faults.append(str(error))
+    for path in (prediction, reference):
+        try:
+            labels.append(read_labels(path, num_classes, affine))
+        except DataError as error:
+            faults.append(str(error))
     return labels, list(dict.fromkeys(faults))
 
 
@@ -100,10 +100,13 @@ def score_folder(
 ) -> dict[str, Any]:
     """Score each case in 3-D on the voxels of its files and return the summary.
 
-    Patients are not known, so the intervals are over cases. Raises DataError with all faults of all
-    files.
+    Patients are not known, so the intervals are over cases. The summary's `left_out` lists files that
+    are not label volumes by their names, and `warnings` doubts about headers. Raises DataError with
+    all faults of all files.
     """
-    predicted, truths = find_volumes(predictions), find_volumes(references)
+    found, (truths, others, _) = find_volumes(predictions), find_volumes(references)
+    predicted = name_predictions(found.volumes, truths)
+    left_out = describe_left_out(found.left_out | others)
     faults = find_unpaired(predicted, truths)
     names = sorted(predicted.keys() & truths.keys(), key=natural_order)
     results: list[CaseResult] = []
@@ -129,16 +132,16 @@ def score_folder(
             f"{predictions} cannot be scored against {references}; found {len(faults)} faults:\n"
             f"{list_some(faults, MAX_LISTED)}"
         )
-    return summarise(results, scoring, in_mm=True)
+    warnings = header_warnings(x for name in names for x in (predicted[name], truths[name]))
+    if warnings:
+        console.info(f"{len(warnings)} files have doubtful headers:\n{list_some(warnings)}")
+    summary = summarise(results, scoring, in_mm=True)
+    return summary | {"left_out": left_out, "warnings": warnings}
 
 
 def make_scoring(classes: tuple[str, ...], tolerance_mm: float, policy: str) -> Scoring:
     """One tolerance for all classes. Raises UsageError for class names that cannot be used."""
-    if len(classes) < 2 or len(set(classes)) < len(classes):
-        raise UsageError(
-            f"--classes: got {classes}, expected the background and then at least one class, all "
-            "of different names"
-        )
+    require_class_names(classes, "--classes")
     return Scoring(classes, (tolerance_mm,) * (len(classes) - 1), policy)
 
 

@@ -2,13 +2,14 @@
 
 import os
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 from absl import flags
 
 from usam_jax.evaluation.case_metrics import POLICIES
 from usam_jax.evaluation.score_folder import score
-from usam_jax.utils.errors import UsageError
+from usam_jax.utils.errors import SomeFailed, UsageError, list_some
 
 OUT = flags.DEFINE_string("out", None, "The folder that the results are written to.")
 CLASSES = flags.DEFINE_list("classes", None, "Names in the order of the labels, background first.")
@@ -19,6 +20,12 @@ POLICY = flags.DEFINE_enum("policy", "worst", list(POLICIES), "What a missed cla
 def score_with_flags(predictions: pathlib.Path, references: pathlib.Path) -> dict[str, Any]:
     """The summary of `score_folder.score` under the flags that were given."""
     return score(predictions, references, CLASSES.value, TOLERANCE.value, POLICY.value)
+
+
+def require_complete(left_out: Iterable[str]) -> None:
+    """Raise SomeFailed if files were left out of scores, for the reasons given."""
+    if lines := list(dict.fromkeys(left_out)):
+        raise SomeFailed(f"{len(lines)} files were left out:\n{list_some(lines)}")
 
 
 def require_writable(folder: pathlib.Path) -> None:

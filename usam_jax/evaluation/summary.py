@@ -4,19 +4,18 @@
 their number) and more; a value that is not defined is null.
 """
 
-import csv
 import functools
-import json
 import pathlib
 from typing import Any
 
 import numpy as np
 
+from usam_jax.data.class_names import MEAN
 from usam_jax.evaluation.case_metrics import ABSENT, FALSE_ALARM, MISSED, OK, POLICIES, Scoring
 from usam_jax.evaluation.case_scorer import CaseResult
-from usam_jax.utils.errors import UsageError
-from usam_jax.utils.files import atomic_write, write_json
+from usam_jax.utils.files import write_csv, write_json
 from usam_jax.utils.formatting import VOLUMES
+from usam_jax.utils.outputs import Output, check_outputs, is_json_with, starts_with
 from usam_jax.utils.workdir import EvaluationFolder
 
 SCHEMA_VERSION = 2
@@ -26,6 +25,7 @@ LESIONS = ("lesions", "lesions_found", "lesions_false")
 COUNTS = ("TP", "FP", "FN", "TN", "n_pred", "n_ref")
 RESAMPLES = 2000
 SEED = 0
+COLUMNS = ("case", "class", "metric", "value", "status")  # of per_case.csv
 
 
 def summarise(results: list[CaseResult], scoring: Scoring, in_mm: bool) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def summarise(results: list[CaseResult], scoring: Scoring, in_mm: bool) -> dict[
         }
         if name in scoring.lesions:
             statistics[name]["lesions"] = sum_lesions(scores)
-    statistics["mean"] = {
+    statistics[MEAN] = {
         metric: describe([mean([s[metric] for s in x.scores]) for x in results], patients)
         for metric in METRICS
     }
@@ -88,7 +88,9 @@ def patient_numbers(results: list[CaseResult]) -> np.ndarray:
 
     Unknown patients all differ.
     """
-    names = [x.patient if x.patient is not None else f"case {i}" for i, x in enumerate(results)]
+    names = [
+        f"case {i}" if x.patient is None else f"patient {x.patient}" for i, x in enumerate(results)
+    ]
     return np.unique(names, return_inverse=True)[1]
 
 
@@ -151,33 +153,29 @@ def sum_lesions(scores: list[dict[str, Any]]) -> dict[str, Any]:
     return {"total": total, "found": found, "false": false, "sensitivity": sensitivity}
 
 
-def require_own_summary(folder: pathlib.Path) -> None:
-    """Raise UsageError if the folder holds a `summary.json` that another program wrote."""
-    path = EvaluationFolder(folder).summary
-    try:
-        own = not path.exists() or "schema_version" in json.loads(path.read_text())
-    except (OSError, ValueError):
-        own = False
-    if not own:
-        raise UsageError(
-            f"{path}: exists and another program (such as nnU-Net) wrote it, so it is kept; "
-            "give another folder with --out"
-        )
+def require_own_results(folder: pathlib.Path) -> None:
+    """Raise UsageError if the folder holds results of another program under the same names."""
+    paths = EvaluationFolder(folder)
+    fix = "Give another folder with --out."
+    is_own = is_json_with("schema_version", "metric_per_case")
+    check_outputs(
+        [
+            Output(paths.summary, "a summary", fix, is_own),
+            Output(paths.per_case, "a table of cases", fix, starts_with(",".join(COLUMNS))),
+        ],
+        {},
+    )
 
 
 def write_results(folder: pathlib.Path, summary: dict[str, Any]) -> None:
     """Write `summary.json` and `per_case.csv` (case, class, metric, value, status)."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (
-        atomic_write(EvaluationFolder(folder).per_case) as temporary,
-        temporary.open("w", newline="") as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow(("case", "class", "metric", "value", "status"))
-        for case in summary["metric_per_case"]:
-            for number, score in case["metrics"].items():
-                name, status = summary["classes"][int(number)], score["status"]
-                for metric, value in score.items():
-                    if metric != "status":
-                        writer.writerow((case["case"], name, metric, value, status))
+    rows = [
+        (case["case"], summary["classes"][int(number)], metric, value, score["status"])
+        for case in summary["metric_per_case"]
+        for number, score in case["metrics"].items()
+        for metric, value in score.items()
+        if metric != "status"
+    ]
+    write_csv(EvaluationFolder(folder).per_case, COLUMNS, rows)
     write_json(EvaluationFolder(folder).summary, summary)

@@ -26,7 +26,7 @@ from usam_jax.models.common.spec import InputSpec
 from usam_jax.training import run_record
 from usam_jax.utils import console
 from usam_jax.utils.errors import UsageError, WeightsError
-from usam_jax.utils.files import atomic_write, checksum, read_json, write_json
+from usam_jax.utils.files import atomic_write, checksum, read_json, write_json, write_text
 from usam_jax.utils.workdir import Workdir
 from usam_jax.weights import load, run_checkpoint
 from usam_jax.weights.maps import maps_of
@@ -43,16 +43,25 @@ INPUTS = {
     "point_labels": "int32[b p]; 1: foreground, 0: background, -1: no point",
     "boxes_xyxy": "float32[b 4], (x0, y0, x1, y1) in pixels of the prepared image",
     "prompts_given": "bool[b p+1]; which points are used and, last, whether the box is",
+    "point_classes": "int32[b p]; index of each point's class in `classes`; 0 for a background point",
+    "previous": "float32[b h w k]; probabilities of the last prediction, or zeros",
 }
+OF_INTERACTIVE = ("point_classes", "previous")
 OUTPUTS = {
     "labels": "uint8[b h w], indices of `classes`",
     "probabilities": "float32[b h w k], of each class; they sum to 1",
 }
 
 
-def inputs_of(promptable: bool) -> dict[str, str]:
-    """Return the program's inputs in order, with descriptions: prompts only if `promptable`."""
-    return INPUTS if promptable else {"images": INPUTS["images"]}
+def inputs_of(config: ConfigDict) -> dict[str, str]:
+    """Return the inputs of a network's program in order, with descriptions.
+
+    `config` is `config.model`. Networks that are not promptable take the images alone.
+    """
+    if not models.get(config.name).promptable:
+        return {"images": INPUTS["images"]}
+    left_out = () if config.get("interactive", False) else OF_INTERACTIVE
+    return {name: words for name, words in INPUTS.items() if name not in left_out}
 
 
 def make_artefact(config: ConfigDict, variables: Variables) -> bytes:
@@ -83,10 +92,10 @@ def make_artefact(config: ConfigDict, variables: Variables) -> bytes:
         "point_labels": ((b, p), jnp.int32),
         "boxes_xyxy": ((b, 4), jnp.float32),
         "prompts_given": ((b, p + 1), jnp.bool_),
+        "point_classes": ((b, p), jnp.int32),
+        "previous": ((b, side, side, config.num_classes), jnp.float32),
     }
-    shapes = [
-        jax.ShapeDtypeStruct(*arguments[name]) for name in inputs_of(registry.is_promptable(model))
-    ]
+    shapes = [jax.ShapeDtypeStruct(*arguments[name]) for name in inputs_of(config)]
     exported = jax.export.export(jax.jit(predict), platforms=PLATFORMS)(*shapes)
     return bytes(exported.serialize())
 
@@ -111,12 +120,13 @@ def describe_preprocessing(preparation: Preparation, inside: InputSpec) -> dict[
 def describe_run(workdir: pathlib.Path, saved: dict[str, Any], step: int) -> dict[str, Any]:
     """Return the content of config.json, which has no path and no name of a case."""
     record, kind = read_json(Workdir(workdir).data), source_kind(workdir, saved)
-    spec = models.get(saved["model"]["name"]).at(ConfigDict(saved["model"]))
+    config = ConfigDict(saved["model"])
+    spec = models.get(config.name).at(config)
     return {
         "schema_version": 1,
         "classes": list(saved["data"]["classes"]),
         "preprocessing": describe_preprocessing(make_preparation(saved, kind), spec.input),
-        "inputs": inputs_of(spec.promptable),
+        "inputs": inputs_of(config),
         "promptable": spec.promptable,
         "outputs": OUTPUTS,
         "model": saved["model"] | {"name": registry.short_name(saved["model"]["name"])},
@@ -177,8 +187,7 @@ def export_run(workdir: pathlib.Path, folder: pathlib.Path, torch: bool) -> None
         names = [ARTEFACT, WEIGHTS, *([published] if torch else [])]
         description["sha256"] = {name: checksum(folder / name) for name in names}
         write_json(folder / CONFIG, description)
-        with atomic_write(folder / CARD) as temporary:
-            temporary.write_text(write_card(description, find_evaluations(workdir, step)))
+        write_text(folder / CARD, write_card(description, find_evaluations(workdir, step)))
     except OSError as error:
         raise WeightsError(f"{folder}: cannot be written ({error})") from error
     for name in (*names, CONFIG, CARD):

@@ -4,6 +4,7 @@ import string
 from importlib import resources
 from typing import Any
 
+from usam_jax.data.class_names import MEAN
 from usam_jax.utils.formatting import MISSING, format_interval, percent
 
 OWN_FILES = ("model.jax_export", "model.safetensors")
@@ -90,12 +91,12 @@ def write_results(description: dict[str, Any], evaluations: list[dict[str, Any]]
     """A table with a row per evaluation, or a sentence that there is none."""
     if not evaluations:
         return NO_RESULTS
-    names = [*description["classes"][1:], "mean"]
+    names = [*description["classes"][1:], MEAN]
     head = ["split", "prompts", "slices", "cases", *(f"Dice {x}, pooled" for x in names)]
     rows = [[*head, "Dice, by case"], ["---"] * (len(head) + 1)]
     for summary in evaluations:
         same = summary["data_fingerprint"] == description["data"]["fingerprint"]
-        by_case = summary["cases"]["mean"]["Dice"]
+        by_case = summary["cases"][MEAN]["Dice"]
         interval = format_interval(by_case["ci95"], "Dice", digits=1) if by_case["ci95"] else ""
         rows.append(
             [

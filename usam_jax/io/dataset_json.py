@@ -1,27 +1,29 @@
 """nnU-Net's `dataset.json`: classes, channel and file ending of a data set of CT volumes."""
 
-import json
 import pathlib
 from typing import Any
 
-from usam_jax.io.nifti import ENDINGS
+from usam_jax.io.volume_files import ITK_ENDINGS, NIFTI_ENDINGS
 from usam_jax.utils.errors import DataError
+from usam_jax.utils.files import load_json
 
 NAME = "dataset.json"
+ENDINGS = (*NIFTI_ENDINGS, *ITK_ENDINGS)
+CHANNEL = "_0000"  # NAME_0000 is the image of the first channel of the case NAME
 
 
 def read_description(path: pathlib.Path) -> dict[str, Any]:
     """Read a `dataset.json`. Raises DataError if it is missing or does not describe CT volumes."""
+    if not path.exists():
+        raise DataError(f"{path} is not there, expected nnU-Net's description")
+    description = load_json(path)
     try:
-        description = json.loads(path.read_text())
         labels = description["labels"]
         regions = [name for name, value in labels.items() if not isinstance(value, int)]
         channels = description["channel_names"]
         ending = description["file_ending"]
         num_channels, channel = len(channels), next(iter(channels.values()))
-    except FileNotFoundError as error:
-        raise DataError(f"{path} is not there, expected nnU-Net's description") from error
-    except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+    except (KeyError, TypeError, AttributeError, StopIteration) as error:
         raise DataError(
             f"{path}: got no usable description ({error!r}), expected labels (name: number), "
             "channel_names and file_ending as nnU-Net v2 writes them",
@@ -39,7 +41,7 @@ def read_description(path: pathlib.Path) -> dict[str, Any]:
             f"{path}: has the labels {labels}, expected one number for each and no ignore label",
             "map regions and ignored voxels to classes of their own or to the background",
         )
-    if ending not in ENDINGS:
+    if str(ending).lower() not in ENDINGS:
         raise DataError(f"{path}: file_ending is {ending!r}, expected one of {ENDINGS}")
     if sorted(labels.values()) != list(range(len(labels))):
         raise DataError(f"{path}: labels are {labels}, expected the numbers 0, 1, 2, ...")

@@ -10,21 +10,24 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
-import pydicom
 from pydicom.pixels import get_decoder
 from pydicom.uid import UID
 
+from usam_jax.io.dicom_files import (
+    Header,
+    fault,
+    find_slices,
+    path_of,
+    read_file,
+    read_numbers,
+    split_files,
+)
 from usam_jax.io.geometry import MAX_OFF_VOXELS, Geometry, as_slices, make_geometry
-from usam_jax.utils.errors import DataError, list_some
+from usam_jax.utils.errors import DataError, reading
 
-# This module checks what it uses; pydicom would warn about everything else, file by file.
-pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
-
-Header = pydicom.FileDataset
 SAME_IN_ALL = {"Rows": 1, "Columns": 1, "PixelSpacing": 2, "ImageOrientationPatient": 6}
 MAX_DIFFERENCE = 1e-4  # between files; some scanners write these values with few digits
 MIN_GAP_MM = 0.01
-MAX_TILT_DEGREES = 0.1
 UNTILT = "have the workstation resample it without tilt"
 EXPECTED = {  # by tag: the accepted values of a slice, and the fix for others
     "Modality": (("CT",), "give a CT series"),
@@ -54,124 +57,35 @@ def is_series(folder: pathlib.Path) -> bool:
     return folder.is_dir() and bool(split_files(folder)[0])
 
 
-def split_files(folder: pathlib.Path) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
-    """The folder's DICOM files, recognised by the prefix DICM, and its other files, by name.
-
-    Raises DataError if one cannot be read.
-    """
-    dicom: list[pathlib.Path] = []
-    others: list[pathlib.Path] = []
-    try:
-        for path in sorted(x for x in folder.iterdir() if x.is_file()):
-            with path.open("rb") as stream:
-                (dicom if stream.read(132)[128:] == b"DICM" else others).append(path)
-    except OSError as error:
-        raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from error
-    return dicom, others
-
-
-def read_series(folder: pathlib.Path) -> Series:
-    """Read the only CT series in a folder.
+def read_series(folder: pathlib.Path, chosen: str | None = None) -> Series:
+    """Read the only CT series in a folder, or the one that is `chosen` as by `choose_series`.
 
     The thickness of a single slice is its SliceThickness. Raises DataError unless the folder holds
     all slices of one series, in HU, on one regular grid.
     """
-    headers, notes = find_slices(folder)
-    for header in headers:
-        check_slice(header)
-    check_alike(headers)
-    headers, affine = sort_slices(headers)
-    frames = np.empty((len(headers), headers[0].Rows, headers[0].Columns), np.float32)
-    for frame, header in zip(frames, headers, strict=True):
-        frame[:] = read_hu(header)
-    voxels = frames.transpose(2, 1, 0)
-    hu, geometry = as_slices(voxels, affine), make_geometry(voxels.shape, affine)
-    return Series(hu, geometry, tuple(path_of(x) for x in headers), notes)
-
-
-def path_of(header: Header) -> pathlib.Path:
-    """The file that a header was read from."""
-    return pathlib.Path(str(header.filename))
-
-
-def fault(header: Header, problem: str, fix: str = "export the series again") -> DataError:
-    """The DataError for a file's `problem`."""
-    return DataError(f"{path_of(header)}: {problem}", fix)
-
-
-def read_header(path: pathlib.Path) -> Header:
-    """Read a file without its pixels. Raises DataError if it is damaged."""
-    try:
-        header = pydicom.dcmread(path, stop_before_pixels=True)
-        for element in header:  # pydicom parses an element on first access
-            str(element.value)
-    except Exception as error:  # pydicom raises many types for damaged files
-        raise DataError(f"{path}: the header cannot be read ({error})", "copy it again") from error
-    return header
-
-
-def read_numbers(header: Header, keyword: str, count: int, lengths: bool = False) -> np.ndarray:
-    """Read the numbers of a tag as float64[count].
-
-    Raises DataError if they are missing, not finite or not `count`, or, for `lengths`, not above 0.
-    """
-    found = header.get(keyword, "missing")
-    try:
-        numbers = np.array(found, np.float64).reshape(-1)
-    except (TypeError, ValueError):
-        numbers = np.array([np.nan])
-    if len(numbers) != count or not np.isfinite(numbers).all() or (lengths and numbers.min() <= 0):
-        expected = f"{count} number" + "s" * (count > 1) + " above 0" * lengths
-        raise fault(header, f"{keyword} is {found}, expected {expected}")
-    return numbers
-
-
-def find_slices(folder: pathlib.Path) -> tuple[list[Header], tuple[str, ...]]:
-    """Read the headers of the folder's slices, and make notes on its other files.
-
-    Raises DataError if there are no slices, or slices of several series.
-    """
-    dicom, others = split_files(folder)
-    localisers: list[pathlib.Path] = []
-    series: dict[str, list[Header]] = {}
-    for path in dicom:
-        header = read_header(path)
-        if "DirectoryRecordSequence" in header:
-            others.append(path)
-        elif "LOCALIZER" in str(header.get("ImageType")):
-            localisers.append(path)
-        else:
-            series.setdefault(str(header.get("SeriesInstanceUID")), []).append(header)
-    if broken := [x for x in others if x.suffix == ".dcm"]:
-        raise DataError(f"{broken[0]}: is not a DICOM file", "copy it again, or remove it")
-    notes = tuple(
-        f"{folder}: {len(paths)} left out as {kind}: {', '.join(x.name for x in paths[:3])}"
-        + ", ..." * (len(paths) > 3)
-        for kind, paths in (("not a DICOM slice", others), ("localiser", localisers))
-        if paths
-    )
-    if not series:
-        found = "; ".join(notes) or f"{folder}: holds no file"
-        raise DataError(found, "expected the slices of one CT series; give the folder with them")
-    if len(series) > 1:
-        lines = [
-            f'{name}: {x[0].get("Modality")} "{x[0].get("SeriesDescription", "")}", {len(x)} files'
-            for name, x in series.items()
-        ]
-        problem = f"{folder}: holds {len(series)} series, expected one:\n{list_some(lines)}"
-        raise DataError(f"{problem}\nGive a folder that holds one of them alone.")
-    return next(iter(series.values())), notes
+    with reading(folder, "not a readable series"):
+        headers, notes = find_slices(folder, chosen)
+        for header in headers:
+            check_slice(header)
+        check_alike(headers)
+        headers, affine = sort_slices(headers)
+        frames = np.empty((len(headers), headers[0].Rows, headers[0].Columns), np.float32)
+        for frame, header in zip(frames, headers, strict=True):
+            frame[:] = read_hu(header)
+        voxels = frames.transpose(2, 1, 0)
+        hu, geometry = as_slices(voxels, affine), make_geometry(voxels.shape, affine)
+        return Series(hu, geometry, tuple(path_of(x) for x in headers), notes)
 
 
 def check_slice(header: Header) -> None:
-    """Raise DataError unless the file is one slice in HU without gantry tilt."""
+    """Raise DataError unless the file is one slice in HU.
+
+    GantryDetectorTilt does not count: a tilted gantry shows in the positions of the slices, and
+    the tag remains in series that a workstation has resampled.
+    """
     for keyword, (values, fix) in EXPECTED.items():
         if (found := header.get(keyword)) not in values:
             raise fault(header, f"{keyword} is {found}, expected {values[0]}", fix)
-    if header.get("GantryDetectorTilt"):
-        tilt = read_numbers(header, "GantryDetectorTilt", 1)[0]
-        if abs(tilt) > MAX_TILT_DEGREES:
-            raise fault(header, f"GantryDetectorTilt is {tilt} degrees, expected 0", UNTILT)
 
 
 def check_alike(headers: Sequence[Header]) -> None:
@@ -258,7 +172,7 @@ def read_hu(header: Header) -> np.ndarray:
     try:
         decoder = get_decoder(syntax)
         if decoder.is_available:
-            stored = pydicom.dcmread(path_of(header)).pixel_array
+            stored = read_file(path_of(header), with_pixels=True).pixel_array
             return (stored * slope + inter).astype(np.float32)
         fix = f"pip install what one of these asks for: {'; '.join(decoder.missing_dependencies)}"
     except NotImplementedError:

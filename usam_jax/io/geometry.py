@@ -66,6 +66,13 @@ def from_slices(values: np.ndarray, affine: Affine) -> np.ndarray:
     return np.ascontiguousarray(apply_orientation(values.transpose(2, 1, 0), back))
 
 
+def max_shear_degrees(affine: np.ndarray) -> float:
+    """The largest deviation from a right angle between two voxel axes, in degrees."""
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    cosines = np.abs(directions.T @ directions)[np.triu_indices(3, 1)]
+    return float(np.degrees(np.arcsin(min(1.0, cosines.max()))))
+
+
 def distance_mm(a: Affine, b: Affine, shape: tuple[int, ...]) -> float:
     """The largest distance in mm between a voxel's positions under two affines."""
     corners = np.array(list(itertools.product(*((0, n - 1) for n in shape), (1,))))

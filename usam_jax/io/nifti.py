@@ -1,8 +1,10 @@
-"""NIfTI files, read and written as axial slices in the orientation of `io.geometry`."""
+"""Volumes of all file formats as axial slices as in `io.geometry`, and NIfTI files.
 
-import gzip
+Read: .nii, .nii.gz, .hdr with .img, .mha and .nrrd, in any letter case. Written: NIfTI.
+"""
+
 import pathlib
-import zlib
+from collections.abc import Iterable
 from typing import Any
 
 import nibabel
@@ -18,60 +20,28 @@ from usam_jax.io.geometry import (
     distance_mm,
     make_geometry,
 )
-from usam_jax.utils.errors import DataError
+from usam_jax.io.itk_file import open_itk
+from usam_jax.io.nifti_file import IMAGES, open_nifti, read_raw_header
+from usam_jax.io.volume import Volume
+from usam_jax.io.volume_files import EXPECTED, ITK_ENDINGS, NIFTI_ENDINGS, volume_ending
+from usam_jax.utils.errors import DataError, reading, unreadable
 from usam_jax.utils.files import atomic_write
 
-ENDINGS = (".nii.gz", ".nii")
-READ_ERRORS = (
-    OSError,
-    EOFError,
-    ValueError,
-    zlib.error,
-    gzip.BadGzipFile,
-    nibabel.filebasedimages.ImageFileError,
-)
+ENDINGS = NIFTI_ENDINGS
 
 
-def stem(path: pathlib.PurePath) -> str:
-    """The file's name without .nii or .nii.gz, or else without its last suffix."""
-    end = next((x for x in ENDINGS if path.name.endswith(x)), path.suffix)
-    return path.name.removesuffix(end)
-
-
-def open_volume(path: pathlib.Path) -> Any:
+def open_volume(path: pathlib.Path) -> Volume:
     """Open a file: its header is read, its voxels are not.
 
     Raises DataError if it is not a 3-D volume of numbers on a usable grid.
     """
+    if (ending := volume_ending(path)) is None:
+        raise DataError(f"{path}: is not a volume by its name, expected {EXPECTED}")
     try:
-        path.open("rb").close()  # nibabel calls a file without read permission damaged
+        path.open("rb").close()  # libraries call a file without read permission damaged
     except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror})", "check the file and its permissions"
-        ) from error
-    try:
-        volume: Any = nibabel.load(path)
-        affine, shape, dtype = volume.affine, volume.shape, volume.get_data_dtype()
-    except (*READ_ERRORS, AttributeError) as error:
-        raise DataError(f"{path}: not a readable NIfTI file ({error})", "copy it again") from error
-    if dtype.fields is not None:
-        raise DataError(f"{path}: holds colours (RGB), expected one number for each voxel")
-    if len(shape) != 3:
-        raise DataError(
-            f"{path}: has {len(shape)} dimensions {shape}, expected 3",
-            "split a series into volumes; drop a last axis of 1 with nibabel.squeeze_image",
-        )
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    if (
-        not np.isfinite(affine).all()
-        or spacing.min() <= 0
-        or abs(np.linalg.det(affine[:3, :3])) < 1e-9
-    ):
-        raise DataError(
-            f"{path}: has a spacing of {spacing.tolist()} mm, expected positive numbers",
-            "export it again",
-        )
-    return volume
+        raise unreadable(path, error) from error
+    return open_itk(path) if ending.lower() in ITK_ENDINGS else open_nifti(path)
 
 
 def read_geometry(path: pathlib.Path) -> Geometry:
@@ -81,20 +51,22 @@ def read_geometry(path: pathlib.Path) -> Geometry:
 
 
 def header_warning(path: pathlib.Path) -> str:
-    """Why a header's orientation may be wrong, or "" if it is unambiguous."""
-    volume = open_volume(path)
-    forms = [x for x in (volume.get_sform(coded=True), volume.get_qform(coded=True)) if x[1]]
-    if not forms:
-        return "the header has no orientation (sform and qform codes are 0); LAS is assumed"
-    spacing = np.linalg.norm(volume.affine[:3, :3], axis=0)
-    off = distance_mm(forms[0][0], forms[-1][0], volume.shape)
-    if off <= MAX_OFF_VOXELS * spacing.min():
-        return ""
-    return f"sform and qform of the header lie {off:.3g} mm apart; the sform is used"
+    """Why the header of a file may be wrong, or "" if there is no doubt."""
+    return "; ".join(open_volume(path).warnings)
 
 
-def require_same_grid(image: pathlib.Path, label: pathlib.Path) -> None:
-    """Raise DataError if a label's voxels are not those of its image."""
+def header_warnings(paths: Iterable[pathlib.Path]) -> list[str]:
+    """The warnings of several files, each with the name of its file."""
+    found = [(path, header_warning(path)) for path in paths]
+    return [f"{path}: {text}" for path, text in found if text]
+
+
+def require_same_grid(image: pathlib.Path, label: pathlib.Path) -> Geometry:
+    """The geometry of an image. Raises DataError if a label's voxels are not those of the image.
+
+    Two grids are the same within a quarter of a voxel, so both files are to be reoriented by the
+    affine that is returned: each by its own could turn them differently.
+    """
     a, b = read_geometry(image), read_geometry(label)
     fix = "resample it onto the other (nibabel.processing.resample_from_to with order=0)"
     if a.file_shape != b.file_shape:
@@ -103,7 +75,7 @@ def require_same_grid(image: pathlib.Path, label: pathlib.Path) -> None:
         )
     off = distance_mm(a.affine, b.affine, a.file_shape)
     if off <= MAX_OFF_VOXELS * min(a.spacing_mm):
-        return
+        return a
     differences = [
         f"{what} {y} instead of {x}"
         for what, x, y in (
@@ -121,26 +93,25 @@ def round_mm(spacing_mm: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(round(x, 3) for x in spacing_mm)
 
 
-def read_slices(path: pathlib.Path) -> np.ndarray:
+def read_slices(path: pathlib.Path, affine: Affine | None = None) -> np.ndarray:
     """Read the voxels as [n h w], in the file's own dtype if it has no scale, else float32.
 
-    Raises DataError if they cannot be read.
+    `affine` is that of another file whose grid was accepted as the same: both files are then
+    reoriented alike, even if rounding puts them on two sides of 45 degrees. Raises DataError if the
+    voxels cannot be read.
     """
     volume = open_volume(path)
-    try:
-        slope, inter = volume.dataobj.slope, volume.dataobj.inter
-        scaled = (slope, inter) not in ((1.0, 0.0), (None, None))
-        voxels = volume.get_fdata(dtype=np.float32) if scaled else np.asanyarray(volume.dataobj)
-    except READ_ERRORS as error:
-        raise DataError(f"{path}: the voxels cannot be read ({error})", "copy it again") from error
-    return as_slices(voxels, volume.affine)
+    return as_slices(volume.read_fn(), np.array(volume.affine if affine is None else affine))
 
 
-def read_labels(path: pathlib.Path, num_classes: int) -> np.ndarray:
-    """Read labels uint8[n h w]. Raises DataError for fractions and labels without a class."""
-    values = read_slices(path)
+def read_labels(path: pathlib.Path, num_classes: int, affine: Affine | None = None) -> np.ndarray:
+    """Read labels uint8[n h w], reoriented as by `read_slices`.
+
+    Raises DataError for fractions and labels without a class.
+    """
+    values = read_slices(path, affine)
     present = np.unique(values)
-    odd = [x for x in present.tolist() if not 0 <= x < num_classes or x != int(x)]
+    odd = [x for x in present.tolist() if not (0 <= x < num_classes and x == int(x))]
     if odd:
         raise DataError(
             f"{path}: holds the labels {odd[:5]}, expected whole numbers from 0 to "
@@ -169,12 +140,12 @@ def write_slices(
 
 
 def header_description(path: pathlib.Path) -> bytes | None:
-    """The description in a file's header, or None if the file cannot be read."""
+    """The description in the header of a NIfTI file, or None if the file cannot be read."""
     try:
-        volume: Any = nibabel.load(path)
-    except READ_ERRORS:
+        with reading(path):
+            return read_raw_header(path, is_pair=False)["descrip"].item()
+    except DataError:
         return None
-    return volume.header["descrip"].item()
 
 
 def write_uint8(
@@ -186,19 +157,19 @@ def write_uint8(
 ) -> None:
     """Write voxels uint8[i j k] or uint8[i j k m] that stand for `slope` times their value.
 
-    Type, header and affine are those of the file `template`; without one the header is new and
-    has `affine`.
+    Type, header and affine are those of the NIfTI file `template`; without one, or if it has
+    another format, the header is new and has `affine`.
     """
-    if template is None:
+    original = template and open_volume(template)
+    if not original or original.header is None:
         image: Any = nibabel.Nifti1Image(voxels, np.array(affine))
         image.header.set_xyzt_units("mm")
     else:
-        original = open_volume(template)
         header = original.header.copy()
         header.set_data_dtype(np.uint8)
         header.set_slope_inter(1, 0)
         header["cal_min"] = header["cal_max"] = 0  # the display window of a CT hides a mask
-        image = type(original)(voxels, original.affine, header)
+        image = IMAGES[type(header)](voxels, original.affine, header)
     if slope is not None:
         image.header.set_slope_inter(slope, 0)
     with atomic_write(path) as temporary:

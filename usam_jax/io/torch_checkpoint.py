@@ -3,6 +3,7 @@
 import contextlib
 import io
 import itertools
+import json
 import os
 import zipfile
 from collections.abc import Callable, Iterator
@@ -26,7 +27,15 @@ from usam_jax.io.torch_pickle import (
 from usam_jax.utils.errors import WeightsError, list_some
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-_STATE_KEYS = ("model", "state_dict", "model_state_dict", "net", "module", "network_weights")
+_STATE_KEYS = (
+    "model",
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "net",
+    "module",
+    "network_weights",
+)
 # About 200 bytes of pickle describe one tensor, so no model comes near this limit.
 _MAX_PICKLE_BYTES = 16 << 20
 # Tied weights repeat a storage, expanded ones an element; genuine files rarely do either.
@@ -42,11 +51,15 @@ _ReadStorage = Callable[[Storage], bytes]
 def load(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Read the weights of a torch checkpoint, safetensors or .npz file without running pickles.
 
-    The state dict is the file's entry "model", "state_dict", "model_state_dict", "net", "module" or
-    "network_weights", else the whole object. The prefix "module." is removed if all names have it. The arrays have the
-    shapes and dtypes of the tensors (ml_dtypes.bfloat16 for bfloat16) and own their memory. Raises
-    WeightsError if the file is missing, damaged, more than plain data, or without weights.
+    The state dict is the file's entry "model", "state_dict", "model_state_dict", "model_state",
+    "net", "module" or "network_weights", else the whole object. A `NAME.index.json` names the files
+    of a checkpoint in several shards, next to it. The prefix "module." is removed if all names have
+    it. The arrays have the shapes and dtypes of the tensors (ml_dtypes.bfloat16 for bfloat16) and
+    own their memory. Raises WeightsError if the file is missing, damaged, more than plain data, or
+    without weights.
     """
+    if Path(path).name.endswith(".index.json"):
+        return _load_shards(Path(path))
     with _opened(path) as (file, file_bytes):
         arrays = _load_by_content(file, file_bytes)
     if all(name.startswith("module.") for name in arrays):  # from DistributedDataParallel
@@ -79,6 +92,22 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[io.BufferedReader, i
     except Exception as error:  # damaged files raise nearly any type, MemoryError included
         found = f"cannot be read ({type(error).__name__}: {str(error)[:200]})"
         raise WeightsError(f"{path}: {found}; is it damaged or cut short? {_ADVICE}") from error
+
+
+def _load_shards(index: Path) -> dict[str, np.ndarray]:
+    try:
+        shard_of = json.loads(index.read_text())["weight_map"]
+        shards = sorted(set(shard_of.values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        found = f"got no usable index ({type(error).__name__}: {str(error)[:200]})"
+        expected = 'expected {"weight_map": {TENSOR: FILE}} with files next to it'
+        raise WeightsError(f"{index}: {found}, {expected}. {_ADVICE}") from error
+    if any(Path(str(shard)).name != shard for shard in shards):
+        raise WeightsError(f"{index}: got the files {shards}, expected names of files next to it.")
+    arrays = {name: x for shard in shards for name, x in load(index.parent / shard).items()}
+    if missing := sorted(shard_of.keys() - arrays.keys()):
+        raise WeightsError(f"{index}: its files lack tensors:\n{list_some(missing)}")
+    return arrays
 
 
 def _load_by_content(file: io.BufferedReader, file_bytes: int) -> dict[str, np.ndarray]:

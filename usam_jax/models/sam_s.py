@@ -14,6 +14,7 @@ def s_config() -> ConfigDict:
     # vit_b, vit_l or vit_h; small (demo) and tiny (tests) have no published weights.
     config.variant = "vit_b"
     config.remat = False  # recompute the transformer's activations in the backward pass
+    config.interactive = False  # clicks with a class; needs config.prompts.kind = "interactive"
     return config
 
 
@@ -27,6 +28,7 @@ def build(config: ConfigDict) -> USam:
         num_skips=None,
         dtype=jnp.dtype(config.dtype),
         remat=config.remat,
+        interactive=config.interactive,
     )
 
 

@@ -1,6 +1,7 @@
 """U-SAM, a U-shaped SAM: slice -> features -> logits."""
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -12,6 +13,7 @@ from usam_jax.models.common.conv_encoder import ConvEncoder
 from usam_jax.models.common.layers import Dtype
 from usam_jax.models.common.spec import ModelSpec, multiple_of
 from usam_jax.models.sam.image_encoder import ImageEncoder
+from usam_jax.models.sam.interactive import Interactive, with_points
 from usam_jax.models.sam.mask_decoder import MaskDecoder
 from usam_jax.models.sam.prompt_encoder import PromptEncoder, Prompts
 from usam_jax.utils.errors import UsageError
@@ -63,6 +65,7 @@ class USam(nn.Module):
     num_skips: int | None
     dtype: Dtype = jnp.float32
     remat: bool = False
+    interactive: bool = False
 
     def setup(self) -> None:
         variant, u_shaped = self.variant, self.num_skips is not None
@@ -83,6 +86,23 @@ class USam(nn.Module):
         self.mask_decoder = MaskDecoder(
             self.num_classes, self.num_mask_tokens, self.num_skips, self.dtype
         )
+        if self.interactive:
+            self.extension = Interactive(
+                self.num_classes,
+                variant.dim,
+                self.image_size,
+                *self.map_sizes(),
+                self.dtype,
+            )
+
+    def map_sizes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return channels and strides of the decoder's maps that clicks join, largest map first."""
+        d = self.variant.dim
+        if self.num_skips is None:
+            return (d // 8, d // 4), (4, 8)
+        dropped = 4 - self.num_skips
+        channels, strides = (d // 8, d // 4, d // 2, d), (1, 2, 4, 8)
+        return channels[dropped:], strides[dropped:]
 
     def encode(self, images: Float[Array, "b h w"], train: bool = False) -> Features:
         """Compute everything that depends on the images alone."""
@@ -100,9 +120,22 @@ class USam(nn.Module):
         sparse, dense = self.prompt_encoder(prompts, batch)
         position = self.prompt_encoder.image_positions(grid)
         mask = prompts.token_mask() if prompts else None
-        return self.mask_decoder(
-            features.embedding, features.skips, sparse, mask, dense, position, train
-        )
+        embedding, skips = features.embedding, features.skips
+        if self.interactive:
+            hints = self.extension(with_points(prompts, batch))
+            rest = sparse.shape[1] - hints.tokens.shape[1]
+            sparse = sparse + jnp.pad(hints.tokens, ((0, 0), (0, rest), (0, 0)))
+            embedding = embedding + hints.embedding
+            skips = self.join(skips, hints.maps)
+        return self.mask_decoder(embedding, skips, sparse, mask, dense, position, train)
+
+    def join(self, skips: tuple[Any, ...], maps: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Add maps to the deepest skips of U-SAM. The decoder of S, without skips, adds them."""
+        if self.num_skips is None:
+            return maps
+        unused = len(skips) - len(maps)
+        joined = (skip + x for skip, x in zip(skips[unused:], maps, strict=True))
+        return (*skips[:unused], *joined)
 
     def __call__(
         self, images: Float[Array, "b h w"], prompts: Prompts | None = None, train: bool = False
@@ -119,6 +152,7 @@ def usam_config() -> ConfigDict:
     # 0: dim / 8 = 32, as in the published code. The paper's equation (2) has num_classes.
     config.num_mask_tokens = 0
     config.remat = False  # recompute the transformer's activations in the backward pass
+    config.interactive = False  # clicks with a class; needs config.prompts.kind = "interactive"
     return config
 
 
@@ -140,6 +174,11 @@ def build(config: ConfigDict) -> USam:
         raise UsageError(
             f"config.model.num_mask_tokens: got {config.num_mask_tokens}, expected 0 or more"
         )
+    if config.interactive and not config.num_skips:
+        raise UsageError(
+            "config.model.num_skips: got 0, expected 1 or more with config.model.interactive: "
+            "clicks join the skips"
+        )
     return USam(
         variant=variant,
         num_classes=config.num_classes,
@@ -148,6 +187,7 @@ def build(config: ConfigDict) -> USam:
         num_skips=config.num_skips,
         dtype=jnp.dtype(config.dtype),
         remat=config.remat,
+        interactive=config.interactive,
     )
 
 
@@ -159,6 +199,7 @@ SPEC = ModelSpec(
         ("image_encoder/.*", "image_encoder"),
         ("prompt_encoder/.*", None),
         ("mask_decoder/.*", "mask_decoder"),
+        ("extension/.*", "interactive"),
     ),
     image_size=multiple_of(PATCH_SIZE),
     promptable=True,

@@ -3,14 +3,16 @@
     python -m usam_jax.predict -i CT.nii.gz -o MASK.nii.gz --checkpoint=WORKDIR
     python -m usam_jax.predict -i FOLDER -o FOLDER --checkpoint=WORKDIR --skip_existing
 
-The input is a NIfTI file (.nii, .nii.gz), a folder of DICOM slices, or a folder of either. The
-mask has the voxels, axes, affine and header of its CT; MASK.json next to it names the classes. For
-a DICOM input the mask may also be MASK.dcm, a DICOM-SEG.
+The input is a volume (.nii.gz, .nii, .mha, .nrrd, .hdr with .img), a folder of DICOM slices, or a
+folder with either at any depth. The mask has the voxels, axes, affine and header of its CT;
+MASK.json next to it names the classes. For a DICOM input the mask may also be MASK.dcm, a DICOM-SEG.
+Of several DICOM series in one folder, --series chooses one.
 Prompts for one volume: --points=FILE.json ({"space": "voxel" or "world", "points": [{"at": [i, j,
 k], "label": 1}]}) and --box=i0,j0,k0,i1,j1,k1. --propagate propagates them to the slices above and
 below.
 
-Exit code 4: some volumes of a folder could not be predicted; the masks of the others are written.
+Exit code 4: some volumes of a folder could not be predicted, or some of its files and folders were
+left out because they are not volumes; the masks of the others are written.
 """
 
 import pathlib
@@ -21,13 +23,16 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from usam_jax.data.prompt_modes import trained_with
-from usam_jax.predict import output
+from usam_jax.io.cohort import describe_count, describe_left_out
+from usam_jax.predict import output, output_paths
 from usam_jax.predict.model import Network, load_network
+from usam_jax.predict.output_paths import is_done
 from usam_jax.predict.slices import Options
-from usam_jax.predict.volume import Request, predict_volume, probabilities_path
+from usam_jax.predict.volume import Request, predict_volume
 from usam_jax.utils import cli, console, runtime
 from usam_jax.utils.errors import DataError, SomeFailed, UsageError
 from usam_jax.utils.files import read_json, require_folder, write_json
+from usam_jax.utils.outputs import check_outputs
 
 INPUT = flags.DEFINE_string("input", None, "A volume, or a folder of volumes.", short_name="i")
 OUTPUT = flags.DEFINE_string("output", None, "The mask, or a folder for the masks.", short_name="o")
@@ -46,6 +51,9 @@ KEEP_LARGEST = flags.DEFINE_bool(
 )
 PROBABILITIES = flags.DEFINE_bool(
     "save-probabilities", False, "Also write NAME_probabilities.nii.gz."
+)
+SERIES = flags.DEFINE_string(
+    "series", None, "UID, number or description of the DICOM series, if a folder holds several."
 )
 REPORT = flags.DEFINE_string("report", None, "Report of all volumes (.json).")
 SKIP_EXISTING = flags.DEFINE_bool("skip_existing", False, "Skip volumes whose mask exists.")
@@ -76,13 +84,23 @@ def check_flags(several: bool) -> None:
         raise UsageError("--propagate: got no prompts, expected --points or --box")
 
 
-def check_outputs(inputs: dict[str, pathlib.Path], masks: dict[str, pathlib.Path]) -> None:
-    """Raise UsageError if an output would overwrite an input."""
-    read = {path.resolve() for path in inputs.values()}
-    for mask in masks.values():
-        for path in (mask, probabilities_path(mask)):
-            if path.resolve() in read:
-                raise UsageError(f"-o: {path} is a CT to predict; give another file or folder")
+def check_all_outputs(
+    source: pathlib.Path,
+    out: pathlib.Path,
+    inputs: dict[str, pathlib.Path],
+    masks: dict[str, pathlib.Path],
+) -> None:
+    """Raise UsageError if an output, such as a class list, would replace a file of the user."""
+    is_named = list(masks.values()) == [out]
+    outputs = output_paths.planned_outputs(
+        masks, is_named, PROBABILITIES.value, SKIP_EXISTING.value
+    )
+    if REPORT.value:
+        check_report(pathlib.Path(REPORT.value))
+        outputs.append(output_paths.report_output(pathlib.Path(REPORT.value)))
+    read = output_paths.files_of({source, *inputs.values()})
+    points = {pathlib.Path(POINTS.value): "the points file"} if POINTS.value else {}
+    check_outputs(outputs, dict.fromkeys(read, "a CT to predict") | points)
 
 
 def check_report(path: pathlib.Path) -> None:
@@ -101,20 +119,16 @@ def note_prompts(network: Network) -> None:
         console.info(f"note: the model is used {what} prompts, but was trained with: {trained}")
 
 
-def is_done(mask: pathlib.Path) -> bool:
-    """Return whether all outputs of a volume exist, of which the mask is written last."""
-    return mask.is_file() and (not PROBABILITIES.value or probabilities_path(mask).is_file())
-
-
 def predict_all(
     network: Network,
     inputs: dict[str, pathlib.Path],
     masks: dict[str, pathlib.Path],
     request: Request,
+    left_out: dict[pathlib.Path, str],
 ) -> dict[str, Any]:
     """Predict all volumes, and return each one's entry in the report by path.
 
-    --skip_existing skips volumes whose outputs exist. If one of several volumes cannot be
+    The report also has the files and folders that were left out. --skip_existing skips volumes whose outputs exist. If one of several volumes cannot be
     predicted, its error is printed and the others are predicted; the error of a single volume is
     raised. The report is written in any case.
     """
@@ -124,9 +138,10 @@ def predict_all(
     try:
         for name, path in inputs.items():
             entry = earlier.get(str(path), {"mask": str(masks[name])})
-            if SKIP_EXISTING.value and is_done(masks[name]):
+            if SKIP_EXISTING.value and is_done(masks[name], PROBABILITIES.value):
                 results[str(path)] = entry | {"status": "there already"}
                 continue
+            require_folder(masks[name].parent)
             try:
                 results[str(path)] = predict_volume(network, path, masks[name], request)
             except DataError as error:
@@ -136,7 +151,9 @@ def predict_all(
                 console.info(f"error: {error}")
     finally:
         if report:
-            write_json(report, {"checkpoint": CHECKPOINT.value, "volumes": results})
+            reasons = {str(path): reason for path, reason in left_out.items()}
+            content = {"checkpoint": CHECKPOINT.value, "volumes": results, "left_out": reasons}
+            write_json(report, content)
     return results
 
 
@@ -146,28 +163,34 @@ def main(_config: ConfigDict | None, arguments: list[str]) -> None:
         raise UsageError(
             f"expected -i, -o, --checkpoint and flags alone, got {arguments}\n{__doc__}"
         )
-    request = Request(make_options(), POINTS.value, BOX.value, PROBABILITIES.value)
+    request = Request(make_options(), POINTS.value, BOX.value, PROBABILITIES.value, SERIES.value)
     source, out = pathlib.Path(INPUT.value), pathlib.Path(OUTPUT.value)
-    inputs = output.find_inputs(source)
+    output.require_elsewhere(out, source)
+    inputs, left_out, _ = output.find_inputs(source, out)
     several = list(inputs.values()) != [source]  # a folder that is not a series itself
     check_flags(several)
     output.require_output(out, several)
     masks = {name: out / f"{name}.nii.gz" if several else out for name in inputs}
-    check_outputs(inputs, masks)
-    if REPORT.value:
-        check_report(pathlib.Path(REPORT.value))
+    check_all_outputs(source, out, inputs, masks)
+    for line in describe_left_out(left_out):
+        console.info(f"left out: {line}")
     runtime.enable_compilation_cache()
     network = load_network(pathlib.Path(CHECKPOINT.value))
     if POINTS.value or BOX.value:
         network.require_promptable("--points and --box")
     note_prompts(network)
     require_folder(out if several else out.parent)
-    results = predict_all(network, inputs, masks, request)
-    failed = [path for path, x in results.items() if x["status"] == "failed"]
-    if failed:
-        raise SomeFailed(f"{len(failed)} of {len(results)} volumes failed: {', '.join(failed)}")
+    results = predict_all(network, inputs, masks, request, left_out)
     done = sum(x["status"] == "done" for x in results.values())
-    console.info(f"{out}: {done} predicted, {len(results) - done} there already")
+    failed = [path for path, x in results.items() if x["status"] == "failed"]
+    console.info(f"{out}: {done} predicted, {len(results) - done - len(failed)} there already")
+    problems = []
+    if failed:
+        problems.append(f"{len(failed)} of {len(results)} volumes failed: {', '.join(failed)}")
+    if left_out:
+        problems.append(describe_count(left_out))
+    if problems:
+        raise SomeFailed("\n".join(problems))
 
 
 def run_command_line() -> int:

@@ -3,10 +3,10 @@
 A points file is JSON: `{"space": "voxel", "points": [{"at": [i, j, k], "label": 1}], "boxes":
 [{"from": [i, j, k], "to": [i, j, k]}]}`. `voxel` coordinates are indices along the file's own
 axes, from 0; `world` coordinates are in mm along right, front and head (RAS), as in NIfTI. A label
-is 1 on the target and 0 outside it.
+is 1 on the target and 0 outside it. For an interactive network, each point on the target names its
+class: `{"at": [i, j, k], "class": "tumour"}`.
 """
 
-import json
 import pathlib
 from typing import Any
 
@@ -14,7 +14,8 @@ import numpy as np
 
 from usam_jax.io.geometry import Geometry, to_slices
 from usam_jax.predict.model import NO_CLICKS, Clicks
-from usam_jax.utils.errors import UsageError
+from usam_jax.utils.errors import DataError, UsageError
+from usam_jax.utils.files import load_json
 
 SPACES = ("voxel", "world")
 EXAMPLE = (
@@ -23,15 +24,20 @@ EXAMPLE = (
 )
 
 
-def read_clicks(path: pathlib.Path, geometry: Geometry) -> dict[int, Clicks]:
+def read_clicks(
+    path: pathlib.Path, geometry: Geometry, classes: tuple[str, ...] = ()
+) -> dict[int, Clicks]:
     """Return the prompts of a points file by slice, in pixels (x, y) of the slices.
+
+    `classes` are the names of the classes of an interactive network, for which each point on the
+    target names its class; any other network takes none.
 
     Raises UsageError if a key is unknown, a value is not a point, or a point is outside the volume.
     """
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read ({error}); expected {EXAMPLE}") from error
+        content = load_json(path)
+    except DataError as error:
+        raise UsageError(f"{error}; expected {EXAMPLE}") from error
     require_keys(path, content, {"space"}, {"points", "boxes"})
     if content["space"] not in SPACES:
         raise UsageError(f"{path}: space is {content['space']!r}, expected one of {SPACES}")
@@ -42,15 +48,20 @@ def read_clicks(path: pathlib.Path, geometry: Geometry) -> dict[int, Clicks]:
     by_slice: dict[int, Clicks] = {}
     for i, point in enumerate(content.get("points", [])):
         where = f"{path}: points[{i}]"
-        require_keys(where, point, {"at"}, {"label"})
+        require_keys(where, point, {"at"}, {"label", "class"})
         label = point.get("label", 1)
         if label not in (0, 1):
             raise UsageError(f"{where}: label is {label!r}, expected 1 (on the target) or 0")
+        number_of_class = read_class(where, point, classes)
         column, row, number = to_slice(where, point["at"], geometry, world)
         clicks = by_slice.get(round(number), NO_CLICKS)
         points = np.concatenate([clicks.points_xy, [[column, row]]]).astype(np.float32)
         labels = np.append(clicks.point_labels, label).astype(np.int32)
-        by_slice[round(number)] = Clicks(points, labels, clicks.box)
+        by_slice[round(number)] = clicks._replace(points_xy=points, point_labels=labels)
+        if classes:
+            before = clicks.point_classes if clicks.point_classes is not None else np.zeros(0)
+            numbers = np.append(before, number_of_class).astype(np.int32)
+            by_slice[round(number)] = by_slice[round(number)]._replace(point_classes=numbers)
     for i, box in enumerate(content.get("boxes", [])):
         where = f"{path}: boxes[{i}]"
         require_keys(where, box, {"from", "to"}, set())
@@ -58,6 +69,36 @@ def read_clicks(path: pathlib.Path, geometry: Geometry) -> dict[int, Clicks]:
     if not by_slice:
         raise UsageError(f"{path}: holds no points and no boxes; expected {EXAMPLE}")
     return by_slice
+
+
+def read_class(where: str, point: dict[str, Any], classes: tuple[str, ...]) -> int:
+    """Return the number of the class of a point of a points file, 0 for one outside the target.
+
+    Raises UsageError if an interactive network's class is missing, does not exist or contradicts
+    the point's label, and if any other network is given a class.
+    """
+    name, label = point.get("class"), point.get("label", 1)
+    if not classes:
+        if name is not None:
+            raise UsageError(
+                f"{where}: got the class {name!r}, expected none: the network was trained without "
+                "clicks that name a class. Train one with --config.model.interactive=True "
+                "--config.prompts.kind=interactive"
+            )
+        return 0
+    if name is None and label == 0:
+        return 0
+    if name not in classes:
+        raise UsageError(
+            f'{where}: got the class {name!r}, expected "class" with one of {", ".join(classes)}'
+        )
+    number = classes.index(name)
+    if "label" in point and (number > 0) != (label == 1):
+        raise UsageError(
+            f"{where}: got the class {name!r} and label {label}, expected label 1 for a class of the "
+            f"target and 0 for {classes[0]}"
+        )
+    return number
 
 
 def read_box(text: str, geometry: Geometry) -> dict[int, Clicks]:
@@ -110,16 +151,17 @@ def to_slice(where: str, at: Any, geometry: Geometry, world: bool) -> np.ndarray
     """
     try:
         point = np.array(at, float)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         point = np.zeros(0)
     if point.shape != (3,) or not np.isfinite(point).all():
         raise UsageError(f"{where}: got {at!r}, expected three numbers")
     affine, shape = np.array(geometry.affine), np.array(geometry.file_shape)
     if world:
-        point = np.linalg.solve(affine[:3, :3], point - affine[:3, 3])
-    if (point < -0.5).any() or (point >= shape - 0.5).any():
+        with np.errstate(all="ignore"):  # coordinates near the largest float overflow to NaN
+            point = np.linalg.solve(affine[:3, :3], point - affine[:3, 3])
+    if not ((point >= -0.5) & (point < shape - 0.5)).all():
         raise UsageError(
-            f"{where}: {list(at)} is the voxel {point.round(1).tolist()}, which lies outside the "
+            f"{where}: {list(at)} is the voxel {[round(x, 1) for x in point.tolist()]}, which lies outside the "
             f"volume of {shape.tolist()} voxels"
         )
     turned = np.zeros(3)

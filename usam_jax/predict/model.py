@@ -25,12 +25,16 @@ class Clicks(NamedTuple):
     """Prompts of one slice in pixels of the model's input.
 
     `points_xy` is float32[n 2], `point_labels` int32[n] (1: foreground, 0: background) and `box`
-    float32[4] (x0, y0, x1, y1) or None.
+    float32[4] (x0, y0, x1, y1) or None. Interactive networks alone take the class of each point,
+    `point_classes` int32[n] (0: background), and `previous` float32[s s k], the probabilities of
+    the last prediction.
     """
 
     points_xy: np.ndarray
     point_labels: np.ndarray
     box: np.ndarray | None = None
+    point_classes: np.ndarray | None = None
+    previous: np.ndarray | None = None
 
 
 NO_CLICKS = Clicks(np.zeros((0, 2), np.float32), np.zeros(0, np.int32))
@@ -53,14 +57,30 @@ def pad_clicks(clicks: list[Clicks]) -> dict[str, np.ndarray]:
         "boxes_xyxy": np.zeros((b, 4), np.float32),
         "prompts_given": np.zeros((b, p + 1), bool),
     }
-    for i, (points, labels, box) in enumerate(clicks):
-        n = len(labels)
-        arrays["points_xy"][i, :n] = points
-        arrays["point_labels"][i, :n] = labels
+    for i, one in enumerate(clicks):
+        n = len(one.point_labels)
+        arrays["points_xy"][i, :n] = one.points_xy
+        arrays["point_labels"][i, :n] = one.point_labels
         arrays["prompts_given"][i, :n] = True
-        if box is not None:
-            arrays["boxes_xyxy"][i] = box
+        if one.box is not None:
+            arrays["boxes_xyxy"][i] = one.box
             arrays["prompts_given"][i, -1] = True
+    return arrays
+
+
+def pad_interactive(clicks: list[Clicks], shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """Return `pad_clicks` with what interactive networks take in addition.
+
+    That is `point_classes` int32[b p] and `previous` float32[b s s k] of the `shape` (s, s, k).
+    """
+    arrays = pad_clicks(clicks)
+    arrays["point_classes"] = np.zeros(arrays["point_labels"].shape, np.int32)
+    arrays["previous"] = np.zeros((len(clicks), *shape), np.float32)
+    for i, one in enumerate(clicks):
+        if one.point_classes is not None:
+            arrays["point_classes"][i, : len(one.point_classes)] = one.point_classes
+        if one.previous is not None:
+            arrays["previous"][i] = one.previous
     return arrays
 
 
@@ -90,6 +110,21 @@ class Network(NamedTuple):
         """Whether the network takes prompts."""
         return registry.is_promptable(self.model)
 
+    @property
+    def interactive(self) -> bool:
+        """Whether the network takes clicks with a class and a previous prediction."""
+        return bool(self.config["model"].get("interactive", False))
+
+    def require_interactive(self, what: str) -> None:
+        """Raise UsageError, which names the source `what`, if the network is not interactive."""
+        if not self.interactive:
+            name = registry.short_name(self.config["model"]["name"])
+            raise UsageError(
+                f"{what}: got classes of points or a previous prediction, expected points alone: this "
+                f"{name} was trained without the interactive extension. Train one with "
+                "--config.model.interactive=True --config.prompts.kind=interactive"
+            )
+
     def require_promptable(self, what: str) -> None:
         """Raise UsageError, which names the source `what`, if the network takes no prompts."""
         if not self.promptable:
@@ -106,7 +141,14 @@ class Network(NamedTuple):
         """Return classes uint8[b s s] and probabilities float32[b s s k], on the device."""
         if self.config["prompts"]["order"] == "rowcol":  # the order that the model was trained with
             clicks = [x._replace(points_xy=x.points_xy[:, ::-1]) for x in clicks]
-        return _decode(self.model, self.variables, features, pad_clicks(clicks))
+        return _decode(self.model, self.variables, features, self.pad(clicks))
+
+    def pad(self, clicks: list[Clicks]) -> dict[str, np.ndarray]:
+        """Return the prompts of a batch as arrays that the network takes."""
+        if not self.interactive:
+            return pad_clicks(clicks)
+        size = self.config["model"]["image_size"]
+        return pad_interactive(clicks, (size, size, len(self.classes)))
 
 
 def load_network(workdir: pathlib.Path) -> Network:

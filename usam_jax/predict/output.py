@@ -6,11 +6,14 @@ from typing import NamedTuple
 import numpy as np
 
 from usam_jax.data.preprocessing import MIN_SIZE
-from usam_jax.io import dicom
+from usam_jax.io import dataset_json, dicom
+from usam_jax.io.cohort import Cohort, describe_left_out, find_cohort
+from usam_jax.io.dataset_json import CHANNEL
 from usam_jax.io.geometry import Geometry, from_slices
-from usam_jax.io.nifti import ENDINGS, read_geometry, read_slices, stem, write_uint8
-from usam_jax.utils import console
-from usam_jax.utils.errors import DataError, UsageError
+from usam_jax.io.nifti import ENDINGS, read_geometry, read_slices, write_uint8
+from usam_jax.io.volume_files import EXPECTED, volume_ending, volume_name
+from usam_jax.predict.output_paths import PROBABILITY_STEP
+from usam_jax.utils.errors import DataError, UsageError, require_unbroken
 
 AIR_HU = -200.0  # Every CT has voxels below this value (air is -1000).
 
@@ -24,14 +27,14 @@ class Source(NamedTuple):
     series: dicom.Series | None
 
 
-def read_source(path: pathlib.Path) -> Source:
-    """Read a NIfTI file or a folder of DICOM slices.
+def read_source(path: pathlib.Path, chosen: str | None = None) -> Source:
+    """Read a volume file or a series of DICOM slices, `chosen` if a folder holds several.
 
     Raises DataError if it is neither, holds NaN or infinite values, or has slices of less than
     MIN_SIZE pixels.
     """
     if path.is_dir():
-        series = dicom.read_series(path)
+        series = dicom.read_series(path, chosen)
         source = Source(path, series.hu, series.geometry, series)
     else:
         source = Source(path, read_slices(path), read_geometry(path), None)
@@ -54,38 +57,60 @@ def values_warning(hu: np.ndarray) -> str:
     return f"values from {low:g} to {high:g} do not look like HU (air is -1000); is it a CT?"
 
 
-def find_inputs(path: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Return the volumes at a path by name: the one, or those in a folder.
+def find_inputs(path: pathlib.Path, out: pathlib.Path | None = None) -> Cohort:
+    """Return the volumes at a path by the name of their mask: the one, or those in a folder.
 
-    Raises DataError if there are none, if two would have the same mask, or if a folder holds both
-    DICOM slices and NIfTI files.
+    The folder `out` does not count. Raises DataError if there are none, if two would have the same
+    mask, or if a folder holds both DICOM slices and other volumes.
     """
     if path.is_file():
-        if not path.name.endswith(ENDINGS):
-            raise DataError(f"{path}: expected NAME.nii.gz, NAME.nii or a folder")
-        return {stem(path): path}
+        if not volume_ending(path):
+            raise DataError(f"{path}: expected {EXPECTED}, or a folder")
+        return Cohort({volume_name(path): path}, {}, [])
     if not path.is_dir():
-        raise DataError(f"{path}: does not exist, expected a NIfTI file or a folder")
+        require_unbroken(path)
+        raise DataError(f"{path}: does not exist, expected a volume or a folder")
     if dicom.is_series(path):
-        volumes = [x for x in path.iterdir() if x.name.endswith(ENDINGS)]
-        if volumes:
+        return find_slices_alone(path, out)
+    found = find_cohort(path, with_series=True, skipped=out)
+    if not found.volumes:
+        lines = "".join(f"\n{x}" for x in describe_left_out(found.left_out))
+        raise DataError(f"{path}: holds no volumes ({EXPECTED}) and no DICOM slices{lines}")
+    for one, other in found.twins:
+        raise DataError(f"{one} and {other} would have the same mask", "rename one")
+    return found._replace(volumes=name_cases(path, found.volumes))
+
+
+def find_slices_alone(folder: pathlib.Path, out: pathlib.Path | None) -> Cohort:
+    """The series of a folder that itself holds slices, without what lies in folders below.
+
+    Raises DataError if the folder holds other volumes, too.
+    """
+    below = find_cohort(folder, with_series=True, skipped=out)
+    left_out = {x: reason for x, reason in below.left_out.items() if x.parent != folder}
+    for path in below.volumes.values():
+        if path.parent == folder and not path.is_dir():
             raise DataError(
-                f"{path}: holds DICOM slices and {volumes[0].name}", "give one of them at a time"
+                f"{folder}: holds DICOM slices and {path.name}", "give one of them at a time"
             )
-        return {path.resolve().name: path}
-    files = [x for x in sorted(path.iterdir()) if not x.name.startswith(".")]
-    inputs: dict[str, pathlib.Path] = {}
-    for x in files:
-        if x.is_dir() and not dicom.is_series(x):
-            console.info(f"{x}: skipped, the folder itself has no DICOM slices")
-        elif x.is_dir() or x.name.endswith(ENDINGS):
-            name = x.name if x.is_dir() else stem(x)
-            if name in inputs:
-                raise DataError(f"{x} and {inputs[name]} would have the same mask", "rename one")
-            inputs[name] = x
-    if not inputs:
-        raise DataError(f"{path}: holds no NIfTI files (NAME.nii, NAME.nii.gz) and no DICOM slices")
-    return inputs
+        left_out[path] = f"lies below the slices of {folder}; give it by itself"
+    return Cohort({folder.resolve().name: folder}, left_out, [])
+
+
+def name_cases(folder: pathlib.Path, volumes: dict[str, pathlib.Path]) -> dict[str, pathlib.Path]:
+    """The volumes by case: in a data set of nnU-Net, NAME_0000 is channel 0 of the case NAME.
+
+    Raises DataError if two volumes are one case.
+    """
+    if not any((x / dataset_json.NAME).is_file() for x in (folder, folder.resolve().parent)):
+        return volumes
+    cases: dict[str, pathlib.Path] = {}
+    for name, path in volumes.items():
+        case = name.removesuffix(CHANNEL)
+        if case in cases:
+            raise DataError(f"{path} and {cases[case]} would have the same mask", "rename one")
+        cases[case] = path
+    return cases
 
 
 def write_mask(path: pathlib.Path, source: Source, labels: np.ndarray) -> None:
@@ -98,7 +123,7 @@ def write_probabilities(path: pathlib.Path, source: Source, values: np.ndarray) 
     """Write probabilities uint8[k n h w] (255: 1.0) as a NIfTI file with the classes last."""
     affine = source.geometry.affine
     volumes = np.stack([from_slices(x, affine) for x in values], axis=-1)
-    write_uint8(path, volumes, affine, template_of(source), slope=1 / 255)
+    write_uint8(path, volumes, affine, template_of(source), slope=PROBABILITY_STEP)
 
 
 def template_of(source: Source) -> pathlib.Path | None:
@@ -117,3 +142,14 @@ def require_output(path: pathlib.Path, several: bool) -> None:
         raise UsageError(f"-o: got the folder {path}, expected a file for one volume")
     if not several and not path.name.endswith((*ENDINGS, ".dcm")):
         raise UsageError(f"-o: got {path}, expected NAME.nii.gz, NAME.nii or NAME.dcm (DICOM-SEG)")
+
+
+def require_elsewhere(out: pathlib.Path, source: pathlib.Path) -> None:
+    """Raise UsageError if masks would lie in the folder of their CTs or among their slices."""
+    is_file = out.name.endswith((*ENDINGS, ".dcm"))
+    folder = (out.parent if is_file else out).resolve()
+    if source.is_dir() and folder == source.resolve():
+        raise UsageError(
+            f"-o: got the folder of the input, {source}, expected another, since the masks would "
+            "count as volumes next time"
+        )

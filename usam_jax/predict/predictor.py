@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from usam_jax.data.preprocessing import MIN_SIZE
+from usam_jax.data.prompts import BACKGROUND, FOREGROUND
 from usam_jax.predict.model import Clicks, Network, load_network
 from usam_jax.utils.errors import DataError, UsageError
 
@@ -90,6 +91,8 @@ class Predictor:
         box: Any = None,
         *,
         encoded: EncodedSlice | None = None,
+        point_classes: Any = None,
+        previous: Any = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return labels uint8[h w] and probabilities float32[h w k] on the slice's own pixels.
 
@@ -97,8 +100,12 @@ class Predictor:
         [n] are 1 for foreground and 0 for background, by default all 1. `encoded` is by default the
         slice that the calling thread has set.
 
-        Raises UsageError if prompts are invalid or outside the slice, if there are any and the
-        network takes none, or if no slice was encoded.
+        An interactive network takes the classes [n] of the points, 0 for background, in place of
+        `point_labels`, and `previous` float32[h w k], the probabilities of the last prediction of
+        this slice. If two points lie on one pixel, the later one counts.
+
+        Raises UsageError if prompts are invalid or outside the slice, if there are any that the
+        network does not take, or if no slice was encoded.
         """
         if encoded is None and not hasattr(self.local, "encoded"):
             raise UsageError(
@@ -106,7 +113,12 @@ class Predictor:
                 "this thread"
             )
         features, shape, pixel_mm = encoded if encoded is not None else self.local.encoded
+        if point_classes is not None or previous is not None:
+            self.network.require_interactive("predict")
         clicks = make_clicks(points_xy, point_labels, box, shape)
+        if self.network.interactive:
+            clicks = name_classes(clicks, point_classes, self.classes)
+        clicks = clicks._replace(previous=check_previous(previous, shape, len(self.classes)))
         if len(clicks.point_labels) or clicks.box is not None:
             self.network.require_promptable("predict")
         preparation = self.network.preparation
@@ -161,10 +173,60 @@ def place_clicks(
     clicks: Clicks, network: Network, shape: tuple[int, int], pixel_mm: tuple[float, float]
 ) -> Clicks:
     """Convert prompts from a slice's own pixels to pixels of the model's input."""
-    points, labels, box = clicks
     preparation = network.preparation
-    corners = None
-    if box is not None:
-        placed = preparation.points_in(box.reshape(2, 2), shape, pixel_mm)
+    corners, previous = None, clicks.previous
+    if clicks.box is not None:
+        placed = preparation.points_in(clicks.box.reshape(2, 2), shape, pixel_mm)
         corners = np.sort(placed, axis=0).reshape(4)
-    return Clicks(preparation.points_in(points, shape, pixel_mm), labels, corners)
+    if previous is not None:
+        previous = preparation.probabilities_in(previous, pixel_mm)
+    points = preparation.points_in(clicks.points_xy, shape, pixel_mm)
+    return clicks._replace(points_xy=points, box=corners, previous=previous)
+
+
+def name_classes(clicks: Clicks, point_classes: Any, classes: tuple[str, ...]) -> Clicks:
+    """Return clicks with the class of each point, the later of two points on one pixel.
+
+    Without `point_classes`, background points have class 0, and foreground points are only allowed
+    if there is a single foreground class. Raises UsageError for a class that does not exist.
+    """
+    labels = clicks.point_labels
+    if point_classes is None:
+        if len(classes) > 2 and labels.any():
+            raise UsageError(
+                "point_classes: got None, expected the class of each point, since the network is "
+                f"interactive: {describe_numbers(classes)}"
+            )
+        numbers = labels
+    else:
+        numbers = np.asarray(point_classes)
+        if numbers.shape != labels.shape or not np.isin(numbers, range(len(classes))).all():
+            raise UsageError(
+                f"point_classes: got {numbers.tolist()}, expected for each of {len(labels)} points "
+                f"one of {describe_numbers(classes)}"
+            )
+    last = {tuple(xy): i for i, xy in enumerate(np.rint(clicks.points_xy).tolist())}
+    kept = np.sort(np.array(list(last.values()), int))
+    numbers = numbers[kept].astype(np.int32)
+    kinds = np.where(numbers > 0, FOREGROUND, BACKGROUND).astype(np.int32)
+    return clicks._replace(
+        points_xy=clicks.points_xy[kept], point_labels=kinds, point_classes=numbers
+    )
+
+
+def describe_numbers(classes: tuple[str, ...]) -> str:
+    """Return the classes with their numbers, as words."""
+    return ", ".join(f"{i} ({name})" for i, name in enumerate(classes))
+
+
+def check_previous(previous: Any, shape: tuple[int, int], num_classes: int) -> np.ndarray | None:
+    """Return the previous probabilities as float32[h w k]. Raises UsageError for another shape."""
+    if previous is None:
+        return None
+    array = np.asarray(previous, np.float32)
+    if array.shape != (*shape, num_classes) or not np.isfinite(array).all():
+        raise UsageError(
+            f"previous: got the shape {array.shape}, expected finite probabilities of the shape "
+            f"{(*shape, num_classes)}, as predict returns them"
+        )
+    return array

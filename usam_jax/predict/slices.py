@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from usam_jax.data.prompts import make_points
+from usam_jax.data.prompts import FOREGROUND, make_class_points, make_points
 from usam_jax.io.geometry import Geometry
 from usam_jax.predict.model import NO_CLICKS, Clicks, Network
 from usam_jax.predict.predictor import place_clicks
@@ -133,7 +133,10 @@ def mirror(clicks: Clicks, size: int) -> Clicks:
     box = clicks.box
     if box is not None:
         box = np.array([size - 1 - box[2], box[1], size - 1 - box[0], box[3]], np.float32)
-    return Clicks(points, clicks.point_labels, box)
+    previous = clicks.previous
+    return clicks._replace(
+        points_xy=points, box=box, previous=None if previous is None else previous[:, ::-1]
+    )
 
 
 def propagate_points(
@@ -145,32 +148,45 @@ def propagate_points(
 ) -> Raw:
     """Propagate from each slice with prompts, up and down, until a prediction is empty.
 
-    Points spread over each predicted class prompt the neighbour. Propagation also stops at slices
-    with prompts of their own and at slices already predicted. Slices that are not reached are not
-    yielded.
+    Points spread over each predicted class prompt the neighbour, for an interactive network with
+    their classes and the prediction itself. Propagation also stops at slices with prompts of their
+    own and at slices already predicted. Slices that are not reached are not yielded.
     """
     done: set[int] = set()
 
-    def predict(number: int, clicks: Clicks) -> Generator[tuple, None, np.ndarray]:
+    def predict(number: int, clicks: Clicks) -> Generator[tuple, None, Clicks | None]:
+        """Yield a slice's prediction, and return the prompts for its neighbours, if any."""
         labels, probabilities = decode(network, prepare([number]), [clicks], options.flip)
         classes = np.asarray(labels)[0]
         done.add(number)
         yield number, classes, probabilities[0]
-        return classes
+        if not classes.any():
+            return None
+        return points_of(classes, network, np.asarray(probabilities[0]))
 
     for start in (i for i in numbers if i in placed):
         first = yield from predict(start, placed[start])
         for step in (1, -1):
-            number, labels = start + step, first
-            while labels.any() and number in numbers and not (number in done or number in placed):
-                labels = yield from predict(number, points_of(labels, len(network.classes)))
+            number, clicks = start + step, first
+            while clicks and number in numbers and not (number in done or number in placed):
+                clicks = yield from predict(number, clicks)
                 number += step
 
 
-def points_of(labels: np.ndarray, num_classes: int) -> Clicks:
-    """Return POINTS_PROPAGATED foreground points of each class in labels uint8[s s]."""
-    points, kinds = make_points(labels, num_classes, POINTS_PROPAGATED, None)
-    return Clicks(points[kinds == 1], kinds[kinds == 1])
+def points_of(labels: np.ndarray, network: Network, probabilities: np.ndarray) -> Clicks:
+    """Return POINTS_PROPAGATED foreground points of each class in labels uint8[s s].
+
+    For an interactive network they have classes, and `probabilities` float32[s s k] are the
+    previous prediction.
+    """
+    num_classes = len(network.classes)
+    if not network.interactive:
+        points, kinds = make_points(labels, num_classes, POINTS_PROPAGATED, None)
+        return Clicks(points[kinds == FOREGROUND], kinds[kinds == FOREGROUND])
+    points, kinds = make_class_points(labels, num_classes, POINTS_PROPAGATED, None)
+    found = kinds == FOREGROUND
+    classes = np.repeat(np.arange(1, num_classes), POINTS_PROPAGATED)[found].astype(np.int32)
+    return Clicks(points[found], kinds[found], None, classes, probabilities)
 
 
 def keep_largest(labels: np.ndarray, num_classes: int) -> np.ndarray:

@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from usam_jax.io.dicom_seg import write_seg
-from usam_jax.io.nifti import header_warning, stem
+from usam_jax.io.dicom_seg import check_seg, write_seg
+from usam_jax.io.nifti import header_warning
 from usam_jax.predict import output
 from usam_jax.predict.clicks import read_box, read_clicks
 from usam_jax.predict.model import Clicks, Network
 from usam_jax.predict.output import Source
+from usam_jax.predict.output_paths import class_list_path, nifti_path, probabilities_path
 from usam_jax.predict.slices import Options, keep_largest, predict_slices
 from usam_jax.utils import console
 from usam_jax.utils.errors import DataError, UsageError
@@ -22,28 +23,27 @@ class Request(NamedTuple):
     """Options and prompts for the prediction of a volume.
 
     `points` is the path of a points file, `box` the text `i0,j0,k0,i1,j1,k1`; `probabilities` are
-    written if true.
+    written if true. `series` is the DICOM series of a folder that holds several.
     """
 
     options: Options
     points: str | None = None
     box: str | None = None
     probabilities: bool = False
+    series: str | None = None
 
 
-def probabilities_path(mask: pathlib.Path) -> pathlib.Path:
-    """Return the path of the probabilities that belong to a mask."""
-    return mask.with_name(f"{stem(mask)}_probabilities.nii.gz")
-
-
-def read_prompts(request: Request, source: Source, numbers: range) -> dict[int, Clicks]:
+def read_prompts(
+    request: Request, source: Source, numbers: range, network: Network
+) -> dict[int, Clicks]:
     """Return the prompts of a volume by slice.
 
     Raises UsageError if a prompt is on none of the slices `numbers`, or a slice gets two boxes.
     """
     clicks: dict[int, Clicks] = {}
     if request.points:
-        clicks = read_clicks(pathlib.Path(request.points), source.geometry)
+        classes = network.classes if network.interactive else ()
+        clicks = read_clicks(pathlib.Path(request.points), source.geometry, classes)
     if request.box:
         for number, boxed in read_box(request.box, source.geometry).items():
             given = clicks.get(number, boxed)
@@ -74,7 +74,7 @@ def predict_volume(
     fit the volume.
     """
     start, options = time.monotonic(), request.options
-    source = output.read_source(path)
+    source = output.read_source(path, request.series)
     count = len(source.hu)
     if mask.suffix == ".dcm" and not source.series:
         raise UsageError(f"-o {mask}: got the input {path}, expected DICOM slices for a DICOM-SEG")
@@ -82,9 +82,11 @@ def predict_volume(
         raise DataError(f"{path}: has {count} slices, but --slices starts at {options.first}")
     numbers = range(count)[options.first : None if options.last is None else options.last + 1]
     warnings = find_warnings(source)
+    if mask.suffix == ".dcm" and source.series:
+        warnings += check_seg(source.series, network.classes)
     for warning in warnings:
         console.info(f"warning: {path}: {warning}")
-    clicks = read_prompts(request, source, numbers)
+    clicks = read_prompts(request, source, numbers, network)
     labels = np.zeros(source.hu.shape, np.uint8)
     spread = None
     if request.probabilities:
@@ -128,9 +130,17 @@ def write_mask(
     clicks: dict[int, Clicks],
     options: Options,
 ) -> None:
-    """Write the mask, for NIfTI after a JSON file with the names of its classes."""
+    """Write the mask, for NIfTI after a JSON file with the names of its classes.
+
+    Raises DataError if it cannot be written as a DICOM-SEG; it is then kept as NIfTI.
+    """
     if mask.suffix == ".dcm" and source.series:
-        write_seg(mask, labels, source.series, network.classes, prompted=bool(clicks))
+        try:
+            write_seg(mask, labels, source.series, network.classes, prompted=bool(clicks))
+        except (DataError, OSError) as error:
+            kept = nifti_path(mask)
+            write_mask(network, source, kept, labels, clicks, options)
+            raise DataError(f"{mask}: {error}. The mask is kept as {kept}") from error
         return
     prompts = f"on slices {sorted(clicks)}" if clicks else "none (automatic)"
     about = {
@@ -139,5 +149,5 @@ def write_mask(
         "checkpoint_step": network.step,
         "prompts": prompts + (", propagated to their neighbours" if options.propagate else ""),
     }
-    write_json(mask.with_name(f"{stem(mask)}.json"), about)
+    write_json(class_list_path(mask), about)
     output.write_mask(mask, source, labels)

@@ -40,6 +40,11 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
         "prompts.kind",
         f"none: the network {name} takes no prompts",
     )
+    expect(
+        config.prompts.kind != "interactive" or config.model.get("interactive", False),
+        "prompts.kind",
+        f"another kind, or config.model.interactive=True (of usam and sam_s) for {name}",
+    )
     optimizer.check(config.optimizer, spec)
     losses.make_loss(config.train)
     check_batch_size(config.train.batch_size, mesh, "config.train.batch_size")

@@ -19,6 +19,7 @@ from usam_jax.data.packed.format import Packed
 from usam_jax.data.packed.prepare import prepare
 from usam_jax.data.splits import Subset
 from usam_jax.models import init_variables, make_model, variable_shapes
+from usam_jax.models.common.spec import used_groups
 from usam_jax.training import checks, curves, optimizer, run_record, throughput
 from usam_jax.training.metric_writer import MetricWriter
 from usam_jax.training.step import (
@@ -33,6 +34,7 @@ from usam_jax.utils.errors import Stopped, UserError
 from usam_jax.utils.files import write_json
 from usam_jax.utils.formatting import percent
 from usam_jax.utils.mesh import make_mesh, shard_batch
+from usam_jax.utils.shared_memory import FULL, killed_by_shared_memory
 from usam_jax.utils.workdir import Workdir
 from usam_jax.weights import load, run_checkpoint, saved_config
 from usam_jax.weights.run_checkpoint import Checkpoints
@@ -78,9 +80,12 @@ def make_training(config: ConfigDict, steps_per_epoch: int, mesh: Mesh) -> Train
     factor_fn = optimizer.polynomial_decay(steps, warmup, power)
     tx = optimizer.make_optimizer(config.optimizer, factor_fn, spec)
 
+    used = used_groups(shapes["params"], spec)
+    rounds = config.prompts.rounds if config.prompts.kind == "interactive" else 0
+
     def rates_fn(step: Any) -> dict[str, Any]:
-        rates = config.optimizer.learning_rates.items()
-        return {f"lr/{group}": rate * factor_fn(step) for group, rate in rates}
+        rates = config.optimizer.learning_rates
+        return {f"lr/{group}": rates[group] * factor_fn(step) for group in used}
 
     def start_fn(loaded: dict[str, Any] | None = None) -> TrainState:
         if loaded is None:
@@ -90,7 +95,9 @@ def make_training(config: ConfigDict, steps_per_epoch: int, mesh: Mesh) -> Train
         return create_state(tx, jax.device_get(loaded), target, config.train, spec)
 
     target = placed_state(tx, shapes, mesh, config.train, spec)
-    train_step = make_train_step(model, spec, tx, rates_fn, mesh, config.train, target, config.seed)
+    train_step = make_train_step(
+        model, spec, tx, rates_fn, mesh, config.train, target, config.seed, rounds
+    )
     return Training(model, train_step, target, start_fn)
 
 
@@ -156,10 +163,11 @@ def next_batch(iterator: Iterator[loader.Batch]) -> loader.Batch:
     except RuntimeError as error:
         if "Worker process" not in str(error):
             raise
+        memory = "Perhaps memory is short: lower config.data.num_workers and rerun."
+        why = FULL if killed_by_shared_memory(str(error)) else memory
         raise UserError(
-            f"a process that prepares data was killed ({error}), perhaps for lack of memory. Rerun "
-            "the same command to resume from the last checkpoint, with a lower "
-            "config.data.num_workers."
+            f"a process that prepares data was killed ({error}). {why} It resumes from the last "
+            "checkpoint."
         ) from error
 
 

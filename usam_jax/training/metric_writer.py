@@ -1,13 +1,12 @@
 """Metrics of a run on disk: JSON lines, CSV and TensorBoard."""
 
-import csv
 import json
 import pathlib
 from typing import Any, Self
 
 from tensorboardX import SummaryWriter
 
-from usam_jax.utils.files import atomic_write
+from usam_jax.utils.files import write_csv, write_text
 from usam_jax.utils.workdir import Workdir
 
 
@@ -26,8 +25,7 @@ class MetricWriter:
         if self.path.is_file():
             lines = self.path.read_text().splitlines(keepends=True)
             kept = [x for x in lines if x.endswith("\n") and json.loads(x)["step"] <= first_step]
-            with atomic_write(self.path) as temporary:
-                temporary.write_text("".join(kept))
+            write_text(self.path, "".join(kept))
         self.file = self.path.open("a", buffering=1)
         self.board = SummaryWriter(str(self.workdir.tensorboard), purge_step=first_step + 1)
 
@@ -51,13 +49,8 @@ class MetricWriter:
     def write_csv(self, rows: list[dict[str, Any]]) -> None:
         """Write rows from `read` to `metrics.csv`, one row per step."""
         columns = dict.fromkeys(name for row in rows for name in row)
-        with (
-            atomic_write(self.workdir.metrics_csv) as temporary,
-            temporary.open("w", newline="") as file,
-        ):
-            writer = csv.DictWriter(file, list(columns))
-            writer.writeheader()
-            writer.writerows(rows)
+        table = [[row.get(x, "") for x in columns] for row in rows]
+        write_csv(self.workdir.metrics_csv, columns, table)
 
     def __enter__(self) -> Self:
         return self

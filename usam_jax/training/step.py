@@ -14,10 +14,11 @@ from ml_collections import ConfigDict
 
 from usam_jax.models.common.prompts import batch_images, batch_prompts
 from usam_jax.models.common.spec import ModelSpec, group_of, merge_params, split_params
-from usam_jax.training import losses
+from usam_jax.training import losses, simulated_clicks
 from usam_jax.utils.errors import UsageError
 from usam_jax.utils.mesh import batch_sharding, place_state, replicated
 
+METRICS = ("loss", "ce", "dice")  # of each micro-batch
 TrainStep = Callable[["TrainState", dict[str, Any]], tuple["TrainState", dict[str, Any]]]
 
 
@@ -104,14 +105,16 @@ def make_train_step(
     train: ConfigDict,
     target: TrainState,
     seed: int,
+    rounds: int = 0,
 ) -> TrainStep:
     """Return the jitted step (state, batch) -> (state, metrics), batches sharded over the mesh.
 
     A batch holds `image` uint8[b h w], `label` uint8[b h w] and the prompts. BatchNorm and Dice use
     the whole batch or, if `train.statistics` is "device", each device's share on its own, as
     published. `train.grad_accum_steps` splits the batch into as many equal micro-batches, which run
-    one after the other. Frozen parameters have no gradient. Dropout depends on `seed` and the step
-    alone. Donates `state`.
+    one after the other. Frozen parameters have no gradient. Dropout and simulated clicks depend on
+    `seed` and the step alone. With `rounds` above 0, for an interactive network, the loss is the
+    mean over the first prediction and those after each of so many simulated clicks. Donates `state`.
     """
     placed = jax.tree.map(lambda x: x.sharding, target)
     segmentation_loss = losses.make_loss(train)
@@ -120,9 +123,11 @@ def make_train_step(
     def group_loss(
         trainable: Any, variables: Any, batch: dict[str, Any], key: Any
     ) -> tuple[Any, Any]:
-        params = merge_params(trainable, variables["params"])
+        variables = {**variables, "params": merge_params(trainable, variables["params"])}
+        if rounds:
+            return interactive_loss(model, variables, batch, rounds, key, segmentation_loss)
         logits, changed = model.apply(
-            {**variables, "params": params},
+            variables,
             batch_images(batch["image"]),
             batch_prompts(batch),
             train=True,
@@ -169,7 +174,7 @@ def make_train_step(
 
         micros = {x: split_evenly(y, mesh.size, train.grad_accum_steps) for x, y in batch.items()}
         zeros = jax.tree.map(jnp.zeros_like, trainable)
-        sums = (zeros, {"loss": 0.0, "ce": 0.0, "dice": 0.0})
+        sums = (zeros, dict.fromkeys(METRICS, 0.0))
         keys = jax.random.split(key, train.grad_accum_steps)
         (stats, sums), _ = jax.lax.scan(add, (state.batch_stats, sums), (micros, keys))
         grads, metrics = jax.tree.map(lambda x: x / train.grad_accum_steps, sums)
@@ -213,6 +218,51 @@ def make_train_step(
     )
 
 
+def interactive_loss(
+    model: nn.Module,
+    variables: dict[str, Any],
+    batch: dict[str, Any],
+    rounds: int,
+    key: Any,
+    segmentation_loss: losses.LossFn,
+) -> tuple[Any, Any]:
+    """Return the loss over rounds of clicks, and metrics and the changed BatchNorm statistics.
+
+    The images are encoded once and decoded `rounds + 1` times, first for the prompts of the batch
+    alone. The metrics are means over the rounds.
+    """
+    labels = batch["label"].astype(jnp.int32)
+    prompts = batch_prompts(batch)
+    assert prompts is not None and prompts.point_labels is not None
+    first_slot = prompts.point_labels.shape[1]
+    prompts = simulated_clicks.with_room(prompts, rounds)
+    blank = jnp.zeros((*labels.shape, model.num_classes), jnp.float32)
+    prompts = dataclasses.replace(prompts, previous=blank)
+
+    def apply(stats: Any, *arguments: Any, method: str) -> tuple[Any, Any]:
+        given = {**variables, **({"batch_stats": stats} if stats else {})}
+        out, changed = model.apply(given, *arguments, True, mutable=["batch_stats"], method=method)
+        return out, changed.get("batch_stats", {})
+
+    stats = variables.get("batch_stats", {})
+    features, stats = apply(stats, batch_images(batch["image"]), method="encode")
+
+    def decode_round(carry: Any, number_and_key: Any) -> tuple[Any, Any]:
+        (stats, prompts), (number, key) = carry, number_and_key
+        logits, stats = apply(stats, features, prompts, method="decode")
+        loss, terms = segmentation_loss(logits, labels)
+        # The click of the last round is not used; its slot is that of the last padding.
+        slot = first_slot + jnp.minimum(number, rounds - 1)
+        prompts = simulated_clicks.add_click(prompts, logits, labels, slot, key)
+        return (stats, prompts), {"loss": loss, **terms}
+
+    keys = jax.random.split(key, rounds + 1)
+    scanned = (jnp.arange(rounds + 1), keys)
+    (stats, _), metrics = jax.lax.scan(decode_round, (stats, prompts), scanned, unroll=True)
+    metrics = jax.tree.map(lambda x: x.mean(), metrics)
+    return metrics["loss"], (metrics, stats)
+
+
 def sown(tree: dict[str, Any]) -> dict[str, Any]:
     """Return the arrays that a network sowed, by path joined with slashes.
 
@@ -228,10 +278,10 @@ def sown(tree: dict[str, Any]) -> dict[str, Any]:
 def group_norms(grads: dict[str, Any], spec: ModelSpec) -> dict[str, Any]:
     """Return the gradient norm float32[] of each learning-rate group."""
     flat = traverse_util.flatten_dict(grads, sep="/")
-    return {
-        group: optax.tree.norm([x for path, x in flat.items() if group_of(path, spec) == group])
-        for group in spec.groups
-    }
+    by_group: dict[str, list[Any]] = {group: [] for group in spec.groups}
+    for path, x in flat.items():
+        by_group[str(group_of(path, spec))].append(x)
+    return {group: optax.tree.norm(found) for group, found in by_group.items() if found}
 
 
 def split_evenly(x: Any, num_devices: int, num_parts: int) -> Any:

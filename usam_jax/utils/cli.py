@@ -14,6 +14,7 @@ from usam_jax.utils import console, xla_flags
 from usam_jax.utils.bundled import bundled_folder, make_importable
 from usam_jax.utils.config_file import ConfigFileParser, name_and_network
 from usam_jax.utils.errors import DISK_FULL, Stopped, UsageError, UserError, WeightsError
+from usam_jax.utils.shared_memory import FULL, is_from_shared_memory
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The run's config: NAME or FILE.py, and :NETWORK for another network."
@@ -58,6 +59,7 @@ def run(
         module = sys.modules[main_fn.__module__]
         print(f"{module.__doc__}\n{flags.FLAGS.get_help()}")
         return 0
+    console.accept_all_names()
     signal.signal(signal.SIGTERM, interrupt)
     xla_flags.use_fast_convolutions()
     try:
@@ -71,6 +73,8 @@ def run(
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
+        if is_from_shared_memory(error):
+            return report(UserError(f"{error}: {FULL}"))
         text = f"the disk is full ({error}). Free some space and run the same command again."
         return report(WeightsError(text))
     except Stopped as stopped:

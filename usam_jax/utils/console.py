@@ -3,7 +3,11 @@
 On a terminal, progress is one line that moves. Elsewhere it is a plain line now and then.
 """
 
+import codecs
 import collections
+import contextlib
+import io
+import sys
 import time
 from typing import Self
 
@@ -14,7 +18,22 @@ from rich.progress import Progress as RichProgress
 PLAIN_LINE_EVERY_S = 10.0
 SPEED_OVER_S = 60.0  # short enough to forget compilation and pauses soon
 
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, emoji=False)
+
+
+def keep_bytes(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Encode what a stream cannot: bytes of a file name as they are, other characters escaped."""
+    for name in ("surrogateescape", "backslashreplace"):
+        with contextlib.suppress(UnicodeError):
+            return codecs.lookup_error(name)(error)
+    raise error
+
+
+def accept_all_names() -> None:
+    """Let stdout print every valid name of a file, whatever its encoding and the stream's."""
+    codecs.register_error("usam_jax.keep_bytes", keep_bytes)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="usam_jax.keep_bytes")
 
 
 def info(text: str) -> None:
@@ -40,12 +59,12 @@ class Progress:
         self.last_line = time.monotonic()
         self.recent = collections.deque([(self.last_line, done)])
         self.bar = RichProgress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             console=console,
             disable=not console.is_terminal,
         )

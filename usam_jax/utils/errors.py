@@ -1,6 +1,9 @@
 """The errors that a user can fix, each with the exit code that scripts rely on."""
 
+import contextlib
 import errno
+import pathlib
+from collections.abc import Iterator
 
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -54,6 +57,50 @@ class Stopped(Exception):
     """A run that was asked to stop and has saved its state (exit code 130)."""
 
     exit_code = 130
+
+
+@contextlib.contextmanager
+def reading(
+    path: pathlib.Path, problem: str = "cannot be read", fix: str = "copy it again"
+) -> Iterator[None]:
+    """Turn any exception of a library that reads a user's file into a DataError that names it.
+
+    Libraries raise nearly any type for damaged files. Errors of the project pass unchanged.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except MemoryError as error:
+        raise DataError(f"{path}: does not fit into memory", "free some memory") from error
+    except OSError as error:
+        if error.strerror is None:
+            raise DataError(f"{path}: {problem} ({describe(error)})", fix) from error
+        raise unreadable(path, error) from error
+    except Exception as error:
+        raise DataError(f"{path}: {problem} ({describe(error)})", fix) from error
+
+
+def describe(error: Exception) -> str:
+    """One line of text for a library's error, which may have several or none."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def unreadable(path: pathlib.Path, error: OSError) -> DataError:
+    """The error for a file that the operating system does not open or read.
+
+    Raises the DataError for a broken link.
+    """
+    require_unbroken(path)
+    fix = "check the file and its permissions"
+    return DataError(f"{path}: cannot be read ({error.strerror})", fix)
+
+
+def require_unbroken(path: pathlib.Path) -> None:
+    """Raise DataError if the path is a link to a file that does not exist."""
+    if path.is_symlink() and not path.exists():
+        problem = f"{path}: is a broken link to {path.readlink()}"
+        raise DataError(problem, "restore the file that it points at, or copy that file here")
 
 
 def list_some(items: list[str], limit: int = 20) -> str:

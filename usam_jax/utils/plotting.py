@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from usam_jax.utils.files import atomic_write
 
@@ -32,10 +33,19 @@ def outline(axes: Any, label: np.ndarray, colours: list[Any]) -> None:
             axes.contour(label == value, levels=[0.5], colors=[colour], linewidths=1.2)
 
 
+def drawable(text: str) -> str:
+    """The text with a replacement character for each byte of a file name that is not UTF-8."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def save_figure(figure: Figure, path: pathlib.Path, dpi: int = DPI) -> None:
     """Save a figure atomically.
 
     The format follows the ending of `path`.
     """
+    for text in figure.findobj(Text):
+        if given := text.get_text():
+            text.set_parse_math(False)  # names of files may contain $
+            text.set_text(drawable(given))
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=dpi)

@@ -16,13 +16,30 @@ from usam_jax.utils.errors import UsageError
 from usam_jax.utils.workdir import Workdir
 
 HEARTBEAT_S = 30  # a process without a heartbeat for so long counts as dead
-CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "usam_jax" / "jax"
 
 
 def enable_compilation_cache() -> None:
-    """Keep compiled programs in the user's cache, unless JAX_COMPILATION_CACHE_DIR is set."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(CACHE))
+    """Keep compiled programs in the user's cache, unless JAX_COMPILATION_CACHE_DIR is set.
+
+    A user without a home, or with one that cannot be written, has no cache.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and (folder := cache_folder()):
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def cache_folder() -> pathlib.Path | None:
+    """The folder of compiled programs, which may not exist yet, or None with a note."""
+    try:
+        base = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        folder = base / "usam_jax" / "jax"
+        existing = next(x for x in (folder, *folder.resolve().parents) if x.exists())
+        problem = "" if os.access(existing, os.W_OK) else f"{existing} cannot be written"
+    except (OSError, RuntimeError) as error:  # RuntimeError: neither HOME nor a passwd entry
+        problem = str(error)
+    if not problem:
+        return folder
+    console.info(f"no cache of compiled programs: {problem}; set XDG_CACHE_HOME to have one")
+    return None
 
 
 def keep_memory() -> None:

@@ -40,6 +40,14 @@ class EvaluationFolder:
         return self.path / "sizes.png"
 
     @property
+    def clicks(self) -> pathlib.Path:
+        return self.path / "clicks.png"
+
+    @property
+    def corrections(self) -> pathlib.Path:
+        return self.path / "corrections.png"
+
+    @property
     def noise(self) -> pathlib.Path:
         return self.path / "noise.png"
 

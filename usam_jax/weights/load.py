@@ -3,6 +3,7 @@
 import functools
 import pathlib
 import re
+from collections.abc import Iterable
 
 import numpy as np
 from flax import traverse_util
@@ -15,18 +16,17 @@ from usam_jax.utils import console
 from usam_jax.utils.errors import UsageError, WeightsError
 from usam_jax.utils.files import checksum
 from usam_jax.weights import run_checkpoint
+from usam_jax.weights.fit import find_fit, shared_prefixes, strip
 from usam_jax.weights.maps import find_maps, maps_of
 from usam_jax.weights.name_map import (
     Leaf,
     NameMap,
     Report,
     Variables,
-    best_map,
     from_torch,
     is_fresh,
     is_resizable,
     leaves_of,
-    model_leaves,
     read_tensors,
     rename,
     to_torch,
@@ -34,14 +34,17 @@ from usam_jax.weights.name_map import (
 )
 from usam_jax.weights.problems import Problems, StateDict
 
+SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.")
+
 
 def from_published(state_dict: StateDict, config: ConfigDict) -> Variables:
     """Return all variables of a network from its published checkpoint, as numpy float32.
 
-    `config` is `config.model`. Raises a WeightsError that lists every missing, unknown and
-    misshapen tensor, and UsageError if the network has no map of names.
+    `config` is `config.model`. Raises a WeightsError that names missing, unknown,
+    misshapen and non-finite tensors, and UsageError if the network has no map of names.
     """
-    return from_torch(state_dict, maps_of(config.name)[0], config)[0]
+    fit = find_fit(state_dict, maps_of(config.name)[:1], config)
+    return from_torch(fit.tensors, fit.name_map, config)[0]
 
 
 def to_published(variables: Variables, config: ConfigDict) -> dict[str, np.ndarray]:
@@ -54,8 +57,7 @@ def to_published(variables: Variables, config: ConfigDict) -> dict[str, np.ndarr
 
 def from_usam(state_dict: StateDict, config: ConfigDict) -> Variables:
     """Return `from_published` for U-SAM, whose names may lack the prefix `sam.`."""
-    names = (f"sam.{x}" if not x.startswith(("sam.", "backbone.")) else x for x in state_dict)
-    return from_published(dict(zip(names, state_dict.values(), strict=True)), config)
+    return from_published(state_dict, config)
 
 
 def from_sam(state_dict: StateDict, config: ConfigDict) -> tuple[Variables, Report]:
@@ -65,15 +67,16 @@ def from_sam(state_dict: StateDict, config: ConfigDict) -> tuple[Variables, Repo
     positions of the global blocks are resized to the model's image size. The fixed matrix of the
     Fourier features is not a parameter, so it is in `report.constants`.
 
-    Raises a WeightsError that lists every missing, unknown and misshapen tensor, and UsageError if
-    the network has no weights of SAM.
+    Raises a WeightsError that names missing, unknown, misshapen and non-finite tensors, and
+    UsageError if the network has no weights of SAM.
     """
     maps = maps_of(config.name)[1:]
     if not maps:
         raise UsageError(
             f"config.model.name: got {config.name}, expected a network with a map of SAM's names"
         )
-    tree, report = from_torch(state_dict, best_map(state_dict, maps, config), config)
+    fit = find_fit(state_dict, maps, config)
+    tree, report = from_torch(fit.tensors, fit.name_map, config)
     return tree["params"], report
 
 
@@ -127,18 +130,23 @@ def read_weights(path: pathlib.Path, config: ConfigDict) -> tuple[Variables, str
     The format (this package's safetensors or a torch checkpoint of any map) is detected from the
     names. Raises WeightsError if the file does not fit the model.
     """
+    if shard := SHARD.search(path.name):
+        raise WeightsError(
+            f"{path}: got shard {int(shard[1])} of {int(shard[2])}, expected the index of all shards. "
+            f"Give the file NAME.index.json next to it."
+        )
     tensors = torch_checkpoint.load(path)
     hint = ""
     try:
         if any(name.startswith("params/") for name in tensors):
             return from_flat(tensors, config), f"{len(tensors)} arrays of this package"
-        name_map = best_map(tensors, maps_for(path, config.name), config)
-        tree, report = from_torch(tensors, name_map, config)
+        fit = find_fit(tensors, maps_for(path, config.name), config)
+        tree, report = from_torch(fit.tensors, fit.name_map, config)
     except WeightsError as error:
         if not any(name.startswith("params/") for name in tensors):
             hint = name_source(tensors, path, config) or name_version(tensors, path, config)
         raise WeightsError(f"{path}: {hint or error}") from error
-    return tree, f"{name_map.source}, {report if report.fresh else 'complete'}"
+    return tree, f"{fit}, {report if report.fresh else 'complete'}"
 
 
 def maps_for(path: pathlib.Path, network: str) -> tuple[NameMap, ...]:
@@ -151,20 +159,58 @@ def maps_for(path: pathlib.Path, network: str) -> tuple[NameMap, ...]:
 def name_source(tensors: StateDict, path: pathlib.Path, config: ConfigDict) -> str:
     """An error that names what a file holds and what would fit, if it is for other networks."""
     found: dict[str, tuple[int, list[str]]] = {}
+    stripped = [strip(tensors, x) for x in shared_prefixes(list(tensors))]
+
     for network in registry.names():
         leaves_by_map = default_leaves(network)
         for name_map in maps_for(path, network):
             names = wanted_names(leaves_by_map[name_map.source], name_map)
-            if names <= {rename(name, name_map.file_names) for name in tensors}:
+            # Published names as they are: those of S without their prefix are SAM's.
+            rules = () if name_map is maps_of(network)[0] else name_map.file_names
+            if any(names <= {rename(name, rules) for name in x} for x in stripped):
                 found.setdefault(name_map.source, (len(names), []))[1].append(network)
     source = max(found, key=lambda x: found[x][0], default="")
     if not source or config.name in found[source][1]:
         return ""
+    expected = ", ".join(x.source for x in maps_of(config.name))
     return (
-        f"got weights of {source}, expected ones of the network {config.name}: "
-        f"{', '.join(x.source for x in maps_of(config.name))}. Give one of these, or "
-        f"--config=configs/NAME.py:{' or '.join(found[source][1])}"
+        f"got weights of {source}, expected ones of the network {registry.short_name(config.name)}: "
+        f"{expected}. Give one of these, or --config=configs/NAME.py:{' or '.join(found[source][1])}"
     )
+
+
+def describe_other(source: str, network: str, config: ConfigDict) -> str:
+    """The error for weights of another network than that of the config."""
+    return (
+        f"got weights of {source}, expected ones of the network {registry.short_name(config.name)}. "
+        f"Give --config=configs/NAME.py:{network}"
+    )
+
+
+def name_flat_source(arrays: StateDict, config: ConfigDict) -> str:
+    """An error that names the network of this package's arrays, if it is another one.
+
+    Variants of a network differ in the number of their blocks, so numbers do not count.
+    """
+
+    def kinds(names: Iterable[str]) -> set[str]:
+        return {re.sub(r"\d+", "#", name) for name in names}
+
+    def overlap(model: ConfigDict) -> float:
+        shapes = variable_shapes(model)
+        wanted = set(traverse_util.flatten_dict(shapes, sep="/"))
+        sets = [kinds(wanted - fresh) for fresh in (set(), *fresh_parts(model.name, shapes))]
+        return max(len(names & found) / len(names | found) for names in sets)
+
+    found = kinds(arrays)
+    fits = {config.name: overlap(config)}
+    if fits[config.name] < 1:
+        others = (x for x in registry.names() if x != config.name)
+        fits |= {network: overlap(make_config(network)) for network in others}
+    network = max(fits, key=lambda x: fits[x])
+    if network == config.name:
+        return ""
+    return describe_other(f"the network {network}", network, config)
 
 
 def name_version(tensors: StateDict, path: pathlib.Path, config: ConfigDict) -> str:
@@ -210,33 +256,32 @@ def from_flat(arrays: StateDict, config: ConfigDict) -> Variables:
     """Return variables from this package's safetensors, by path, as numpy float32 arrays.
 
     The file holds either all variables of the model or all but those that a name map leaves at
-    their initial values. Raises a WeightsError that lists every missing, unknown and misshapen
-    array.
+    their initial values. Raises a WeightsError that names missing, unknown, misshapen and
+    non-finite arrays, or the network that the arrays belong to.
     """
-    shapes = traverse_util.flatten_dict(variable_shapes(config), sep="/")
-    wanted = {name: value.shape for name, value in shapes.items()}
-    for fresh in fresh_parts(config):
+    shapes = variable_shapes(config)
+    flat_shapes = traverse_util.flatten_dict(shapes, sep="/")
+    wanted = {name: value.shape for name, value in flat_shapes.items()}
+    for fresh in fresh_parts(config.name, shapes):
         if not any(name in arrays for name in fresh):
             wanted = {name: shape for name, shape in wanted.items() if name not in fresh}
             break
     problems = Problems()
-    problems.missing = [name for name in wanted if name not in arrays]
+    for name, shape in wanted.items():
+        problems.check([name], shape, arrays)
     problems.unknown = [name for name in arrays if name not in wanted]
-    problems.misshapen = [
-        f"{name}: got {arrays[name].shape}, expected {shape}"
-        for name, shape in wanted.items()
-        if name in arrays and arrays[name].shape != shape
-    ]
+    if (problems.missing or problems.unknown) and (other := name_flat_source(arrays, config)):
+        raise WeightsError(other)
     problems.raise_any("this package", config)
     flat = {name: np.asarray(arrays[name], np.float32) for name in wanted}
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
-def fresh_parts(config: ConfigDict) -> list[set[str]]:
+def fresh_parts(network: str, shapes: Variables) -> list[set[str]]:
     """Return, for each map that leaves variables at their initial values, their paths."""
     paths = [
-        {"/".join(x.path) for x in model_leaves(config, name_map) if is_fresh(x, name_map)}
-        for name_map in find_maps(config.name)
+        {"/".join(x.path) for x in leaves_of(shapes, name_map) if is_fresh(x, name_map)}
+        for name_map in find_maps(network)
         if name_map.fresh
     ]
     return [x for x in paths if x]

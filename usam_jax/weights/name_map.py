@@ -200,7 +200,7 @@ def from_torch(
     """Return the variables of a checkpoint, as numpy float32 arrays, and a report.
 
     They are complete unless the map leaves some at their initial values. Raises a WeightsError that
-    lists every missing, unknown and misshapen tensor.
+    names missing, unknown, misshapen and non-finite tensors.
     """
     tensors = read_tensors(state_dict, name_map)
     for name in tensors:
@@ -218,7 +218,7 @@ def from_torch(
             if before.shape != shape and is_resizable(before.shape, shape):
                 tensors[name] = (name_map.resize or resize)(before, shape)
                 resized[name] = (before.shape, shape)
-        if usable := problems.check(leaf, tensors):
+        if usable := problems.check(leaf.names, leaf.torch_shape, tensors):
             flat[leaf.path] = leaf.from_torch(usable)
             loaded |= dict.fromkeys(leaf.names)
     left = {
@@ -255,19 +255,6 @@ def to_torch(variables: Variables, name_map: NameMap, config: ConfigDict) -> dic
         for name, array in zip(leaf.names, arrays, strict=True):
             tensors[name] = np.ascontiguousarray(array)
     return tensors
-
-
-def best_map(state_dict: StateDict, maps: tuple[NameMap, ...], config: ConfigDict) -> NameMap:
-    """Return the map with the largest number of names found minus names missing, first on ties."""
-
-    shapes = variable_shapes(config)
-
-    def score(name_map: NameMap) -> int:
-        names = {rename(name, name_map.file_names) for name in state_dict}
-        wanted = wanted_names(leaves_of(shapes, name_map), name_map)
-        return len(names & wanted) - len(wanted - names)
-
-    return max(maps, key=score)
 
 
 def is_resizable(before: tuple[int, ...], shape: tuple[int, ...]) -> bool:

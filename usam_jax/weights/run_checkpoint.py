@@ -16,6 +16,7 @@ from typing import Any, Self
 import absl.logging
 import jax
 import orbax.checkpoint as ocp
+from flax import traverse_util
 from jax.sharding import Sharding
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
@@ -27,6 +28,8 @@ from usam_jax.utils.files import read_json, require_folder
 from usam_jax.utils.mesh import all_processes
 from usam_jax.utils.workdir import Workdir
 from usam_jax.weights import saved_config
+from usam_jax.weights.problems import require_finite
+from usam_jax.weights.saved_config import differences
 
 # Fields that may change on resume: the steps done so far do not depend on them.
 FREE = re.compile(
@@ -204,29 +207,6 @@ def abstract_arrays(tree: Any, sharding: Sharding) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
-def flat_config(config: Any) -> dict[str, Any]:
-    """Return the values of a config by dotted field name, with the types of JSON."""
-    if isinstance(config, ConfigDict):
-        config = json.loads(config.to_json_best_effort())
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, dict):
-            flat |= {f"{name}.{k}": v for k, v in flat_config(value).items()}
-        else:
-            flat[name] = value
-    return flat
-
-
-def differences(config: Any, saved: Any) -> list[str]:
-    """Return a line for each field of `config` that differs from the saved one."""
-    given, expected = flat_config(config), flat_config(saved)
-    return [
-        f"config.{name}: got {given.get(name)!r}, expected {expected.get(name)!r}"
-        for name in sorted(given.keys() | expected.keys())
-        if given.get(name) != expected.get(name)
-    ]
-
-
 def read_config(workdir: pathlib.Path) -> dict[str, Any]:
     """Return the config of a run, or {} if it has no finished checkpoint."""
     steps = Workdir(workdir).checkpoints.glob("[0-9]*")
@@ -248,11 +228,25 @@ def require_config(workdir: pathlib.Path) -> dict[str, Any]:
 def check_config(workdir: pathlib.Path, config: ConfigDict) -> None:
     """Create the workdir if it does not exist, and check that `config` may use it.
 
-    Raises UsageError if the workdir is not writable, or if it holds a run with another config: the
-    message lists every field that differs.
+    Raises UsageError if the workdir is not writable or not named in UTF-8, if it holds files of the
+    user that a run would replace, or if it holds a run with another config: the message lists every
+    field that differs.
     """
     require_folder(workdir)
+    try:
+        str(workdir.resolve()).encode()
+    except UnicodeEncodeError as error:  # Orbax fails on such a path, at the first checkpoint
+        raise UsageError(
+            f"--workdir: got {str(workdir)!r}, expected a path in UTF-8. Give another --workdir."
+        ) from error
     saved = read_config(workdir)
+    paths = Workdir(workdir)
+    written = (paths.data, paths.run, paths.metrics, paths.metrics_csv, paths.progress)
+    if foreign := [str(x) for x in written if x.exists() and not saved]:
+        raise UsageError(
+            f"{workdir} is not a run, since it has no {paths.config.name}, but holds files that a "
+            f"run would replace:\n{list_some(foreign)}\nGive another --workdir."
+        )
     changed = [x for x in differences(config, saved) if saved and not FREE.match(x)]
     if changed:
         raise UsageError(
@@ -296,17 +290,20 @@ def load_variables(
 ) -> dict[str, Any]:
     """Return the variables at `step` of a run, the averaged ones if the run has an average.
 
-    `config` is `config.model`. All arrays get `sharding`. Raises WeightsError if the checkpoint is
-    damaged.
+    `config` is `config.model`. All arrays get `sharding`, which replicates them. Raises WeightsError
+    if the checkpoint is damaged or holds values that are not finite.
     """
     shapes = variable_shapes(config)
     target = abstract_arrays(dict(shapes), sharding)
     averaged = bool(read_config(workdir).get("train", {}).get("ema_decay"))
     if averaged:
         target["ema"] = {x: target.pop(x) for x in ("params", "batch_stats") if x in target}
-    variables = restore_tree(Workdir(workdir.resolve()).checkpoint(step), target)
+    checkpoint = Workdir(workdir.resolve()).checkpoint(step)
+    variables = restore_tree(checkpoint, target)
     if averaged:
         variables |= variables.pop("ema")
+    flat = traverse_util.flatten_dict(variables, sep="/")
+    require_finite(((k, x.addressable_data(0)) for k, x in flat.items()), str(checkpoint))
     return variables
 
 

@@ -14,6 +14,8 @@ SCHEMA_VERSION = 3
 ADDED = {
     "optimizer": {"decay_power": 0.9, "clip_norm": 0.0},
     "train": {"ce_weight": 0.4, "dice_weight": 0.6, "dice": "squared"},
+    "prompts": {"rounds": 3},
+    "eval": {"max_clicks": 20},
 }
 
 
@@ -47,4 +49,37 @@ def upgrade(saved: dict[str, Any]) -> dict[str, Any]:
     if version < SCHEMA_VERSION:
         for section, fields in ADDED.items():
             config[section] = fields | config.get(section, {})
+        if "phantom_seed" in config.get("data", {}):
+            config["data"]["anatomy"] = "single"
+        if config["model"].get("name") in ("usam", "sam_s"):
+            config["model"]["interactive"] = False
+            config["optimizer"]["learning_rates"]["interactive"] = 1e-3
     return config
+
+
+def flat_config(config: Any) -> dict[str, Any]:
+    """Return the values of a config by dotted field name, with the types of JSON."""
+    if isinstance(config, ConfigDict):
+        config = json.loads(config.to_json_best_effort())
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{k}": v for k, v in flat_config(value).items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def differences(config: Any, saved: Any) -> list[str]:
+    """Return a line for each field of `config` that differs from the saved one."""
+    given, expected = flat_config(config), flat_config(saved)
+
+    def describe(name: str) -> str:
+        if name not in given:
+            return f"config.{name}: an unknown field of the saved config ({expected[name]!r})"
+        if name not in expected:
+            return f"config.{name}: got {given[name]!r}, but the saved config has no such field"
+        return f"config.{name}: got {given[name]!r}, expected {expected[name]!r}"
+
+    names = sorted(given.keys() | expected.keys())
+    return [describe(x) for x in names if given.get(x) != expected.get(x)]

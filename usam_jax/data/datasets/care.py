@@ -12,13 +12,15 @@ from usam_jax.data.case import (
     Case,
     Cases,
     Slices,
-    file_names,
+    files_named,
     natural_order,
     source_stamp,
     unusable_case,
 )
 from usam_jax.data.datasets.spec import DatasetSpec
-from usam_jax.utils.errors import DataError, list_some
+from usam_jax.io.cohort import find_others
+from usam_jax.io.numpy_file import read_npz
+from usam_jax.utils.errors import DataError, list_some, reading
 
 SHAPE = (224, 224)
 
@@ -35,27 +37,31 @@ def care_cases(root: pathlib.Path, split: str, num_classes: int) -> list[Case]:
     if not folder.is_dir():
         raise DataError(f"{folder} is not there, expected the {split} split of CARE")
     table = root / split / f"{split}_bbox.csv"
-    names = read_names(table) if table.is_file() else file_names(folder, ".npz")
+    found = files_named(folder, ".npz")
+    names = read_names(table) if table.is_file() else list(found)
     if not names:
         raise DataError(f"{folder} holds no slices (NAME.npz)")
     return [
-        care_case(folder / f"{name}.npz", table, num_classes)
+        care_case(found.get(name, folder / f"{name}.npz"), table, num_classes)
         for name in sorted(names, key=natural_order)
     ]
 
 
+def find_left_out(data: ConfigDict) -> dict[pathlib.Path, str]:
+    """What is not named NAME.npz among the slices, without those that the table leaves out."""
+    folders = [pathlib.Path(data.root) / x / f"{x}_npz" for x in ("train", "test")]
+    return find_others(folders[0], ".npz") | find_others(folders[1], ".npz")
+
+
 def read_names(table: pathlib.Path) -> list[str]:
     """The column `name` of CARE's CSV, whose boxes are not needed next to the labels."""
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-            names = [row["name"].strip().removesuffix(".npz") for row in rows]
-    except (OSError, KeyError, AttributeError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(
-            f"{table}: found no readable column `name` ({error!r}), expected the columns name and "
-            "bbox",
-            "delete the file to use every .npz of the folder",
-        ) from error
+    problem = "found no readable column `name`, expected the columns name and bbox"
+    fix = "delete the file to use every .npz of the folder"
+    with (
+        reading(table, problem, fix),
+        table.open(newline="", encoding="utf-8-sig") as file,
+    ):
+        names = [row["name"].strip().removesuffix(".npz") for row in csv.DictReader(file)]
     if not names:
         raise DataError(f"{table}: lists no slices", "delete it to use every .npz of the folder")
     repeated = [name for name, count in collections.Counter(names).items() if count > 1]
@@ -80,17 +86,7 @@ def load_care_slice(path: pathlib.Path, num_classes: int) -> Slices:
 
     Raises DataError unless the file holds an image and a label of 224x224.
     """
-    try:
-        # Opened here, since np.load leaves a damaged archive open.
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            absent = [key for key in ("image", "label") if key not in file.files]
-            if absent:
-                raise DataError(f"{path}: lacks {absent}, found the keys {sorted(file.files)}")
-            image, label = file["image"], file["label"]
-    except DataError:
-        raise
-    except Exception as error:  # damaged files raise nearly any type, tokenize errors included
-        raise DataError(f"{path}: not a readable .npz ({error})", "copy it again") from error
+    image, label = read_npz(path, ("image", "label"))
     for key, array in (("image", image), ("label", label)):
         if array.shape != SHAPE:
             raise DataError(f"{path}: {key} has the shape {array.shape}, expected {SHAPE}")
@@ -111,6 +107,7 @@ def load_care_slice(path: pathlib.Path, num_classes: int) -> Slices:
 
 SPEC = DatasetSpec(
     list_cases,
+    find_left_out,
     layout="train/train_npz and test/test_npz",
     hint=(
         "CARE is given out by its authors on request (see the paper's project page); "

@@ -41,6 +41,12 @@ def list_cases(data: ConfigDict) -> Cases:
         return with_patients(spec.list_cases(data), root / PATIENTS)
 
 
+def find_left_out(data: ConfigDict) -> dict[pathlib.Path, str]:
+    """Files and folders among the cases that the layout does not read, with the reasons."""
+    with naming_unreadable():
+        return get_spec(data.kind).find_left_out(data)
+
+
 def detect_kind(root: pathlib.Path) -> str:
     """The kind of the data set in a folder, by what the folder holds. Raises DataError for none."""
     specs = {kind: get_spec(kind) for kind in kinds()}

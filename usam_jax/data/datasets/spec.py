@@ -15,6 +15,11 @@ def no_settings(_data: ConfigDict) -> dict[str, Any]:
     return {}
 
 
+def nothing_left_out(_data: ConfigDict) -> dict[pathlib.Path, str]:
+    """What a layout leaves out whose folders hold nothing but its cases."""
+    return {}
+
+
 @dataclasses.dataclass(frozen=True)
 class DatasetSpec:
     """A layout of data sets. All paths are relative to the data set's folder."""
@@ -22,6 +27,9 @@ class DatasetSpec:
     # The cases of `config.data` by split: train, val (if the data set has one), test. Raises
     # DataError for files and UsageError for fields that cannot be used.
     list_cases: Callable[[ConfigDict], Cases]
+    # Files and folders among the cases that are not read, such as those with another ending, with
+    # the reasons.
+    find_left_out: Callable[[ConfigDict], dict[pathlib.Path, str]] = nothing_left_out
     # The content of the folder, for messages, and where to get the data.
     layout: str = ""
     hint: str = ""

@@ -10,13 +10,15 @@ from usam_jax.data.case import (
     Case,
     Cases,
     Slices,
-    file_names,
+    files_named,
     natural_order,
     source_stamp,
     unusable_case,
 )
 from usam_jax.data.datasets.spec import DatasetSpec
 from usam_jax.data.datasets.word import HINT
+from usam_jax.io.cohort import find_others
+from usam_jax.io.numpy_file import read_npy
 from usam_jax.utils.errors import DataError
 
 
@@ -28,12 +30,25 @@ def list_cases(data: ConfigDict) -> Cases:
         images, labels = root / split / "npy_imgs", root / split / "npy_gts"
         if split == "val" and not images.is_dir():
             continue
-        found = file_names(images, ".npy") if images.is_dir() else []
-        names = [f"{name}.npy" for name in sorted(found, key=natural_order)]
-        if not names:
+        found = files_named(images, ".npy") if images.is_dir() else {}
+        if not found:
             raise DataError(f"{images} holds no slices (NAME.npy)")
-        cases[split] = [npy_case(images / name, labels / name, num_classes) for name in names]
+        truths = files_named(labels, ".npy") if labels.is_dir() else {}
+        cases[split] = [
+            npy_case(found[x], truths.get(x, labels / f"{x}.npy"), num_classes)
+            for x in sorted(found, key=natural_order)
+        ]
     return cases
+
+
+def find_left_out(data: ConfigDict) -> dict[pathlib.Path, str]:
+    """What is not named NAME.npy in the folders of the splits."""
+    root = pathlib.Path(data.root)
+    folders = [root / x / y for x in ("train", "val", "test") for y in ("npy_imgs", "npy_gts")]
+    left_out: dict[pathlib.Path, str] = {}
+    for folder in folders:
+        left_out |= find_others(folder, ".npy") if folder.is_dir() else {}
+    return left_out
 
 
 def npy_case(image: pathlib.Path, label: pathlib.Path, num_classes: int) -> Case:
@@ -49,10 +64,7 @@ def load_npy(image: pathlib.Path, label: pathlib.Path, num_classes: int) -> Slic
     """One slice. Raises DataError for anything but two uint8 arrays of one shape."""
     arrays = []
     for path in (image, label):
-        try:
-            array = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"{path}: not a readable .npy ({error})", "copy it again") from error
+        array = read_npy(path)
         if array.ndim != 2 or array.dtype != np.uint8:
             raise DataError(
                 f"{path}: has the shape {array.shape} and type {array.dtype}, expected uint8[h w]"
@@ -68,6 +80,7 @@ def load_npy(image: pathlib.Path, label: pathlib.Path, num_classes: int) -> Slic
 
 SPEC = DatasetSpec(
     list_cases,
+    find_left_out,
     layout="train/npy_imgs train/npy_gts test/npy_imgs test/npy_gts",
     hint=HINT,
     config_name="word",

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from usam_jax.data.case import Case, Cases, Slices
+from usam_jax.data.values import GreyValues, doubt
 from usam_jax.utils.errors import DataError, UserError
 from usam_jax.utils.files import read_json
 
@@ -100,11 +101,28 @@ def packed_cases(folder: pathlib.Path) -> Cases:
                 x["num_slices"],
                 x["stamp"],
                 functools.partial(load_packed, packed, split, x),
+                packed_values=record_values(x),
             )
             for x in packed.cases(split)
         ]
         for split in packed.manifest["splits"]
     }
+
+
+def record_values(record: dict[str, Any]) -> GreyValues | None:
+    """The grey values that a case had before it was packed, None if its record lacks them."""
+    return GreyValues(**record["values"]) if "values" in record else None
+
+
+def record_doubts(splits: dict[str, list[dict[str, Any]]]) -> dict[str, str]:
+    """What is doubtful about the grey values of packed cases, by SPLIT/NAME."""
+    found = {
+        f"{split}/{x['name']}": doubt(values, x["geometry"] is not None)
+        for split, records in splits.items()
+        for x in records
+        if (values := record_values(x))
+    }
+    return {name: text for name, text in found.items() if text}
 
 
 def load_packed(packed: Packed, split: str, record: dict[str, Any]) -> Slices:

@@ -20,13 +20,17 @@ from ml_collections import ConfigDict
 
 from usam_jax.data import splits
 from usam_jax.data.case import Cases, find_fault
-from usam_jax.data.datasets.registry import get_spec, list_cases
-from usam_jax.data.packed.build import CHECK, count_slices, pack
-from usam_jax.data.packed.format import MANIFEST, VERSION, Packed, open_packed
+from usam_jax.data.class_names import require_class_names
+from usam_jax.data.datasets.registry import find_left_out, get_spec, list_cases
+from usam_jax.data.packed.build import CHECK, count_slices, hash_json, pack
+from usam_jax.data.packed.encode import is_unchanged, label_file
+from usam_jax.data.packed.format import MANIFEST, VERSION, Packed, open_packed, record_doubts
 from usam_jax.data.patients import shared_patients
+from usam_jax.data.values import describe_doubts
+from usam_jax.io.cohort import describe_count
 from usam_jax.utils import console
 from usam_jax.utils.errors import DISK_FULL, DataError, UsageError, list_some
-from usam_jax.utils.files import read_json
+from usam_jax.utils.files import read_json, write_json
 
 MIN_IMAGE_SIZE = 16  # pixels; each network says which sizes it takes
 
@@ -43,6 +47,7 @@ def packing_settings(config: ConfigDict) -> dict[str, Any]:
             raise UsageError(f"config.{field}: got {found!r}, expected {expected}")
 
     spec = get_spec(config.kind)
+    require_class_names(config.classes, "config.data.classes")
     expect(config.intensity in ("clip", "wrap"), "data.intensity", "clip or wrap")
     expect(config.window_width > 0, "data.window_width", "more than 0")
     expect(config.clahe_limit >= 0, "data.clahe_limit", "0 or more")
@@ -63,9 +68,18 @@ def packing_settings(config: ConfigDict) -> dict[str, Any]:
 def prepare(config: ConfigDict, folder: pathlib.Path | None = None) -> Packed:
     """Pack the data set of `config.data`, as far as it is not packed yet, and open it.
 
-    It is packed into `folder`, or into a folder of its own in `packed_dir`. Raises DataError with
-    the faulty cases if the source cannot be used, and UsageError for an invalid setting.
+    It is packed into `folder`, or into a folder of its own in `packed_dir`. Warns of cases whose
+    grey values look wrong. Raises DataError with the faulty cases if the source cannot be used, and
+    UsageError for an invalid setting.
     """
+    packed = open_or_pack(config, folder)
+    if doubts := record_doubts(packed.manifest["splits"]):
+        console.info(f"{packed.folder}: warning: {describe_doubts(doubts)}")
+    return packed
+
+
+def open_or_pack(config: ConfigDict, folder: pathlib.Path | None) -> Packed:
+    """Open a packed data set, or pack its source as far as it is not packed yet."""
     settings = packing_settings(config)
     splits.check_splitting(config)
     if config.kind == "packed":
@@ -77,20 +91,24 @@ def prepare(config: ConfigDict, folder: pathlib.Path | None = None) -> Packed:
         return packed
     cases = list_cases(config)
     require_usable(cases)
-    fingerprint = make_fingerprint(cases, settings)
+    if left_out := find_left_out(config):
+        console.info(f"warning: {describe_count(left_out)}")
     folder = folder or pathlib.Path(config.packed_dir) / packed_name(config, settings)
     if (folder / MANIFEST).is_file() and not os.access(folder / MANIFEST, os.W_OK):
         manifest = read_json(folder / MANIFEST)
-        if manifest.get("fingerprint") == fingerprint:
-            return Packed(folder, manifest)
+        if (current := refresh(manifest, cases, settings)) is not None:
+            return Packed(folder, current)
     try:
         require_own(folder)
         with locked(folder):
-            manifest = read_json(folder / MANIFEST)
-            if manifest.get("fingerprint") != fingerprint:
-                if manifest:
+            before = read_json(folder / MANIFEST)
+            manifest = refresh(before, cases, settings) or {}
+            if not manifest:
+                if before:
                     console.info(f"{folder}: the source has changed, packing what changed")
-                manifest = pack(cases, settings, fingerprint, folder)
+                manifest = pack(cases, settings, arrays_name(cases, settings), folder)
+            elif manifest != before:
+                write_json(folder / MANIFEST, manifest)
             splits.record_held_out(folder / MANIFEST, manifest, config)
     except OSError as error:
         if error.errno not in DISK_FULL:
@@ -161,14 +179,38 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def make_fingerprint(cases: Cases, settings: dict[str, Any]) -> str:
-    """A hash of the settings, each case's name and patient, and each file's size and time."""
+def refresh(
+    manifest: dict[str, Any], cases: Cases, settings: dict[str, Any]
+) -> dict[str, Any] | None:
+    """A manifest with the files' present times and places, or None if it is of other data."""
+    if (
+        not manifest
+        or manifest["settings"] != settings
+        or manifest["splits"].keys() != cases.keys()
+    ):
+        return None
+    listed = {}
+    for split, found in cases.items():
+        records = manifest["splits"][split]
+        named = [(x["name"], x["patient"]) for x in records]
+        if named != [(x.name, x.patient) for x in found]:
+            return None
+        if not all(is_unchanged(x, record) for x, record in zip(found, records, strict=True)):
+            return None
+        listed[split] = [
+            record | {"stamp": x.source_stamp, "label_file": label_file(x)}
+            for x, record in zip(found, records, strict=True)
+        ]
+    return manifest | {"splits": listed}
+
+
+def arrays_name(cases: Cases, settings: dict[str, Any]) -> str:
+    """The name of the folder of arrays, different for other settings, cases and stamps."""
     stamps = {
         split: [[x.name, x.patient, x.source_stamp] for x in found]
         for split, found in cases.items()
     }
-    text = json.dumps([settings, stamps], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hash_json([settings, stamps])[:12]
 
 
 def packed_name(config: ConfigDict, settings: dict[str, Any]) -> str:

@@ -20,9 +20,14 @@ from usam_jax.data.phantoms.canvas import (
     pick,
     wander,
 )
+from usam_jax.data.phantoms.loops import LOOPS_FIELD, choose_rectum, draw_loops
 from usam_jax.io.geometry import Geometry
 
-VERSION = 2  # to be raised whenever the same arguments give other bytes than before
+# Kinds of anatomy, and the version of each, to be raised whenever the same arguments give other
+# bytes than before.
+# single: one rectum, which its place gives away.
+# loops: several loops of bowel that look alike, of which one is the rectum.
+VERSIONS = {"single": 2, "loops": 1}
 SLICE_MM = (2.0, 3.0, 4.0, 5.0)
 MARROW = 230.0  # HU
 
@@ -39,27 +44,42 @@ class Phantom(NamedTuple):
     spacing_mm: tuple[float, float, float]
 
 
-def make_patient(seed: int, patient: int, size: int = 128, num_slices: int | None = 24) -> Phantom:
-    """Generates patient number `patient` of population `seed`, deterministically.
+def make_patient(
+    seed: int,
+    patient: int,
+    size: int = 128,
+    num_slices: int | None = 24,
+    anatomy: str = "single",
+) -> Phantom:
+    """Generate patient number `patient` of population `seed`, deterministically.
 
     Returns float32 HU and uint8 labels, both [num_slices size size]. If `num_slices` is None, the
-    slice thickness is the patient's own, 2 to 5 mm. The anatomy depends on `seed` and `patient`
-    alone; the scanner's blur and noise also depend on the resolution.
+    slice thickness is the patient's own, 2 to 5 mm. `anatomy` is a key of `VERSIONS`. Bodies depend
+    on `seed`, `patient` and `anatomy` alone; the scanner's blur and noise also depend on the
+    resolution.
     """
-    rng, pose, num_slices = _begin(seed, patient, num_slices)
+    rng, pose, num_slices = _begin(seed, patient, num_slices, anatomy)
     scene = make_scene(rng, pose, size, num_slices)
     slice_mm = EXTENT_MM / num_slices
     _draw_body(scene, rng)
     _draw_organs(scene, rng)
+    if anatomy == "single":
+        _draw_small_loops(scene, rng)
+    _draw_vessels(scene, rng)
     _draw_bones(scene, rng)
-    labels = draw_rectum(scene, rng, _sacrum_y(scene))
+    if anatomy == "single":
+        labels = draw_rectum(scene, rng, _sacrum_y(scene))
+    else:
+        labels = draw_loops(scene, rng, _sacrum_y(scene), choose_rectum(seed, patient))
     image = _scan(scene.image, rng, scene.pixel_mm, slice_mm)
     return Phantom(image, labels, (slice_mm, scene.pixel_mm, scene.pixel_mm))
 
 
-def patient_geometry(seed: int, patient: int, size: int, num_slices: int | None) -> Geometry:
+def patient_geometry(
+    seed: int, patient: int, size: int, num_slices: int | None, anatomy: str = "single"
+) -> Geometry:
     """The geometry of a patient's slices, without painting them."""
-    _, pose, num_slices = _begin(seed, patient, num_slices)
+    _, pose, num_slices = _begin(seed, patient, num_slices, anatomy)
     slice_mm, pixel_mm = EXTENT_MM / num_slices, pose.field_mm / size
     affine = np.diag([-pixel_mm, -pixel_mm, slice_mm, 1.0]).tolist()
     return Geometry(
@@ -72,11 +92,14 @@ def patient_geometry(seed: int, patient: int, size: int, num_slices: int | None)
 
 
 def _begin(
-    seed: int, patient: int, num_slices: int | None
+    seed: int, patient: int, num_slices: int | None, anatomy: str
 ) -> tuple[np.random.Generator, Pose, int]:
     rng = np.random.default_rng([seed, patient])
     own_slices = round(EXTENT_MM / float(rng.choice(SLICE_MM)))
-    return rng, draw_pose(rng), num_slices or own_slices
+    pose = draw_pose(rng)
+    if anatomy == "loops":
+        pose = pose._replace(field_mm=pose.field_mm * LOOPS_FIELD)
+    return rng, pose, num_slices or own_slices
 
 
 def _draw_body(scene: Scene, rng: np.random.Generator) -> None:
@@ -109,12 +132,18 @@ def _draw_organs(scene: Scene, rng: np.random.Generator) -> None:
     at, radii = prostate if rng.random() < 0.5 else uterus
     organ = ball(scene, at, radii) + 2.5 * scene.warp
     paint(scene, organ, scene.tissue.muscle + rng.uniform(0, 35) + 14 * scene.texture)
+
+
+def _draw_small_loops(scene: Scene, rng: np.random.Generator) -> None:
     for _ in range(rng.integers(6, 13)):
         place = pick(rng, (-65, 65), (-58, 22), (65, 125))
         draw_loop(scene, rng, place, pick(rng, (10, 24), (9, 18), (12, 36)))
     # One more loop next to the rectum, so that a ring near the sacrum is not always the rectum.
     side, *place = pick(rng, (32, 46), (14, 34), (55, 105))
     draw_loop(scene, rng, [side if rng.random() < 0.5 else -side, *place], (13, 12, 25))
+
+
+def _draw_vessels(scene: Scene, rng: np.random.Generator) -> None:
     # Arteries and veins, among them some as wide and as bright as a tumour.
     for x, y, radius in ((64, -42, 5.5), (70, -30, 6.5), (48, 30, 3.5), (42, 12, 3)):
         for sign in (-1, 1):

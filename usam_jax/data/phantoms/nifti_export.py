@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from usam_jax.data.phantoms.anatomy import VERSION, Phantom, make_patient
+from usam_jax.data.phantoms.anatomy import VERSIONS, Phantom, make_patient
 from usam_jax.io import nifti
 from usam_jax.utils import console
-from usam_jax.utils.errors import DataError, UsageError, list_some
-from usam_jax.utils.files import write_json
+from usam_jax.utils.errors import DataError, UsageError, UserError, list_some
+from usam_jax.utils.files import read_json, write_json
+from usam_jax.utils.outputs import Output, check_outputs
 from usam_jax.utils.parallel import ordered_map
 
 FILE_AXES = ("LPS", "LPS", "RAS", "RAS", "LAS", "LAS", "PIR", "ASL")  # common ones repeated
@@ -25,25 +26,28 @@ def write_nnunet(
     size: int = 256,
     num_slices: int | None = None,
     seed: int = 0,
+    anatomy: str = "single",
 ) -> None:
     """Write `num_train` + `num_test` patients as a raw data set of nnU-Net v2.
 
     Patients are numbered consecutively. Images are int16 HU and labels uint8, both [size size
     num_slices] before the file's axes are permuted; by default `num_slices` is each patient's own.
-    Axes, origin and tilt differ by patient. After an interruption, complete patients are kept.
+    Axes, origin and tilt differ by patient. `anatomy` is as in `make_patient`. After an interruption, complete patients are kept.
     Raises UsageError if the folder holds other files, and DataError if it cannot be written.
     """
     numbers = range(num_train + num_test)
-    texts = [describe(seed, number, size, num_slices) for number in numbers]
+    texts = [describe(seed, number, size, num_slices, anatomy) for number in numbers]
     paths = [patient_paths(folder, x, "Tr" if x < num_train else "Ts") for x in numbers]
 
     def write(number: int) -> None:
-        made = make_patient(seed, number, size, num_slices)
+        made = make_patient(seed, number, size, num_slices, anatomy)
         affine, axes = draw_grid(made, seed, number)
         hu = np.rint(made.image).astype(np.int16)
         for path, slices in zip(paths[number], (hu, made.labels), strict=True):
             nifti.write_slices(path, slices, affine, axes, texts[number])
 
+    output = Output(folder / "dataset.json", "a description", "Give another folder.", is_own)
+    check_outputs([output], {})
     try:
         make_folders(folder, list(itertools.chain(*paths)))
         # A file gets its name when it is complete, so its header is all there is to compare.
@@ -86,9 +90,19 @@ def make_folders(folder: pathlib.Path, paths: list[pathlib.Path]) -> None:
         )
 
 
-def describe(seed: int, number: int, size: int, num_slices: int | None) -> bytes:
+def is_own(path: pathlib.Path) -> bool:
+    """Whether a `dataset.json` is that of phantoms, of any number."""
+    try:
+        content = read_json(path)
+    except UserError:
+        return False
+    return content == description(0) | {"numTraining": content.get("numTraining")}
+
+
+def describe(seed: int, number: int, size: int, num_slices: int | None, anatomy: str) -> bytes:
     """The arguments of a file, for its header, so that files of other arguments are not kept."""
-    return f"phantom v{VERSION} {seed} {number} {size} {num_slices or 'own'}".encode()
+    name = "phantom" if anatomy == "single" else anatomy
+    return f"{name} v{VERSIONS[anatomy]} {seed} {number} {size} {num_slices or 'own'}".encode()
 
 
 def draw_grid(made: Phantom, seed: int, number: int) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -7,8 +7,10 @@ import string
 from importlib import resources
 from typing import Any
 
+from usam_jax.data.class_names import MEAN
+from usam_jax.evaluation.report.words import describe_sensitivity
 from usam_jax.evaluation.summary import METRICS, mean
-from usam_jax.utils.files import atomic_write
+from usam_jax.utils.files import write_text
 from usam_jax.utils.formatting import (
     MISSING,
     VOLUMES,
@@ -50,6 +52,7 @@ def write_report(path: pathlib.Path, summary: Summary, sections: list[Section]) 
     body = [
         paragraph(counts),
         prompts_box(summary["prompts"], summary["automatic"]),
+        *(paragraph(describe_sensitivity(x)) for x in [summary["sensitivity"]] if x),
         pooled_section(summary),
         cases_section(summary),
         *(pictures_section(*section) for section in sections),
@@ -60,8 +63,7 @@ def write_report(path: pathlib.Path, summary: Summary, sections: list[Section]) 
     page = string.Template(read_template("report.html")).substitute(
         title=escape(title), style=read_template("report.css"), body="\n".join(body)
     )
-    with atomic_write(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_text(path, page)
 
 
 def read_template(name: str) -> str:
@@ -122,7 +124,7 @@ def pooled_section(summary: Summary) -> str:
     if summary["paper"]:
         words += " Rows that start with 'paper' are results that the paper reports, not results of this run."
     parts = [heading("Pooled metrics"), paragraph(words)]
-    names = [*summary["classes"][1:], "mean"]
+    names = [*summary["classes"][1:], MEAN]
     for kind, title in (("dice", "Dice (%)"), ("iou", "IoU (%)")):
         rows = [
             ["this run, prompts: " + summary["prompts"], *pooled(summary["pooled"], kind, names)]

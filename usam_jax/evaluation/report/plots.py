@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
+from usam_jax.data.class_names import MEAN
 from usam_jax.data.prompts import BACKGROUND, FOREGROUND
 from usam_jax.evaluation.case_metrics import MISSED, OK
 from usam_jax.evaluation.summary import LOWER_IS_BETTER
@@ -269,7 +270,7 @@ def save_prompt_jitter(
     axes = figure.subplots()
     pixels = [x["pixels"] for x in noise]
     lines = [(x, c, 1.2) for x, c in zip(names, class_colours(len(classes)), strict=True)]
-    for name, colour, thickness in (*lines, ("mean", "black", 3.0)):
+    for name, colour, thickness in (*lines, (MEAN, "black", 3.0)):
         dice = [np.nan if x["dice"][name] is None else 100 * x["dice"][name] for x in noise]
         axes.plot(pixels, dice, "o-", c=colour, lw=thickness, ms=4, label=name)
     if automatic is not None:
@@ -286,7 +287,7 @@ def save_prompt_jitter(
 def save_pairs(path: pathlib.Path, result: dict[str, Any]) -> None:
     """Plot a comparison: B against A, a panel per class and a dot per case."""
     metric = result["metric"]
-    names = [name for name, x in result["classes"].items() if name != "mean" and x["n"]]
+    names = [name for name, x in result["classes"].items() if name != MEAN and x["n"]]
     columns = max(1, int(np.ceil(np.sqrt(len(names)))))
     rows = max(1, -(-len(names) // columns))
     side = max(2.7, 5.4 / columns)  # inches of a panel

@@ -11,9 +11,11 @@ from usam_jax.data.packed.format import Packed
 from usam_jax.data.prompt_modes import PromptMode
 from usam_jax.evaluation.case_metrics import Scoring
 from usam_jax.evaluation.case_scorer import CaseResult
-from usam_jax.evaluation.report import plots
-from usam_jax.evaluation.report.html import write_report
+from usam_jax.evaluation.report import clicks, plots
+from usam_jax.evaluation.report.clicks import Corrected
+from usam_jax.evaluation.report.html import Section, write_report
 from usam_jax.evaluation.report.plots import ReportSlice
+from usam_jax.evaluation.report.words import describe_clicks
 from usam_jax.evaluation.summary import mean
 from usam_jax.utils.workdir import EvaluationFolder
 
@@ -113,14 +115,33 @@ def make_report_slice(
     )
 
 
+def clicks_sections(
+    files: EvaluationFolder,
+    summary: dict[str, Any],
+    corrected: list[Corrected],
+    scoring: Scoring,
+) -> list[Section]:
+    """Draw the plots of the interactive evaluation, if there was one."""
+    if not summary["clicks"]:
+        return []
+    clicks.save_curve(files.clicks, summary["clicks"])
+    sections: list[Section] = [("Clicks", describe_clicks(summary["clicks"]), [files.clicks])]
+    if corrected:
+        clicks.save_corrections(files.corrections, corrected, scoring.classes)
+        text = "The slices on which the automatic prediction is worst, one of each case."
+        sections.append(("Automatic, then clicks", text, [files.corrections]))
+    return sections
+
+
 def draw_report(
     folder: pathlib.Path,
     summary: dict[str, Any],
     results: list[CaseResult],
     slices: list[ReportSlice],
+    corrected: list[Corrected],
     scoring: Scoring,
 ) -> None:
-    """Write `report.html`, `predictions.png`, `boxes.png`, `sizes.png`, `noise.png`, `cases/`."""
+    """Write `report.html` and its plots, those of clicks if there are any."""
     files = EvaluationFolder(folder)
     shutil.rmtree(files.cases, ignore_errors=True)  # of an earlier evaluation
     files.cases.mkdir(parents=True)
@@ -147,7 +168,8 @@ def draw_report(
         plots.save_slices(paths[-1], pictures, scoring.classes)
     boxes, sizes, noise = files.boxes, files.sizes, files.noise
     plots.save_boxes(boxes, summary)
-    sections = [
+    sections = clicks_sections(files, summary, corrected, scoring)
+    sections += [
         ("Worst, median and best cases", "Ranked by the mean Dice over the classes.", [strip]),
         ("All cases", "Dice, NSD and HD95 of each case, by class.", [boxes]),
     ]

@@ -7,7 +7,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from usam_jax.data.class_names import MEAN
 from usam_jax.evaluation.case_metrics import ABSENT, FALSE_ALARM, MISSED, OK
+from usam_jax.evaluation.report.words import describe_clicks, describe_sensitivity
 from usam_jax.utils.files import write_json
 from usam_jax.utils.formatting import (
     format_interval,
@@ -38,7 +40,7 @@ def print_lines(*lines: str) -> None:
 
 
 def make_console() -> Console:
-    return Console(highlight=False, soft_wrap=True, markup=False, width=WIDTH)
+    return Console(highlight=False, soft_wrap=True, markup=False, emoji=False, width=WIDTH)
 
 
 def print_results(summary: dict[str, Any], folder: pathlib.Path) -> None:
@@ -48,6 +50,10 @@ def print_results(summary: dict[str, Any], folder: pathlib.Path) -> None:
     lines = [f"prompts: {summary['prompts']}"]
     if summary["trained_with"] != summary["prompts"]:
         lines.append(f"note: the model was trained with other prompts: {summary['trained_with']}")
+    if summary["sensitivity"]:
+        lines.append(describe_sensitivity(summary["sensitivity"]))
+    if summary["clicks"]:
+        lines.append(describe_clicks(summary["clicks"]))
     if summary["distance_unit"] == "mm" and summary["resolution"] == "packed":
         lines.append("cases are scored on the packed slices, not on label volumes")
     lines.append(
@@ -85,7 +91,7 @@ def pooled_table(summary: dict[str, Any]) -> Table:
     for label in (*ours, *theirs):
         table.add_column(label, justify="right", max_width=12)
     for name in names:
-        if name == "mean":
+        if name == MEAN:
             table.add_section()
         cells = [percent(x["dice"][name]) for x in ours.values()]
         table.add_row(name, *cells, *(pooled_cell(x["dice"][name], 0.01) for x in theirs.values()))
@@ -113,7 +119,7 @@ def print_cases(summary: dict[str, Any]) -> None:
         table.add_column("lesions found", justify="right")
     for name, statistics in summary["cases"].items():
         counts = [""] * 4
-        if name == "mean":
+        if name == MEAN:
             table.add_section()
         else:
             present = statistics[OK] + statistics[MISSED]
@@ -188,7 +194,7 @@ def print_comparison(result: dict[str, Any]) -> None:
     for name in ("B better", "equal", "A better", "p", "p (Holm)"):
         table.add_column(name, justify="right")
     for name, statistics in result["classes"].items():
-        if name == "mean":
+        if name == MEAN:
             table.add_section()
         difference = format_value(statistics["difference"], metric)
         if statistics["ci95"]:

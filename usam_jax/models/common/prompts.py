@@ -17,12 +17,17 @@ class Prompts:
     is (x0, y0, x1, y1). `given` says for each image which of its points count and, last, whether
     its box does (q = p + 1), so arrays of one shape hold any prompts. The logits of an image are
     then the same as with arrays that hold only the prompts that count.
+
+    Interactive networks alone take the last two fields: the class of each point (0: background),
+    and the class probabilities of a previous prediction, all zero for an image without one.
     """
 
     points_xy: Float[Array, "b p 2"] | None = None
     point_labels: Int[Array, "b p"] | None = None
     boxes_xyxy: Float[Array, "b 4"] | None = None
     given: Bool[Array, "b q"] | None = None  # needs points and boxes; None: all count
+    point_classes: Int[Array, "b p"] | None = None
+    previous: Float[Array, "b h w k"] | None = None
 
     def token_mask(self) -> Bool[Array, "b n"] | None:
         """Which of the encoder's tokens count, or None if all do.
@@ -45,6 +50,13 @@ def batch_images(images: Array) -> Array:
 
 def batch_prompts(batch: dict[str, Any]) -> Prompts | None:
     """Prompts of a batch, or None if the batch has none."""
-    fields = ("points_xy", "point_labels", "boxes_xyxy", "prompts_given")
+    fields = (
+        "points_xy",
+        "point_labels",
+        "boxes_xyxy",
+        "prompts_given",
+        "point_classes",
+        "previous",
+    )
     found = {name.removeprefix("prompts_"): batch[name] for name in fields if name in batch}
     return Prompts(**found) if found else None

@@ -113,6 +113,13 @@ def group_of(path: str, spec: ModelSpec) -> str | None:
     )
 
 
+def used_groups(params: dict[str, Any], spec: ModelSpec) -> list[str]:
+    """Return the learning-rate groups that hold a parameter, in the order of `param_groups`."""
+    paths = traverse_util.flatten_dict(params, sep="/")
+    found = {group_of(path, spec) for path in paths}
+    return [group for group in spec.groups if group in found]
+
+
 def split_params(params: dict[str, Any], spec: ModelSpec) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split a parameter tree into the trainable and the frozen parameters, both nested dicts.
 

@@ -90,18 +90,25 @@ class MaskDecoder(nn.Module):
         weights = mlps(tokens[:, 1 : 1 + t])
         source = source.reshape(b, g, g, d)
         if self.num_skips is None:
-            return self.upsample_sam(source, weights)
+            return self.upsample_sam(source, weights, skips)
         return self.upsample_u(source, weights, skips, train)
 
     def upsample_sam(
-        self, x: Float[Array, "b g g d"], weights: Float[Array, "b k e"]
+        self,
+        x: Float[Array, "b g g d"],
+        weights: Float[Array, "b k e"],
+        hints: tuple[Float[Array, "b _ _ _"], ...],
     ) -> Float[Array, "b h w k"]:
-        """SAM's `output_upscaling` to 1/4 size, one map per class, then 4x bilinear resizing."""
+        """SAM's `output_upscaling` to 1/4 size, one map per class, then 4x bilinear resizing.
+
+        `hints`, of an interactive network alone, are added at 1/4 and 1/8 of the image's size.
+        """
+        quarter, eighth = hints or (0.0, 0.0)
         d = x.shape[-1]
         x = ops.up_conv(x, *up_kernel(d, d // 4, self.dtype, "output_upscaling_0")())
-        x = ops.gelu(LayerNorm(1e-6, name="output_upscaling_1")(x))
+        x = ops.gelu(LayerNorm(1e-6, name="output_upscaling_1")(x) + eighth)
         x = ops.up_conv(x, *up_kernel(d // 4, d // 8, self.dtype, "output_upscaling_3")())
-        x = ops.gelu(x)
+        x = ops.gelu(x + quarter)
         self.sow("intermediates", "upscaled", x)
         maps = jnp.einsum("bkc,bhwc->bhwk", weights, x).astype(jnp.float32)
         if self.sow_low_res:

@@ -11,6 +11,8 @@ PUBLISHED = NameMap(
     layout=usam.SAM_LAYOUT,
     stacked=usam.STACKED,
     ignored=usam.UNUSED,
+    fresh=(usam.EXTENSION,),
+    file_names=(usam.BARE,),
 )
 SAM = dataclasses.replace(
     usam.SAM,

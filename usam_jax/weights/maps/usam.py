@@ -21,7 +21,10 @@ UNUSED = (
     COUNTER,
 )
 PATCH_EMBED = (r"image_encoder\.patch_embed", "the convolutional encoder takes its place")
+# A published file may lack the prefix of what is SAM's.
+BARE = (r"^(?!sam\.|backbone\.)", "sam.")
 FRESH = "started afresh, for other classes than SAM's"
+EXTENSION = (r"^params/extension/", "the interactive extension starts from zero")
 
 PUBLISHED = NameMap(
     source="a published U-SAM",
@@ -29,6 +32,8 @@ PUBLISHED = NameMap(
     layout=SAM_LAYOUT,
     stacked=STACKED,
     ignored=(*UNUSED, PATCH_EMBED),
+    fresh=(EXTENSION,),
+    file_names=(BARE,),
 )
 
 SAM = NameMap(
@@ -42,6 +47,7 @@ SAM = NameMap(
         PATCH_EMBED,
     ),
     fresh=(
+        EXTENSION,
         (r"^batch_stats/|^params/backbone/", "SAM has no convolutional encoder"),
         (r"^params/mask_decoder/(?!transformer/|iou_token)", FRESH),
     ),

@@ -1,0 +1,74 @@
+"""Every member of a cohort is found or named as left out."""
+
+import os
+
+import numpy as np
+import pytest
+from dicom_files import write_series
+
+from usam_jax.io.cohort import describe_count, find_cohort
+from usam_jax.utils.errors import DataError
+
+STORED, AFFINE = np.zeros((4, 4, 3), np.int16), np.diag([-1.0, -1.0, 3.0, 1.0])
+
+
+def touch(*paths):
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+
+
+def test_find_cohort_finds_volumes_at_any_depth_and_letter_case(tmp_path):
+    names = ("a.nii.gz", "b.NII.GZ", "c.Nii", "d.mha", "e.NRRD", "p1/ct.nii.gz", "p2/x/ct.nii")
+    touch(*(tmp_path / x for x in (*names, "pair.HDR", "pair.img", "caf\udce9.nii")))
+    (tmp_path / "study").mkdir()
+    write_series(tmp_path / "study" / "series", STORED, AFFINE)
+    found = find_cohort(tmp_path, with_series=True)
+    expected = {"a", "b", "c", "d", "e", "p1/ct", "p2/x/ct", "pair", "study/series", "caf\udce9"}
+    assert found.volumes.keys() == expected and not found.left_out
+    assert found.volumes["study/series"] == tmp_path / "study" / "series"
+
+
+def test_find_cohort_names_all_that_is_left_out(tmp_path):
+    touch(
+        tmp_path / "a.nii.gz", tmp_path / "notes.txt", tmp_path / ".DS_Store", tmp_path / "LICENSE"
+    )
+    (tmp_path / "empty").mkdir()
+    touch(tmp_path / "patient" / "scan.zip", tmp_path / "only_text" / "report.pdf")
+    touch(tmp_path / "b.mhd", tmp_path / "alone.img", tmp_path / "IM0001")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "series").mkdir()
+    write_series(tmp_path / "series", STORED, AFFINE)
+    touch(tmp_path / "series" / "mask.nii")
+    found = find_cohort(tmp_path, with_series=True)
+    assert found.volumes.keys() == {"a", "series"}
+    names = {"empty", "patient/scan.zip", "only_text", "b.mhd", "alone.img", "IM0001", "broken"}
+    assert {x.relative_to(tmp_path).as_posix() for x in found.left_out} == {
+        *names,
+        "series/mask.nii",
+        "loop",
+    }
+    assert found.left_out[tmp_path / "empty"] == "holds no volume"
+    assert "9 files or folders were left out" in describe_count(found.left_out)
+    alone = find_cohort(tmp_path, with_series=False)
+    assert len([x for x in alone.left_out if x.suffix == ".dcm"]) == 3
+
+
+def test_find_cohort_skips_the_folder_of_outputs(tmp_path):
+    touch(tmp_path / "a.nii", tmp_path / "masks" / "a.nii.gz", tmp_path / "b" / "A.nii")
+    touch(tmp_path / "masks" / "x.mhd")
+    found = find_cohort(tmp_path, with_series=True, skipped=tmp_path / "masks")
+    assert found.volumes.keys() == {"a", "b/A"} and not found.left_out
+
+
+def test_find_cohort_names_twins_and_unreadable_folders(tmp_path):
+    touch(tmp_path / "p" / "a.nii", tmp_path / "p" / "a.NII.GZ")
+    twins = find_cohort(tmp_path, with_series=True).twins
+    assert [[x.name for x in pair] for pair in twins] == [["a.NII.GZ", "a.nii"]]
+    with pytest.raises(DataError, match="nowhere: cannot be read"):
+        find_cohort(tmp_path / "nowhere", with_series=True)
+    if os.geteuid():
+        (tmp_path / "p").chmod(0)
+        assert "cannot be read" in find_cohort(tmp_path, with_series=True).left_out[tmp_path / "p"]
+        (tmp_path / "p").chmod(0o700)

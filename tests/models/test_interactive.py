@@ -1,0 +1,82 @@
+"""The interactive extension of U-SAM and S."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import model_config, phantom_config
+
+from usam_jax.models import Prompts, init_variables, make_model
+from usam_jax.models.sam import interactive
+from usam_jax.utils.errors import UsageError
+
+SIZE = 32
+
+
+def small_config(name: str, **changes):
+    phantom_config()  # registers the variant
+    return model_config(name=name, variant="smallest", image_size=SIZE, **changes)
+
+
+def click(x: float, y: float, label: int) -> Prompts:
+    return Prompts(
+        points_xy=jnp.array([[[x, y]]]),
+        point_labels=jnp.ones((1, 1), jnp.int32),
+        point_classes=jnp.array([[label]]),
+    )
+
+
+@pytest.fixture(scope="module", params=["usam", "sam_s"])
+def network(request):
+    config = small_config(request.param, interactive=True)
+    return config, make_model(config), init_variables(config, jax.random.key(0))
+
+
+def test_untrained_extension_changes_nothing(network):
+    config, model, variables = network
+    plain = make_model(small_config(config.name))
+    rest = dict(variables["params"])
+    assert rest.pop("extension")
+    image = jax.random.uniform(jax.random.key(1), (1, SIZE, SIZE))
+    prompts = click(9.0, 5.0, 2)
+    expected = plain.apply(
+        {**variables, "params": rest},
+        image,
+        Prompts(points_xy=prompts.points_xy, point_labels=prompts.point_labels),
+    )
+    np.testing.assert_array_equal(model.apply(variables, image, prompts), expected)
+
+
+def test_trained_extension_leaves_images_without_prompts(network):
+    _, model, variables = network
+    rng = np.random.default_rng(0)
+    extension = jax.tree.map(
+        lambda x: x + rng.normal(0, 1, x.shape).astype(np.float32), variables["params"]["extension"]
+    )
+    changed = {**variables, "params": {**variables["params"], "extension": extension}}
+    image = jax.random.uniform(jax.random.key(1), (1, SIZE, SIZE))
+    before, after = (model.apply(x, image, None) for x in (variables, changed))
+    np.testing.assert_array_equal(after, before)
+    with_click = [model.apply(changed, image, click(9.0, 5.0, label)) for label in (1, 2)]
+    assert jnp.abs(with_click[0] - with_click[1]).max() > 1e-3
+
+
+def test_points_without_classes_are_an_error(network):
+    _, model, variables = network
+    prompts = Prompts(points_xy=jnp.zeros((1, 1, 2)), point_labels=jnp.ones((1, 1), jnp.int32))
+    with pytest.raises(ValueError, match="point_classes"):
+        model.apply(variables, jnp.zeros((1, SIZE, SIZE)), prompts)
+
+
+def test_click_maps_peak_at_the_given_points():
+    weights = jnp.array([[[0.0, 1.0], [0.0, 0.0]]])  # the second point is not given
+    maps = interactive.click_maps(jnp.array([[[5.0, 20.0], [9.0, 9.0]]]), weights, SIZE)
+    assert maps.shape == (1, SIZE, SIZE, 2)
+    assert maps[0, 20, 5, 1] == 1.0
+    np.testing.assert_allclose(maps[0, 20, 8, 1], np.exp(-0.5), rtol=1e-6)
+    assert maps[..., 0].max() == 0
+
+
+def test_interactive_usam_needs_a_skip():
+    with pytest.raises(UsageError, match=r"config\.model\.num_skips: got 0"):
+        make_model(small_config("usam", interactive=True, num_skips=0))

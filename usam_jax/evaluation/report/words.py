@@ -1,0 +1,34 @@
+"""Sentences about prompts that the tables on the terminal and the report share."""
+
+from typing import Any
+
+from usam_jax.utils.formatting import percent
+
+IGNORED = 0.01  # share of the foreground pixels: prompts that change less decide nothing
+
+
+def describe_sensitivity(sensitivity: dict[str, float | None]) -> str:
+    """Return one line on what the prompts change, a warning if that is next to nothing."""
+    changed, dice = sensitivity["changed"], sensitivity["dice"]
+    points = "not defined" if dice is None else f"{100 * dice:+.2f} points"
+    facts = f"the prompts change {percent(changed)} % of the foreground pixels; mean Dice {points}"
+    if changed is not None and changed < IGNORED:
+        return f"warning: the model ignores its prompts: {facts}"
+    return facts
+
+
+def describe_clicks(clicks: dict[str, Any]) -> str:
+    """Return the results of the robot user in sentences."""
+    shown = [n for n in (0, 1, 3, 5, 10, 20) if n < len(clicks["dice"])]
+    dice = ", ".join(f"{n}: {percent(clicks['dice'][n], 1)} %" for n in shown)
+    numbers = ", ".join(
+        f"{target} %: {x['mean']:.1f} ({percent(x['failed'], 1)} % of the slices never)"
+        for target, x in clicks["number_of_clicks"].items()
+    )
+    return (
+        f"A robot user clicks in the middle of the largest error of each of {clicks['num_slices']} "
+        f"slices with foreground. Mean Dice of the slices by number of clicks: {dice}. Mean clicks "
+        f"to reach a Dice of {numbers}; at most {clicks['max_clicks']}. The clicked pixel obeys in "
+        f"{percent(clicks['adherence'], 1)} % of {clicks['num_clicks']} clicks; clicks on false "
+        f"positives clear at least half of them in {percent(clicks['cleared_by_negative'], 1)} %."
+    )

@@ -1,0 +1,137 @@
+"""Clicks that name a class, and the previous prediction: an extension of U-SAM and S.
+
+All its outputs are zero at the start, so a network with converted weights and an untrained
+extension computes what the published network computes.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+from jaxtyping import Array, Bool, Float
+
+from usam_jax.models import ops
+from usam_jax.models.common.layers import Dtype, LayerNorm, conv
+from usam_jax.models.sam.prompt_encoder import PADDING, Prompts
+
+CLICK_SIGMA = 3.0  # pixels of the model's input
+
+
+@struct.dataclass
+class Hints:
+    """What the extension adds: to the prompt tokens, to the image embedding, and to the decoder.
+
+    `maps` are added to the skips of U-SAM or to the upsampled maps of S, largest first.
+    """
+
+    tokens: Float[Array, "b p d"]
+    embedding: Float[Array, "b g g d"]
+    maps: tuple[Float[Array, "b _ _ _"], ...]
+
+
+def with_points(prompts: Prompts | None, batch: int) -> Prompts:
+    """Return `prompts` with arrays of points, empty if it has none.
+
+    Raises ValueError if points have no classes.
+    """
+    prompts = prompts or Prompts()
+    if prompts.points_xy is None:
+        none = jnp.zeros((batch, 0), jnp.int32)
+        xy = jnp.zeros((batch, 0, 2), jnp.float32)
+        return dataclasses.replace(prompts, points_xy=xy, point_labels=none, point_classes=none)
+    if prompts.point_classes is None:
+        raise ValueError(
+            "prompts.point_classes: got None with points_xy, expected int32[b p]: the network is "
+            "interactive"
+        )
+    return prompts
+
+
+def given_points(prompts: Prompts) -> Bool[Array, "b p"]:
+    """Return which points are clicks: neither padding nor marked as not given."""
+    assert prompts.point_labels is not None
+    real = prompts.point_labels != PADDING
+    return real if prompts.given is None else real & prompts.given[:, :-1]
+
+
+def click_maps(
+    points_xy: Float[Array, "b p 2"], weights: Float[Array, "b p k"], size: int
+) -> Float[Array, "b h w k"]:
+    """Return Gaussians of `CLICK_SIGMA` around the points, summed in each class, at most 1.
+
+    `weights` is the one-hot class of each point, zero for a point that does not count.
+    """
+    pixels = jnp.arange(size, dtype=jnp.float32)
+    distance = points_xy[..., None] - pixels  # [b p 2 size]: along x, along y
+    along_x, along_y = jnp.moveaxis(jnp.exp(-0.5 * (distance / CLICK_SIGMA) ** 2), 2, 0)
+    return jnp.minimum(jnp.einsum("bph,bpw,bpk->bhwk", along_y, along_x, weights), 1.0)
+
+
+def shrink(x: Float[Array, "b h w k"], factor: int) -> Float[Array, "b i j k"]:
+    """Return the mean of each window of `factor` x `factor` pixels."""
+    b, h, w, k = x.shape
+    return x.reshape(b, h // factor, factor, w // factor, factor, k).mean((2, 4))
+
+
+class MaskDownscaling(nn.Module):
+    """SAM's embedding of a mask prompt with several channels, at a quarter of `x`'s size."""
+
+    dim: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w k"]) -> Float[Array, "b i j d"]:
+        x = conv(4, x.shape[-1], 2, self.dtype, "conv_0", stride=2)(x)
+        x = ops.gelu(LayerNorm(1e-6, name="norm_0")(x))
+        x = conv(16, 4, 2, self.dtype, "conv_1", stride=2)(x)
+        x = ops.gelu(LayerNorm(1e-6, name="norm_1")(x))
+        return zero_conv(self.dim, 1, self.dtype, "conv_2")(x)
+
+
+def zero_conv(features: int, size: int, dtype: Dtype, name: str) -> nn.Conv:
+    """Return a square convolution without bias whose output is zero at the start."""
+    zeros = nn.initializers.zeros
+    return nn.Conv(
+        features, (size, size), use_bias=False, dtype=dtype, kernel_init=zeros, name=name
+    )
+
+
+class Interactive(nn.Module):
+    """Embeds the classes of clicks and the previous prediction.
+
+    `map_channels` and `map_strides` describe the maps of `Hints`; strides are relative to the
+    image. Each image without clicks and without a previous prediction gets zeros.
+    """
+
+    num_classes: int
+    dim: int
+    image_size: int
+    map_channels: tuple[int, ...]
+    map_strides: tuple[int, ...]
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, prompts: Prompts) -> Hints:
+        k, size = self.num_classes, self.image_size
+        classes = self.param("class_embed", nn.initializers.zeros, (k, self.dim))
+        assert prompts.points_xy is not None and prompts.point_classes is not None
+        one_hot = jax.nn.one_hot(prompts.point_classes, k) * given_points(prompts)[..., None]
+        hints = click_maps(prompts.points_xy, one_hot, size)
+        previous = prompts.previous
+        previous = jnp.zeros_like(hints) if previous is None else previous
+        hints = jnp.concatenate([hints, previous.astype(hints.dtype)], -1).astype(self.dtype)
+        any_hint = (hints != 0).any((1, 2, 3), keepdims=True)
+        embedding = MaskDownscaling(self.dim, self.dtype, name="mask_downscaling")(shrink(hints, 4))
+        maps = (
+            zero_conv(channels, 3, self.dtype, f"map_{i}")(shrink(hints, stride))
+            for i, (channels, stride) in enumerate(
+                zip(self.map_channels, self.map_strides, strict=True)
+            )
+        )
+        return Hints(
+            tokens=one_hot @ classes,
+            embedding=jnp.where(any_hint, embedding, 0),
+            maps=tuple(maps),
+        )
