@@ -26,8 +26,8 @@ def get_config(model: str = "usam") -> ConfigDict:
         # loops: several loops of bowel look alike, and only a prompt can say which is the rectum.
         # single: one rectum, recognisable by its place.
         config.data.anatomy = "loops"
-        # With 0, the rectum of 1 of 5 validation and 4 of 12 test patients is off the midline.
-        config.data.phantom_seed = 0
+        # With 7, the rectum of 1 of 5 validation and 3 of 12 test patients is off the midline.
+        config.data.phantom_seed = 7
         config.data.num_patients = (48, 12)  # in the training and test splits
         config.data.slices_per_patient = 24
     config.data.train_on_empty = True  # the test set has slices without foreground too

@@ -2,11 +2,11 @@
 
 import json
 import pathlib
-import pickle
 import zipfile
 from typing import Any
 
 import numpy as np
+from opcodes import Raw, to_opcodes
 
 PLAN = {
     "patch_size": [32, 32],
@@ -48,18 +48,6 @@ DATASET = {
     "numTraining": 4,
     "file_ending": ".nii.gz",
 }
-
-
-class Raw(bytes):
-    """Pickle opcodes that `to_opcodes` copies as they are."""
-
-
-def to_opcodes(value: Any) -> bytes:
-    if isinstance(value, Raw):
-        return value
-    if isinstance(value, dict):
-        return b"}" + b"".join(to_opcodes(k) + to_opcodes(v) + b"s" for k, v in value.items())
-    return pickle.dumps(value, 2)[2:-1]
 
 
 def tensor(key: int, array: np.ndarray) -> Raw:

@@ -11,12 +11,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 
 from benchmarks.accelerator import model, variants
 from benchmarks.accelerator.context import NotRun, add, quiet, seconds_in_a_row, settings
 from benchmarks.accelerator.variants import changed
 from benchmarks.parts import measure_update
+from usam_jax import models
 from usam_jax.models import init_variables
+from usam_jax.models.common.spec import used_groups
 
 FASTER = 1.03  # a form has to be faster by this factor to be taken into the whole step
 CLOSE = 0.1  # and its results may differ by this relative distance, in bfloat16
@@ -133,6 +136,11 @@ def try_update() -> None:
     """
     config = model.make_config("bfloat16", 32)
     params = init_variables(config.model, jax.random.key(0))["params"]
+    # Flattened updates cannot be made for a group without parameters.
+    used = used_groups(params, models.get(config.model.name))
+    with config.unlocked():
+        rates = config.optimizer.learning_rates
+        config.optimizer.learning_rates = ConfigDict({group: rates[group] for group in used})
     leaves = jax.tree.leaves(params)
     add(("parameters", sum(x.size for x in leaves) / 1e6, "million"))
     add(("arrays of parameters", len(leaves), ""))

@@ -27,6 +27,7 @@ class TinyNetwork(nn.Module):
     num_skips: int | None
     dtype: Any = jnp.float32
     remat: bool = False
+    interactive: bool = False
 
     def setup(self) -> None:
         parts = ("image_encoder", "mask_decoder", "prompt_encoder")

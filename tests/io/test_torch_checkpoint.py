@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from opcodes import Raw, to_opcodes
 
 from usam_jax.io import torch_checkpoint
 from usam_jax.utils.errors import WeightsError
@@ -43,18 +44,6 @@ def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -
         np.testing.assert_array_equal(found[name], array, err_msg=name)
         flags = found[name].flags
         assert flags.c_contiguous and flags.writeable and flags.owndata, name
-
-
-class Raw(bytes):
-    """Pickle opcodes that `to_opcodes` copies as they are."""
-
-
-def to_opcodes(value: Any) -> bytes:
-    if isinstance(value, Raw):
-        return value
-    if isinstance(value, dict):
-        return b"}" + b"".join(to_opcodes(k) + to_opcodes(v) + b"s" for k, v in value.items())
-    return pickle.dumps(value, 2)[2:-1]
 
 
 def to_pickle(value: Any) -> bytes:

@@ -212,6 +212,7 @@ class Follower(Bright):
     """Stands in for a promptable network: only finds bright pixels if a point is on them."""
 
     classes = ("background", "bright", "brighter")
+    interactive = False
 
     def decode(self, images, given):
         labels = (images > 120).astype(np.uint8) + (images > 200)

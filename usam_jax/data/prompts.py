@@ -40,8 +40,9 @@ class AddPrompts:
         given = rng.random(2) < 0.5 if mixed and rng is not None else np.ones(2, bool)
         kind = "points_box" if mixed or interactive else kind
         if "points" in kind:
-            make = make_class_points if self.with_classes else make_points
-            inside = make(label, self.num_classes, self.points_per_class, rng)
+            inside = make_points(
+                label, self.num_classes, self.points_per_class, rng, borrow=not self.with_classes
+            )
             outside = make_background_points(label, self.negative_points, rng)
             points, labels = (np.concatenate(x) for x in zip(inside, outside, strict=True))
             element["points_xy"] = points[:, ::-1].copy() if self.order == "rowcol" else points
@@ -62,7 +63,7 @@ class AddPrompts:
         return element
 
     def draw_first_prompts(self, rng: np.random.Generator) -> np.ndarray:
-        """Return which points and, last, whether the box are given before the first click, bool[p+1].
+        """Draw which points and, last, whether the box count at the start, bool[p+1].
 
         Half of the slices start without prompts, a quarter with 1 to `points_per_class` points of
         each class, a quarter with a box.
@@ -108,12 +109,16 @@ def eval_kind(kind: str) -> str:
 
 
 def make_points(
-    label: np.ndarray, num_classes: int, per_class: int, rng: np.random.Generator | None
+    label: np.ndarray,
+    num_classes: int,
+    per_class: int,
+    rng: np.random.Generator | None,
+    borrow: bool = True,
 ) -> Points:
     """Points of each foreground class in turn, (num_classes - 1) * per_class in all.
 
     All are labelled FOREGROUND: the label says that a point is foreground, not which class. The
-    points of an absent class are those of the next present class. A class with fewer pixels than
+    points of an absent class are those of the next present class, or padding without `borrow`. A class with fewer pixels than
     `per_class` gives one point per pixel; the rest is padding, as is every point of a slice without
     foreground. Without `rng` the points are spread evenly over the pixels of the class in row-major
     order.
@@ -125,24 +130,25 @@ def make_points(
     points = np.zeros((num_classes - 1, per_class, 2), np.float32)
     labels = np.full((num_classes - 1, per_class), PADDING, np.int32)
     present = sorted(chosen)
-    for c in of_class if present else ():
+    for c in (of_class if borrow else chosen) if present else ():
         flat = chosen[next((p for p in present if p >= c), present[0])]
         points[c - 1, : flat.size] = to_xy(flat, label.shape[1])
         labels[c - 1, : flat.size] = FOREGROUND
     return points.reshape(-1, 2), labels.reshape(-1)
 
 
-def make_class_points(
-    label: np.ndarray, num_classes: int, per_class: int, rng: np.random.Generator | None
-) -> Points:
-    """Points of each foreground class in turn, as `make_points`, but padding for an absent class."""
-    points = np.zeros((num_classes - 1, per_class, 2), np.float32)
-    labels = np.full((num_classes - 1, per_class), PADDING, np.int32)
-    for c in range(1, num_classes):
-        flat = choose(np.flatnonzero(label == c), per_class, rng)
-        points[c - 1, : flat.size] = to_xy(flat, label.shape[1])
-        labels[c - 1, : flat.size] = FOREGROUND
-    return points.reshape(-1, 2), labels.reshape(-1)
+def empty_prompts(batch_size: int, num_points: int) -> dict[str, np.ndarray]:
+    """Return the prompts of a batch with room for `num_points`, none of which is given.
+
+    They are `points_xy` float32[b p 2], `point_labels` int32[b p], `boxes_xyxy` float32[b 4] and
+    `prompts_given` bool[b p+1], which has the box last.
+    """
+    return {
+        "points_xy": np.zeros((batch_size, num_points, 2), np.float32),
+        "point_labels": np.full((batch_size, num_points), PADDING, np.int32),
+        "boxes_xyxy": np.zeros((batch_size, 4), np.float32),
+        "prompts_given": np.zeros((batch_size, num_points + 1), bool),
+    }
 
 
 def make_background_points(

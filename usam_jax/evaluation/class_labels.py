@@ -3,11 +3,11 @@
 Only its `labels` count: channels and file ending describe images, which scoring does not read.
 """
 
-import json
 import pathlib
 
 from usam_jax.io.dataset_json import NAME
-from usam_jax.utils.errors import UsageError, list_some
+from usam_jax.utils.errors import DataError, UsageError, list_some
+from usam_jax.utils.files import load_json
 
 GIVE = "give --classes=background,NAME,... in the order of the labels"
 
@@ -38,10 +38,10 @@ def read_classes(path: pathlib.Path) -> tuple[str, ...]:
     and numbers other than 0, 1, 2, ...
     """
     try:
-        labels = json.loads(path.read_bytes())["labels"]
+        labels = load_json(path)["labels"]
         if all(isinstance(name, str) for name in labels.values()):  # v1: {"1": "liver"}
             labels = {name: int(number) for number, name in labels.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (DataError, ValueError, KeyError, TypeError, AttributeError) as error:
         problem = f"got no usable labels ({error!r}), expected labels (name: number)"
         raise UsageError(f"{path}: {problem}; {GIVE}") from error
     if regions := [name for name, value in labels.items() if isinstance(value, list)]:

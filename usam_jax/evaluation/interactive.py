@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from usam_jax.data import loader
 from usam_jax.data.packed.format import Packed
 from usam_jax.data.prompt_modes import none_mode
-from usam_jax.data.prompts import BACKGROUND, FOREGROUND, PADDING
+from usam_jax.data.prompts import BACKGROUND, FOREGROUND, empty_prompts
 from usam_jax.data.splits import Subset
 from usam_jax.evaluation import robot_user
 from usam_jax.evaluation.inference import Forward
@@ -66,8 +66,9 @@ class ClickRecord:
 
 
 def make_click_decoder(model: nn.Module, mesh: Mesh) -> Any:
-    """Return the jitted (variables, features, prompts, labels, valid) -> counts, classes, previous.
+    """Return the jitted decoder of a batch: counts, classes and probabilities.
 
+    Its arguments are variables, features, prompts, labels int32[b h w] and valid bool[b].
     Counts are int32[b k 3], classes uint8[b h w], and `previous` float32[b h w k], the class
     probabilities, which stay on the device.
     """
@@ -175,7 +176,8 @@ def click_batch(
     `previous` are probabilities of no prediction, all zero. `labels` uint8[n h w] are the n <= `batch_size` slices that are not padding.
     """
     m, n = config.eval.max_clicks, len(labels)
-    prompts = blank_prompts(batch_size, m)
+    prompts = empty_prompts(batch_size, m)
+    prompts["point_classes"] = np.zeros((batch_size, m), np.int32)
     counts, predicted, previous = predict(prompts, previous)
     all_counts, kept = [np.asarray(counts)[:n]], [np.asarray(predicted)[:n]]
     record = {
@@ -204,17 +206,6 @@ def click_batch(
                 record["cleared"][i, number] = robot_user.cleared(click, after[i])
     record["predicted"] = np.stack(kept, axis=1) if keep else np.zeros((n, 0), np.uint8)
     return {"counts": np.stack(all_counts, axis=1), **record}
-
-
-def blank_prompts(batch_size: int, num_points: int) -> dict[str, np.ndarray]:
-    """Return prompts of a batch with room for `num_points` clicks, none of which is given."""
-    return {
-        "points_xy": np.zeros((batch_size, num_points, 2), np.float32),
-        "point_labels": np.full((batch_size, num_points), PADDING, np.int32),
-        "point_classes": np.zeros((batch_size, num_points), np.int32),
-        "boxes_xyxy": np.zeros((batch_size, 4), np.float32),
-        "prompts_given": np.zeros((batch_size, num_points + 1), bool),
-    }
 
 
 def add_click(prompts: dict[str, np.ndarray], i: int, number: int, click: Click) -> None:

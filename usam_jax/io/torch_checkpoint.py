@@ -3,7 +3,6 @@
 import contextlib
 import io
 import itertools
-import json
 import os
 import zipfile
 from collections.abc import Callable, Iterator
@@ -24,7 +23,8 @@ from usam_jax.io.torch_pickle import (
     plain_data,
     unpickle,
 )
-from usam_jax.utils.errors import WeightsError, list_some
+from usam_jax.utils.errors import DataError, WeightsError, list_some
+from usam_jax.utils.files import load_json
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _STATE_KEYS = (
@@ -96,9 +96,9 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[io.BufferedReader, i
 
 def _load_shards(index: Path) -> dict[str, np.ndarray]:
     try:
-        shard_of = json.loads(index.read_text())["weight_map"]
+        shard_of = load_json(index)["weight_map"]
         shards = sorted(set(shard_of.values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (DataError, KeyError, TypeError, AttributeError) as error:
         found = f"got no usable index ({type(error).__name__}: {str(error)[:200]})"
         expected = 'expected {"weight_map": {TENSOR: FILE}} with files next to it'
         raise WeightsError(f"{index}: {found}, {expected}. {_ADVICE}") from error

@@ -119,12 +119,19 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w d"]) -> list[Float[Array, "b _ _ _"]]:
-        plan, maps = self.plan, []
-        for i, depth in enumerate(plan.depths):
-            sizes = plan.features[i], plan.kernel_sizes[i], plan.strides[i]
-            x = Stage(depth, *sizes, self.dtype, name=f"stages_{i}")(x)
-            maps.append(x)
-        return maps
+        return encode_stages(x, self.plan, Stage, self.dtype)
+
+
+def encode_stages(
+    x: Float[Array, "b h w d"], plan: Plan, stage_type: Callable[..., nn.Module], dtype: Dtype
+) -> list[Float[Array, "b _ _ _"]]:
+    """Return the maps of all stages, from full size down, within an encoder's call."""
+    maps = []
+    for i, depth in enumerate(plan.depths):
+        sizes = plan.features[i], plan.kernel_sizes[i], plan.strides[i]
+        x = stage_type(depth, *sizes, dtype, name=f"stages_{i}")(x)
+        maps.append(x)
+    return maps
 
 
 class DecoderStage(nn.Module):

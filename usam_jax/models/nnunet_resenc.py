@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from usam_jax.models import ops
-from usam_jax.models.common.layers import Dtype
+from usam_jax.models.common.layers import Dtype, average_pool
 from usam_jax.models.common.spec import ModelSpec
 from usam_jax.models.nnunet import (
     SLOPE,
@@ -16,6 +16,7 @@ from usam_jax.models.nnunet import (
     NnUNet,
     Pair,
     Plan,
+    encode_stages,
     nnunet_config,
 )
 from usam_jax.models.nnunet import SPEC as PLAIN
@@ -60,12 +61,6 @@ class Block(nn.Module):
         return jax.nn.leaky_relu(y + x, SLOPE)
 
 
-def average_pool(x: Float[Array, "b h w d"], stride: Pair) -> Float[Array, "b i j d"]:
-    """Mean of each window of the size `stride`."""
-    (b, h, w, d), (m, n) = x.shape, stride
-    return x.reshape(b, h // m, m, w // n, n, d).mean((2, 4))
-
-
 class Stem(nn.Module):
     """The conv unit before the first stage."""
 
@@ -104,13 +99,9 @@ class ResidualEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w d"]) -> list[Float[Array, "b _ _ _"]]:
-        plan, maps = self.plan, []
+        plan = self.plan
         x = Stem(plan.features[0], plan.kernel_sizes[0], self.dtype, name="stem")(x)
-        for i, depth in enumerate(plan.depths):
-            sizes = plan.features[i], plan.kernel_sizes[i], plan.strides[i]
-            x = ResidualStage(depth, *sizes, self.dtype, name=f"stages_{i}")(x)
-            maps.append(x)
-        return maps
+        return encode_stages(x, plan, ResidualStage, self.dtype)
 
 
 def resenc_config() -> ConfigDict:

@@ -1,5 +1,6 @@
 """SAMed: SAM with a class-wise decoder, and LoRA in its frozen image encoder."""
 
+import dataclasses
 import math
 
 import jax.numpy as jnp
@@ -72,12 +73,7 @@ class Samed(nn.Module):
         refuse_prompts(prompts)
         variant = self.variant
         encoder = ImageEncoder(
-            depth=variant.depth,
-            num_heads=variant.num_heads,
-            global_blocks=variant.global_blocks,
-            window=variant.window,
-            width=variant.width,
-            dim=variant.dim,
+            **dataclasses.asdict(variant),
             patch_size=PATCH_SIZE,
             dtype=self.dtype,
             remat=self.remat,

@@ -72,12 +72,7 @@ class USam(nn.Module):
         if u_shaped:
             self.backbone = ConvEncoder(variant.dim, variant.width, self.dtype)
         self.image_encoder = ImageEncoder(
-            depth=variant.depth,
-            num_heads=variant.num_heads,
-            global_blocks=variant.global_blocks,
-            window=variant.window,
-            width=variant.width,
-            dim=variant.dim,
+            **dataclasses.asdict(variant),
             patch_size=0 if u_shaped else PATCH_SIZE,
             dtype=self.dtype,
             remat=self.remat,

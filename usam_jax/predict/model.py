@@ -11,7 +11,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from usam_jax.data.preprocessing import Preparation, make_preparation, source_kind
-from usam_jax.data.prompts import PADDING
+from usam_jax.data.prompts import empty_prompts
 from usam_jax.models import make_model
 from usam_jax.models.common import registry
 from usam_jax.models.common.prompts import batch_images, batch_prompts
@@ -41,22 +41,14 @@ NO_CLICKS = Clicks(np.zeros((0, 2), np.float32), np.zeros(0, np.int32))
 
 
 def pad_clicks(clicks: list[Clicks]) -> dict[str, np.ndarray]:
-    """Return the prompts of a batch as arrays padded to p points.
+    """Return the prompts of a batch as the arrays of `empty_prompts`, padded to p points.
 
-    They are `points_xy` float32[b p 2], `point_labels` int32[b p], `boxes_xyxy` float32[b 4] and
-    `prompts_given` bool[b p+1], which is False for padding and has the box last. p is MIN_POINTS,
-    doubled until the clicks fit.
+    p is MIN_POINTS, doubled until the clicks fit.
     """
     p = MIN_POINTS
     while p < max(len(x.point_labels) for x in clicks):
         p *= 2
-    b = len(clicks)
-    arrays = {
-        "points_xy": np.zeros((b, p, 2), np.float32),
-        "point_labels": np.full((b, p), PADDING, np.int32),
-        "boxes_xyxy": np.zeros((b, 4), np.float32),
-        "prompts_given": np.zeros((b, p + 1), bool),
-    }
+    arrays = empty_prompts(len(clicks), p)
     for i, one in enumerate(clicks):
         n = len(one.point_labels)
         arrays["points_xy"][i, :n] = one.points_xy

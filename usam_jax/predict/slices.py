@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from usam_jax.data.prompts import FOREGROUND, make_class_points, make_points
+from usam_jax.data.prompts import FOREGROUND, make_points
 from usam_jax.io.geometry import Geometry
 from usam_jax.predict.model import NO_CLICKS, Clicks, Network
 from usam_jax.predict.predictor import place_clicks
@@ -183,7 +183,7 @@ def points_of(labels: np.ndarray, network: Network, probabilities: np.ndarray) -
     if not network.interactive:
         points, kinds = make_points(labels, num_classes, POINTS_PROPAGATED, None)
         return Clicks(points[kinds == FOREGROUND], kinds[kinds == FOREGROUND])
-    points, kinds = make_class_points(labels, num_classes, POINTS_PROPAGATED, None)
+    points, kinds = make_points(labels, num_classes, POINTS_PROPAGATED, None, borrow=False)
     found = kinds == FOREGROUND
     classes = np.repeat(np.arange(1, num_classes), POINTS_PROPAGATED)[found].astype(np.int32)
     return Clicks(points[found], kinds[found], None, classes, probabilities)

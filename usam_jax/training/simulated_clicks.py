@@ -5,7 +5,6 @@ Training with Mask Guidance", 2021.
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +51,7 @@ def error_density(wrong: Bool[Array, "b h w"]) -> Float[Array, "b h w"]:
 def draw_clicks(
     wrong: Bool[Array, "b h w"], key: Array
 ) -> tuple[Int[Array, " b"], Bool[Array, " b"]]:
-    """Draw a wrong pixel of each image, as an index into its pixels, and say whether there is one.
+    """Draw the index of a wrong pixel of each image, and return whether there is one.
 
     Pixels inside large error regions are drawn more often than those at their borders.
     """
@@ -69,13 +68,13 @@ def add_click(
     prompts: Prompts,
     logits: Float[Array, "b h w k"],
     labels: Int[Array, "b h w"],
-    slot: Any,
+    slot: int,
     key: Array,
 ) -> Prompts:
     """Return `prompts` with a click in `slot` of each image, and `logits` as the prediction.
 
-    The click carries the class of `labels`. An image without a wrong pixel gets none. `slot` is
-    int32[]. No gradient flows through the result.
+    The click carries the class of `labels`. An image without a wrong pixel gets none. No gradient
+    flows through the result.
     """
     logits = jax.lax.stop_gradient(logits)
     b, _, w, _ = logits.shape

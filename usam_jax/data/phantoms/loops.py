@@ -10,7 +10,6 @@ import numpy as np
 
 from usam_jax.data.phantoms.canvas import (
     GAS,
-    Curve,
     Number,
     Scene,
     at_levels,
@@ -23,7 +22,7 @@ from usam_jax.data.phantoms.canvas import (
 # Share of the scanner's field: around the pelvis rather than the body, so that a loop of 30 mm is a
 # dozen pixels wide in the demo's slices.
 LOOPS_FIELD = 0.6
-OFF_MIDLINE = 0.3  # share of patients whose rectum is not the loop in the midline
+OFF_MIDLINE = 0.25  # share of patients whose rectum is not the loop in the midline
 MIDDLE, RIGHT, LEFT = range(3)  # the loops that can be the rectum, by the patient's side
 # Levels where loops end, in mm of the frame; `UPPER` ones lie above the bladder.
 RECTUM_BOTTOM, LOOP_BOTTOM, UPPER_BOTTOM, LOOP_TOP = (-10, 8), (-10, 45), (60, 85), (108, 150)
@@ -32,6 +31,7 @@ THICKENED = 0.85  # share of loops
 # A thickening is a bump or goes all around the lumen: a crescent of normal wall that is a pixel or
 # two wide would have no visible outline.
 BUMPS, BUMP_GROWTH, RING_GROWTH = 0.4, (0.2, 0.35), (0.88, 1)
+MARGIN = 18.0  # mm of the frame that a loop's mass, fat and warp reach beyond its radius
 GOLDEN = 0.6180339887498949
 
 
@@ -46,8 +46,10 @@ class Look(NamedTuple):
 
 
 class Loop(NamedTuple):
-    """Signed distances float32[n h w] of one loop, negative inside."""
+    """One loop: the part of the scene around it, and signed distances there, negative inside."""
 
+    scene: Scene
+    window: tuple[slice, slice]  # rows and columns of that part
     outer: np.ndarray
     mass: np.ndarray  # the thickening, infinite if there is none
     slit: np.ndarray  # of the lumen, that the thickening leaves
@@ -76,33 +78,40 @@ def draw_loops(
     bottoms += [UPPER_BOTTOM, UPPER_BOTTOM]
     axes = _place_axes(scene, rng, sacrum_y)
     loops = [_make_loop(scene, rng, *x) for x in zip(axes, bottoms, strict=True)]
-    _paint_loops(scene, loops, look, more_hu=rng.uniform(4, 14))
+    more_hu = rng.uniform(4, 14)
+    for loop in loops:  # first, since the fat around a loop must not hide another
+        _paint_rim(loop, look)
+    for loop in loops:
+        _paint_loop(loop, look, more_hu)
     found, (bottom, top) = loops[rectum], loops[rectum].ends
     starts, ends = pick(rng, LABEL_STARTS, LABEL_ENDS)
     labelled = (scene.z > bottom + starts) & (scene.z < top - ends)
-    return (np.where(found.mass < 0, 2, found.outer < 0) * labelled).astype(np.uint8)
+    labels = np.zeros(scene.image.shape, np.uint8)
+    labels[:, *found.window] = np.where(found.mass < 0, 2, found.outer < 0) * labelled
+    return labels
 
 
-def _paint_loops(scene: Scene, loops: list[Loop], look: Look, more_hu: float) -> None:
-    """Paint loops in a rim of fat, which shows their outlines."""
-    fat = scene.tissue.fat + 6 * scene.texture
-    outer, mass, slit = (
-        np.minimum.reduce([getattr(x, name) for x in loops]) for name in ("outer", "mass", "slit")
-    )
-    inner = look.wall_mm / scene.scale
-    gas = np.minimum.reduce([np.maximum(x.outer + inner, x.gas) for x in loops])
+def _paint_rim(loop: Loop, look: Look) -> None:
+    """Paint the fat around a loop, which shows its outline."""
+    scene = loop.scene
+    rim = np.minimum(loop.outer, loop.mass) - look.rim - scene.warp
+    paint(scene, rim, scene.tissue.fat + 6 * scene.texture)
+
+
+def _paint_loop(loop: Loop, look: Look, more_hu: float) -> None:
+    """Paint wall, content and thickening, which is brighter than the wall by `more_hu`."""
+    scene, lumen = loop.scene, loop.outer + look.wall_mm / loop.scene.scale
     wall = scene.tissue.wall + look.wall_hu + 5 * scene.texture
-    paint(scene, np.minimum(outer, mass) - look.rim - scene.warp, fat)
-    paint(scene, outer, wall)
-    paint(scene, outer + inner, look.content_hu + look.mottle_hu * scene.texture)
-    paint(scene, gas, GAS)
-    paint(scene, mass, wall + more_hu)
-    paint(scene, slit, look.content_hu)
+    paint(scene, loop.outer, wall)
+    paint(scene, lumen, look.content_hu + look.mottle_hu * scene.texture)
+    paint(scene, np.maximum(lumen, loop.gas), GAS)
+    paint(scene, loop.mass, wall + more_hu)
+    paint(scene, loop.slit, look.content_hu)
 
 
 def _place_axes(
     scene: Scene, rng: np.random.Generator, sacrum_y: np.ndarray
-) -> list[tuple[Curve, Curve]]:
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """Draw the axes (x, y) of three loops in front of the sacrum and two above the bladder."""
     z = scene.z
     # The loops wander together, which keeps the gaps between them.
@@ -110,7 +119,7 @@ def _place_axes(
     y = sacrum_y - 29 - 0.08 * z + wander(rng, z, 3)
     aside = at_levels(scene, (0, 0.3, 0.6, 1), (31, 34, 41, 44)) + rng.uniform(-1, 3)
     forward = at_levels(scene, (0, 0.5, 1), (15, 15, 20)) + rng.uniform(-3, 3)
-    axes: list[tuple[Curve, Curve]] = [(x, y), (x - aside, y - forward), (x + aside, y - forward)]
+    axes = [(x, y), (x - aside, y - forward), (x + aside, y - forward)]
     for side in (-1, 1):
         across, front = pick(rng, (24, 34), (-36, -24))
         axes.append((side * across + wander(rng, z, 4), front + wander(rng, z, 4)))
@@ -120,7 +129,7 @@ def _place_axes(
 def _make_loop(
     scene: Scene,
     rng: np.random.Generator,
-    axis: tuple[Curve, Curve],
+    axis: tuple[np.ndarray, np.ndarray],
     bottoms: tuple[Number, Number],
 ) -> Loop:
     """Draw a loop along an axis, with its thickening."""
@@ -129,18 +138,43 @@ def _make_loop(
     wide = radius * at_levels(scene, (0, 0.5, 1), (0.85, 1.05, 0.95)) * (1 + wander(rng, z, 0.08))
     deep = wide * (0.92 + wander(rng, z, 0.1))
     x, y = axis[0] + wander(rng, z, 2), axis[1] + wander(rng, z, 2)
+    window = _find_window(scene, (x, y), float(max(wide.max(), deep.max())) + MARGIN)
+    scene = _crop(scene, window)
     tube = ball(scene, (x, y, 0), (wide, deep, np.inf)) + 0.8 * scene.warp
     outer = np.maximum(tube, np.maximum(bottom - z, z - top))
     mass = _make_mass(scene, rng, (x, y), radius, outer)
     slit = np.maximum(outer + rng.uniform(0.72, 0.9) * np.minimum(wide, deep), mass + 5)
-    gas = np.broadcast_to(scene.y - y - rng.uniform(-2, 0.6) * radius, outer.shape)
-    return Loop(outer, mass, slit, gas, (bottom, top))
+    gas = scene.y - y - rng.uniform(-2, 0.6) * radius
+    return Loop(scene, window, outer, mass, slit, gas, (bottom, top))
+
+
+def _find_window(
+    scene: Scene, axis: tuple[np.ndarray, np.ndarray], reach: float
+) -> tuple[slice, slice]:
+    """Return the rows and columns that come as near as `reach` (mm of the frame) to an axis."""
+    distances = [
+        np.maximum(at.min() - line, line - at.max())
+        for at, line in zip(axis, (scene.x[0], scene.y[0]), strict=True)
+    ]
+    near = np.maximum(*distances) < reach
+    found = [np.flatnonzero(near.any(side)) for side in (1, 0)]
+    rows, columns = (slice(x[0], x[-1] + 1) for x in found)
+    return rows, columns
+
+
+def _crop(scene: Scene, window: tuple[slice, slice]) -> Scene:
+    """Return the part of the scene in a window.
+
+    Its image is a view, so that painting the part paints the scene.
+    """
+    part = {x: getattr(scene, x)[:, *window] for x in ("image", "x", "y", "warp", "texture")}
+    return scene._replace(**part)
 
 
 def _make_mass(
     scene: Scene,
     rng: np.random.Generator,
-    axis: tuple[Curve, Curve],
+    axis: tuple[np.ndarray, np.ndarray],
     radius: float,
     outer: np.ndarray,
 ) -> np.ndarray:
@@ -153,8 +187,13 @@ def _make_mass(
     across, half_long = radius * (0.34 + 1.2 * growth), 8 + 18 * growth
     x = axis[0] + aside * float(np.cos(turn))
     y = axis[1] + aside * float(np.sin(turn))
-    mass = ball(scene, (x, y, level), (across, across, half_long)) + 0.1 * across * scene.warp
-    # Cut the mass at both ends, since the tips would float in the lumen as single pixels.
-    mass = np.maximum(mass, 10 * (np.abs(scene.z - level) - 0.88 * half_long))
-    mass = np.maximum(mass, outer - beyond * growth)
-    return mass if present else np.full_like(mass, np.inf)
+    # Cut at both ends, since the tips would float in the lumen as single pixels.
+    ends = 10 * (np.abs(scene.z - level) - 0.88 * half_long)
+    near = ends[:, 0, 0] < 30  # farther slices lie outside even with the rim
+    mass = np.full_like(outer, np.inf)
+    if present:
+        part = scene._replace(z=scene.z[near])
+        solid = ball(part, (x[near], y[near], level), (across, across, half_long))
+        solid = np.maximum(solid + 0.1 * across * scene.warp[near], ends[near])
+        mass[near] = np.maximum(solid, outer[near] - beyond * growth)
+    return mass

@@ -1,4 +1,4 @@
-"""Plots of the interactive evaluation: Dice against clicks, and slices before and after clicks."""
+"""Plots of the interactive evaluation: Dice against clicks, slices before and after them."""
 
 import dataclasses
 import pathlib

@@ -78,6 +78,12 @@ def conv(
     )
 
 
+def average_pool(x: Float[Array, "b h w d"], stride: tuple[int, int]) -> Float[Array, "b i j d"]:
+    """Return the mean of each window of the size `stride`, which divides that of `x`."""
+    (b, h, w, d), (m, n) = x.shape, stride
+    return x.reshape(b, h // m, m, w // n, n, d).mean((2, 4))
+
+
 class LayerNorm(nn.Module):
     """Layer normalisation over channels."""
 

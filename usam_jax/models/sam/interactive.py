@@ -13,7 +13,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float
 
 from usam_jax.models import ops
-from usam_jax.models.common.layers import Dtype, LayerNorm, conv
+from usam_jax.models.common.layers import Dtype, LayerNorm, average_pool, conv
 from usam_jax.models.sam.prompt_encoder import PADDING, Prompts
 
 CLICK_SIGMA = 3.0  # pixels of the model's input
@@ -69,12 +69,6 @@ def click_maps(
     return jnp.minimum(jnp.einsum("bph,bpw,bpk->bhwk", along_y, along_x, weights), 1.0)
 
 
-def shrink(x: Float[Array, "b h w k"], factor: int) -> Float[Array, "b i j k"]:
-    """Return the mean of each window of `factor` x `factor` pixels."""
-    b, h, w, k = x.shape
-    return x.reshape(b, h // factor, factor, w // factor, factor, k).mean((2, 4))
-
-
 class MaskDownscaling(nn.Module):
     """SAM's embedding of a mask prompt with several channels, at a quarter of `x`'s size."""
 
@@ -123,9 +117,11 @@ class Interactive(nn.Module):
         previous = jnp.zeros_like(hints) if previous is None else previous
         hints = jnp.concatenate([hints, previous.astype(hints.dtype)], -1).astype(self.dtype)
         any_hint = (hints != 0).any((1, 2, 3), keepdims=True)
-        embedding = MaskDownscaling(self.dim, self.dtype, name="mask_downscaling")(shrink(hints, 4))
+        embedding = MaskDownscaling(self.dim, self.dtype, name="mask_downscaling")(
+            average_pool(hints, (4, 4))
+        )
         maps = (
-            zero_conv(channels, 3, self.dtype, f"map_{i}")(shrink(hints, stride))
+            zero_conv(channels, 3, self.dtype, f"map_{i}")(average_pool(hints, (stride, stride)))
             for i, (channels, stride) in enumerate(
                 zip(self.map_channels, self.map_strides, strict=True)
             )
