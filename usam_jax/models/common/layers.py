@@ -108,6 +108,18 @@ class LayerNorm(nn.Module):
         return ops.normalise(x, scale, bias, axes=(x.ndim - 1,), epsilon=self.epsilon)[0]
 
 
+class InstanceNorm(nn.Module):
+    """Normalisation over the pixels of each image and channel, with eps 1e-5."""
+
+    scale_init: Init = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
+        scale = self.param("scale", self.scale_init, x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        return ops.normalise(x, scale, bias, axes=(1, 2), epsilon=1e-5)[0]
+
+
 class BatchNorm(nn.Module):
     """Torch's BatchNorm2d or 3d over `x`, channels last: eps 1e-5, momentum 0.1.
 
@@ -158,7 +170,7 @@ class GreyConv(nn.Module):
 
 
 class ConvUnit(nn.Module):
-    """Convolution with bias, BatchNorm and an activation, if any, of a map with any channels.
+    """Convolution, BatchNorm and an activation, if any, of a map with any number of channels.
 
     With `grey`, the input is a grey image and the kernel has three input channels (`GreyConv`).
     """
@@ -166,6 +178,7 @@ class ConvUnit(nn.Module):
     features: int
     dtype: Dtype
     grey: bool = False
+    bias: bool = True  # of the convolution; with `grey` it always has one
     size: int = 3
     activation: Activation | None = ops.relu
 
@@ -174,7 +187,7 @@ class ConvUnit(nn.Module):
         if self.grey:
             x = GreyConv(self.features, self.size, 1, self.dtype, name="conv")(x)
         else:
-            x = conv(self.features, x.shape[-1], self.size, self.dtype, "conv")(x)
+            x = conv(self.features, x.shape[-1], self.size, self.dtype, "conv", bias=self.bias)(x)
         x = BatchNorm(name="norm")(x, train)
         return self.activation(x) if self.activation else x
 

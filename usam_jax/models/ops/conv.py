@@ -32,10 +32,10 @@ def same_padding(kernel: Float[Array, "k l d e"]) -> tuple[int, int]:
     return kernel.shape[0] // 2, kernel.shape[1] // 2
 
 
-def max_pool(x: Float[Array, "b h w d"]) -> Float[Array, "b i j d"]:
-    """2x2 maximum with stride 2."""
-    window = (1, 2, 2, 1)
-    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, window, "VALID")
+def max_pool(x: Float[Array, "b h w d"], *, window: int = 2) -> Float[Array, "b i j d"]:
+    """Maximum of each window, with stride 2 and without padding."""
+    size, strides = (1, window, window, 1), (1, 2, 2, 1)
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, size, strides, "VALID")
 
 
 def up_conv(
