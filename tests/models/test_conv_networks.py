@@ -20,6 +20,7 @@ from usam_jax.utils.errors import UsageError
         ("multires_unet", 7_252_186),
         ("vnet", 9_373_493),
         ("vnet_prelu", 9_377_126),
+        ("vnet3d", 45_660_661),
     ],
 )
 def test_parameter_count_is_the_published_one_for_word(name, expected):

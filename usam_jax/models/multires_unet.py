@@ -37,7 +37,8 @@ class MultiResBlock(nn.Module):
         point = ConvUnit(
             sum(widths.values()), dtype, grey, size=1, activation=None, name="shortcut"
         )
-        shortcut, maps = point(x, train), []
+        shortcut = point(x, train)
+        maps: list[Array] = []
         for name, features in widths.items():
             x = ConvUnit(features, dtype, grey and not maps, name=name)(x, train)
             maps.append(x)
