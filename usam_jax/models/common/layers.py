@@ -1,5 +1,6 @@
 """Layers that networks share, initialised as in torch."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ Activation = Callable[[Array], Array]
 HE_NORMAL = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
+@functools.cache  # tests check the types of each new function, a third of the time to trace
 def torch_uniform(fan_in: int) -> Callable[..., Array]:
     """Torch's default initialiser of kernels and biases of linear layers and convolutions.
 
@@ -42,19 +44,20 @@ def linear(
 ) -> nn.Dense:
     """Linear layer from `fan_in` to `features` channels, by default initialised as in torch."""
     init = torch_uniform(fan_in)
-
-    def dot_general(x: Array, kernel: Array, *_args: Any, **_options: Any) -> Array:
-        return ops.matmul(x, kernel)
-
     return nn.Dense(
         features,
         use_bias=bias,
         dtype=dtype,
         kernel_init=kernel_init or init,
         bias_init=bias_init or init,
-        dot_general=dot_general,
+        dot_general=dense_matmul,
         name=name,
     )
+
+
+def dense_matmul(x: Array, kernel: Array, *_args: Any, **_options: Any) -> Array:
+    """`ops.matmul` with the arguments of `lax.dot_general`, as `nn.Dense` calls it."""
+    return ops.matmul(x, kernel)
 
 
 def conv(
