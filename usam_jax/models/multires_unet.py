@@ -80,7 +80,7 @@ class UpConv(nn.Module):
 
 
 class MultiResUNet(nn.Module):
-    """MultiResUNet as in its authors' PyTorch code; the logits come out of a BatchNorm.
+    """MultiResUNet as in its authors' PyTorch code. The logits come out of a BatchNorm.
 
     Images are float32[b h w], grey in [0, 1], h and w multiples of 16; returns logits float32[b h w k].
     Source: Ibtehaz, Rahman, Neural Networks 121, 2020, as in github.com/nibtehaz/MultiResUNet. That

@@ -33,7 +33,7 @@ class RecurrentUnit(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """1x1 convolution to `y`, of a grey image if `grey`, then `y` plus two recurrent units of it."""
+    """1x1 convolution, of a grey image if `grey`, plus two recurrent units of its output."""
 
     features: int
     steps: int
