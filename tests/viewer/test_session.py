@@ -275,6 +275,23 @@ def test_journal_keeps_entries_while_the_disk_is_full(tmp_path, monkeypatch):
     assert read_entries(journal.path)[0] == [{"undo": True}, {"redo": True}]
 
 
+def test_journal_keeps_entries_that_arrive_during_a_write(tmp_path, monkeypatch):
+    write = Journal.write
+    arriving = [{"number": number} for number in range(20)]
+
+    def write_while_entries_arrive(self, lines):
+        if arriving:
+            self.append(arriving.pop(0))
+        return write(self, lines)
+
+    monkeypatch.setattr(Journal, "write", write_while_entries_arrive)
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.append({"number": -1})
+    assert journal.flush()
+    assert journal.close()
+    assert [x["number"] for x in read_entries(journal.path)[0]] == list(range(-1, 20))
+
+
 def test_journal_reports_a_folder_that_vanished(tmp_path):
     (tmp_path / "a").mkdir()
     journal = Journal(tmp_path / "a" / "journal.jsonl")

@@ -95,7 +95,7 @@ class Journal:
         while True:
             with self.changed:
                 self.changed.wait_for(lambda: bool(self.waiting) or self.closed)
-                lines, self.writing = self.waiting, True
+                lines, self.writing = list(self.waiting), True
                 last = self.closed
             problem = self.write(lines) if lines else ""
             with self.changed:
