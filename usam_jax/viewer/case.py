@@ -137,6 +137,12 @@ class Case:
         _, height, width = self.geometry.spacing_mm
         return height, width
 
+    def formats(self) -> list[str]:
+        """The formats in which the mask can be saved, that of the mask's name first."""
+        if self.source.series is None:
+            return ["nifti"]
+        return sorted(FORMATS, reverse=self.paths.mask.suffix != ".dcm")
+
     def output_path(self, format_name: str) -> pathlib.Path:
         """The file that saving in a format writes. Raises UsageError for a SEG without DICOM."""
         mask = self.paths.mask

@@ -75,7 +75,7 @@ class Api:
                 "promptable": worker.promptable,
                 "model_window": list(case.model.window) if case.model else None,
                 "warnings": case.warnings,
-                "formats": list(FORMATS if case.source.series else FORMATS[:1]),
+                "formats": case.formats(),
                 "model": worker.model,
                 "problem": worker.problem,
                 "autosave_problem": case.autosave.journal.problem,
