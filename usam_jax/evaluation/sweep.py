@@ -57,10 +57,15 @@ RunFn = Callable[[ConfigDict, pathlib.Path], dict[str, Any]]
 
 
 def one_mode(config: ConfigDict, fields: dict[str, Any], seed: int) -> ConfigDict:
-    """Return a copy of a config with these fields and the seed, evaluated in one prompt mode."""
+    """Return a copy of a config with these fields and the seed, evaluated in one prompt mode.
+
+    The network has no interactive extension unless `prompts.kind` is "interactive".
+    """
     config = config.copy_and_resolve_references()
     config.update_from_flattened_dict(fields)
     config.seed = seed
+    if "interactive" in config.model:
+        config.model.interactive = config.prompts.kind == "interactive"
     config.eval.prompts = config.eval.prompt_jitter_px = ()
     return config
 
