@@ -60,6 +60,8 @@ def phantom_config(network: str = "usam", **changes) -> ConfigDict:
         config.model.variant = "smallest"
     if models.get(network).promptable:
         config.prompts.kind = "points"
+    if "interactive" in config.model:
+        config.model.interactive = False
     if models.get(network).at(config.model).image_size.accepts(32):
         config.model.image_size = 32
     config.data.anatomy, config.data.phantom_seed = "single", 1
