@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from usam_jax.models import ops
-from usam_jax.models.common.layers import Dtype, GreyConv, LayerNorm, Mlp, conv, linear
+from usam_jax.models.common.layers import Dtype, GreyConv, Init, LayerNorm, Mlp, conv, linear
 from usam_jax.models.common.spec import ModelSpec, multiple_of, refuse_prompts
 from usam_jax.models.common.windows import window_partition, window_unpartition
 from usam_jax.utils.errors import UsageError
@@ -122,11 +122,12 @@ class PatchExpanding(nn.Module):
     scale: int
     features: int
     dtype: Dtype
+    kernel_init: Init = INITS["kernel_init"]
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b i j e"]:
-        features = self.features * self.scale**2
-        x = linear(features, x.shape[-1], self.dtype, "expand", bias=False, **INITS)(x)
+        features, d = self.features * self.scale**2, x.shape[-1]
+        x = linear(features, d, self.dtype, "expand", False, self.kernel_init)(x)
         x = ops.pixel_shuffle(x, (self.scale, self.scale))
         return LayerNorm(EPSILON, name="norm")(x)
 

@@ -9,6 +9,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from usam_jax.models import ops
+from usam_jax.models.common.windows import window_partition
 
 Dtype = jnp.dtype | type
 Init = Callable[..., Array]
@@ -61,19 +62,24 @@ def conv(
     name: str,
     stride: int = 1,
     bias: bool = True,
+    kernel_init: Init | None = None,
+    bias_init: Init | None = None,
 ) -> nn.Conv:
-    """Square convolution from `fan_in` channels, zero-padded to keep the size if `stride` is 1."""
+    """Square convolution from `fan_in` channels, by default initialised as in torch.
+
+    Zero-padded by `(size - 1) // 2` on each side: an odd size keeps that of the map if `stride` is
+    1, and a size of 2 is not padded.
+    """
     init = torch_uniform(fan_in * size * size)
-    padding = size // 2 if stride == 1 else 0
     return nn.Conv(
         features,
         (size, size),
         strides=stride,
-        padding=padding,
+        padding=(size - 1) // 2,
         use_bias=bias,
         dtype=dtype,
-        kernel_init=init,
-        bias_init=init,
+        kernel_init=kernel_init or init,
+        bias_init=bias_init or init,
         name=name,
     )
 
@@ -115,6 +121,8 @@ class BatchNorm(nn.Module):
     batch sharded over devices, the statistics are those of the whole batch.
     """
 
+    repeats: int = 1  # pixels of the published network's map for each of `x`, all equal
+
     @nn.compact
     def __call__(self, x: Float[Array, "b h w d"], train: bool) -> Float[Array, "b h w d"]:
         channels, epsilon = x.shape[-1], 1e-5
@@ -128,7 +136,7 @@ class BatchNorm(nn.Module):
             return y.astype(x.dtype)
         y, mean, var = ops.normalise(x, scale, bias, axes=(0, 1, 2), epsilon=epsilon)
         if not self.is_initializing():
-            count = x.size // channels
+            count = x.size // channels * self.repeats
             unbiased = var.ravel() * (count / max(count - 1, 1))
             running_mean.value = 0.9 * running_mean.value + 0.1 * mean.ravel()
             running_var.value = 0.9 * running_var.value + 0.1 * unbiased
@@ -146,6 +154,7 @@ class GreyConv(nn.Module):
     size: int
     stride: int
     dtype: Dtype
+    padding: int | None = None  # default: what keeps the size if `stride` is 1, else none
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w 1"]) -> Float[Array, "b i j e"]:
@@ -153,8 +162,50 @@ class GreyConv(nn.Module):
         kernel = self.param("kernel", init, (size, size, 3, self.features))
         bias = self.param("bias", init, (self.features,)).astype(self.dtype)
         kernel = kernel.sum(2, keepdims=True).astype(self.dtype)
-        padding = size // 2 if self.stride == 1 else 0
+        default = size // 2 if self.stride == 1 else 0
+        padding = default if self.padding is None else self.padding
         return ops.convolve(x, kernel, stride=self.stride, padding=padding) + bias
+
+
+class PatchConv(nn.Module):
+    """Square convolution whose stride is its size, which divides that of the map.
+
+    Patches do not overlap, so one matmul suffices.
+    """
+
+    features: int
+    size: int
+    dtype: Dtype
+    kernel_init: Init | None = None
+    bias_init: Init | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b i j e"]:
+        (b, h, w, d), size = x.shape, self.size
+        init = torch_uniform(d * size**2)
+        kernel = self.param("kernel", self.kernel_init or init, (size, size, d, self.features))
+        bias = self.param("bias", self.bias_init or init, (self.features,)).astype(self.dtype)
+        patches = window_partition(x, size).reshape(b, h // size, w // size, -1)
+        return ops.matmul(patches, kernel.reshape(-1, self.features).astype(self.dtype)) + bias
+
+
+class DepthwiseConv(nn.Module):
+    """Square convolution of each channel by itself, zero-padded to keep the size (which is odd)."""
+
+    size: int
+    dtype: Dtype
+    bias: bool = True
+    kernel_init: Init | None = None
+    bias_init: Init | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
+        d, init = x.shape[-1], torch_uniform(self.size**2)
+        kernel = self.param("kernel", self.kernel_init or init, (self.size, self.size, 1, d))
+        x = ops.depthwise_conv(x, kernel.astype(self.dtype))
+        if not self.bias:
+            return x
+        return x + self.param("bias", self.bias_init or init, (d,)).astype(self.dtype)
 
 
 class ConvUnit(nn.Module):
