@@ -7,7 +7,7 @@ import numpy as np
 
 from usam_jax.utils.errors import WeightsError
 
-# Weights hardly compress, so a file that claims much more than its size is no genuine one.
+# Weights hardly compress, so a file that claims much more than its size is not genuine.
 MAX_EXPANSION = 4
 
 

@@ -41,8 +41,9 @@ _MAX_PICKLE_BYTES = 16 << 20
 # Tied weights repeat a storage, expanded ones an element; genuine files rarely do either.
 _MAX_EXPANSION = 4
 _ADVICE = (
-    "Expected a torch checkpoint, a .safetensors or an .npz file of plain tensors. Check the download or, "
-    "if you trust the file, load it with torch and run torch.save(model.state_dict(), PATH)."
+    "Expected a torch checkpoint, a .safetensors or an .npz file of plain tensors. Check the "
+    "download or, if you trust the file, load it with torch and run "
+    "torch.save(model.state_dict(), PATH)."
 )
 
 _ReadStorage = Callable[[Storage], bytes]
@@ -126,6 +127,7 @@ def _load_by_content(file: io.BufferedReader, file_bytes: int) -> dict[str, np.n
 @contextlib.contextmanager
 def _torch_file(file: io.BufferedReader, file_bytes: int) -> Iterator[tuple[Any, _ReadStorage]]:
     """The object in a file that torch.save wrote, and a function that reads its storages."""
+    file.seek(0)  # opening it as a zip archive moves the position
     head = file.read(9)
     file.seek(0)
     if head.startswith(b"PK\3\4"):
