@@ -179,10 +179,10 @@ depthwise_conv.defvjp(_depthwise_conv_forward, _depthwise_conv_backward)
 
 
 def up_conv(
-    x: Float[Array, "b h w d"], kernel: Float[Array, "s t d e"], bias: Float[Array, " e"]
-) -> Float[Array, "b i j e"]:
+    x: Float[Array, "b *s d"], kernel: Float[Array, "*m d e"], bias: Float[Array, " e"]
+) -> Float[Array, "b *o e"]:
     """`conv.up_conv` with this module's `matmul`."""
-    return pixel_shuffle(matmul(x, pixel_kernel(kernel)), kernel.shape[:2]) + bias
+    return pixel_shuffle(matmul(x, pixel_kernel(kernel)), kernel.shape[:-2]) + bias
 
 
 def up_concat_conv(
