@@ -37,24 +37,8 @@ def test_missformer_names_invalid_field(field, value, expected):
 
 
 def test_split_maps_inverts_join_maps():
-    maps = [jnp.arange(2 * s * s * d).reshape(2, s, s, d) for s, d in ((4, 2), (2, 6))]
+    maps = [jnp.arange(2.0 * s * s * d).reshape(2, s, s, d) for s, d in ((4, 2), (2, 6))]
     tokens = missformer.join_maps(maps, 2)
     np.testing.assert_array_equal(tokens[0, 16 + 3 * 1 + 2], maps[1][0, 0, 1, 4:])
     back = missformer.split_maps(tokens, [x.shape for x in maps])
     jax.tree.map(np.testing.assert_array_equal, back, maps)
-
-
-def test_scale_reduce_takes_token_t_from_channel_and_pixel():
-    """Token t, channel c is channel `m c + t // 49` at pixel `t % 49`, m = channels / width."""
-    layer = missformer.ScaleReduce(2, jnp.float32)
-    sizes = (8, 2), (4, 4), (2, 6), (1, 4)
-    maps = [jax.random.normal(jax.random.key(s), (1, 2 * s, 2 * s, d)) for s, d in sizes]
-    variables = layer.init(jax.random.key(0), maps)
-    tokens, state = layer.apply(variables, maps, capture_intermediates=True)
-    captured = state["intermediates"]
-    assert tokens.shape == (1, 4 + 8 + 12 + 8, 2)
-    reduced = captured["sr1"]["__call__"][0].reshape(4, 4)  # pixels, channels
-    expected = [[reduced[t % 4, 2 * c + t // 4] for c in range(2)] for t in range(8)]
-    # LayerNorm over two channels keeps the sign of their difference.
-    found = np.sign(np.asarray(tokens[0, 4:12, 0] - tokens[0, 4:12, 1]))
-    np.testing.assert_array_equal(found, np.sign([a - b for a, b in expected]))

@@ -17,6 +17,7 @@ from usam_jax.models.common.layers import (
     Mlp,
     PatchConv,
     conv,
+    drop_path,
     linear,
 )
 from usam_jax.models.common.spec import ModelSpec, multiple_of, refuse_prompts
@@ -58,9 +59,9 @@ class Block(nn.Module):
     def __call__(self, x: Float[Array, "b h w d"], train: bool) -> Float[Array, "b h w d"]:
         modulation = FocalModulation(self.dtype, name="modulation")
         mlp = Mlp(4 * x.shape[-1], ops.gelu, self.dtype, **INITS, name="mlp")
-        drop_path = nn.Dropout(self.drop_rate, broadcast_dims=(1, 2, 3), deterministic=not train)
-        x = x + drop_path(modulation(LayerNorm(EPSILON, name="norm1")(x)))
-        return x + drop_path(mlp(LayerNorm(EPSILON, name="norm2")(x)))
+        drop = drop_path(self.drop_rate, train)
+        x = x + drop(modulation(LayerNorm(EPSILON, name="norm1")(x)))
+        return x + drop(mlp(LayerNorm(EPSILON, name="norm2")(x)))
 
 
 class Downsample(nn.Module):

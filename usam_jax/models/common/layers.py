@@ -112,6 +112,11 @@ class LayerNorm(nn.Module):
         return ops.normalise(x, scale, bias, axes=(x.ndim - 1,), epsilon=self.epsilon)[0]
 
 
+def drop_path(rate: float, train: bool) -> nn.Dropout:
+    """Dropout of whole maps float[b h w d], by sample and only if `train`."""
+    return nn.Dropout(rate, broadcast_dims=(1, 2, 3), deterministic=not train)
+
+
 class InstanceNorm(nn.Module):
     """Normalisation over the pixels of each image and channel, with eps 1e-5."""
 
