@@ -112,6 +112,7 @@ export const actions = {
     return numbers.sort((a, b) => wrong[b] - wrong[a]);
   },
 
+  // The worst slice first, then one after the other.
   async moveToWorst() {
     if (!this.comparing) await this.toggleComparison();
     if (!this.comparison) return;
@@ -120,7 +121,10 @@ export const actions = {
       this.say("The mask equals the reference.");
       return;
     }
-    this.moveTo("axial", order[(order.indexOf(this.cross[0]) + 1) % order.length]);
+    const here = this.cross[0];
+    const isOnTheWay = here === this.lastWorst || here === order[0];
+    this.lastWorst = isOnTheWay ? order[(order.indexOf(here) + 1) % order.length] : order[0];
+    this.moveTo("axial", this.lastWorst);
   },
 
   async save() {
