@@ -60,7 +60,7 @@ SCROLL = """async (direction) => {
 
 
 def measure_viewer() -> list[Row]:
-    """Measure the page on 512x512x300 voxels, with the demo's interactive network and with ViT-B.
+    """Measure the page on 512x512x300 voxels, with the demo's network and with ViT-B.
 
     Raises UsageError if there is no Chromium or Playwright.
     """

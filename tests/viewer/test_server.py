@@ -407,7 +407,7 @@ def test_dicom_is_saved_as_seg_and_nifti(tmp_path):
     write_series(tmp_path / "series", np.ascontiguousarray(HU[..., ::-1]), affine)
     paths = Paths(tmp_path / "series", tmp_path / "mask.dcm")
     with Served([paths], Stub(), names=["series"]) as served:
-        assert served.ready()["formats"] == ["nifti", "dicom-seg"]
+        assert served.ready()["formats"] == ["dicom-seg", "nifti"]
         click_all(served)
         assert served.post("save", {"format": "dicom-seg"})["path"] == str(paths.mask)
         assert served.post("save", {"format": "nifti"})["path"].endswith("mask.nii.gz")

@@ -22,7 +22,7 @@ RECTUM, TUMOUR = (230, 159, 0), (86, 180, 233)
 
 
 def skip(reason):
-    """Skip the page's tests; where CI=true they must run."""
+    """Skip the page's tests, or fail if CI=true."""
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
     pytest.skip(reason)

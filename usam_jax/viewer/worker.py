@@ -130,7 +130,7 @@ class Worker:
             self.propagation = self.progress = None
 
     def busy(self) -> dict[str, Any] | None:
-        """Return what is going on: what, and the slices done and in total."""
+        """Return what is in progress, with the slices done and in total, or None."""
         with self.changed:
             if self.model == "loading":
                 return {"what": "loading the model", "done": 0, "total": 0}
@@ -223,7 +223,7 @@ class Worker:
         if self.wanted is not None:
             wanted, self.wanted = self.wanted, None
             if self.promptable:
-                return lambda: slices.encode(wanted) and None
+                return lambda: slices.prepare(wanted)
         if self.propagation and self.progress:
             propagation = self.propagation
             return lambda: self.propagate_one(case, propagation)
