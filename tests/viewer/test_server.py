@@ -200,6 +200,32 @@ def test_propagation_is_stopped_on_request(served):
     assert state["busy"] is None and 1 <= len(state["propagated"]) <= 3
 
 
+def test_clicks_refine_what_was_propagated(served):
+    served.click(4, [[30, 30, 2]])
+    served.post("propagate", {"slice": 4, "first": 4, "last": 5}, 202)
+    before = served.wait(lambda x: x["busy"] is None) and served.desk.case.session.labels_of(5)
+    assert (before == 2).any()
+    labels = served.click(5, [[44, 4, 1]])
+    kept = (before > 0) & (labels == before)
+    assert labels[4, 44] == 1 and kept.sum() > 0.5 * (before > 0).sum()
+    served.post("slice", {"slice": 5, "action": "clear_prompts"})
+    assert served.get("state")["propagated"] == []
+
+
+def test_points_file_prompts_a_new_session(folder, tmp_path):
+    paths = Paths(folder / "ct.nii.gz", tmp_path / "mask.nii.gz")
+    with Served([paths], Stub(True)) as served:
+        served.ready()
+        click_all(served)
+        served.post("save", {"format": "nifti"})
+        labels = served.desk.case.session.labels.copy()
+    other = Paths(folder / "ct.nii.gz", tmp_path / "other.nii.gz")
+    with Served([other], Stub(True), points=points_path(paths.mask)) as served:
+        served.ready()
+        served.wait(lambda x: x["prompted"] == [3, 6, 7])
+        np.testing.assert_array_equal(served.desk.case.session.labels, labels)
+
+
 def test_click_preempts_the_automatic_mask(folder, tmp_path):
     stub = Stub()
     stub.delay = 0.05

@@ -155,6 +155,36 @@ def blend(colour, grey, share=0.45):
     return [grey + (c - grey) * share for c in colour]
 
 
+def test_pure_functions_of_the_page(page):
+    labels = np.array([[0, 1, 1], [2, 1, 0]], np.uint8)
+    script = """async ([labels]) => {
+      const {outlines} = await import("/static/outline.js");
+      const {stampSegment, classColour} = await import("/static/draw.js");
+      const {placement, toPlane, toCanvas, crossFromPlane, crossInPlane} = await import("/static/view.js");
+      const mask = new Uint8Array(25);
+      const box = stampSegment(mask, 5, 5, [1, 1], [3, 1], 1);
+      const grid = {columns: 7, rows: 5, dx: 0.5, dy: 2, count: 3};
+      const place = placement(grid, {width: 300, height: 200}, 1.7, [3, -2]);
+      const cross = [2, 3, 4], shape = [7, 8, 9];
+      return {
+        outlines: Object.fromEntries(outlines(new Uint8Array(labels), 3, 2)),
+        mask: [...mask], box,
+        back: toPlane(place, ...toCanvas(place, 1.25, 3.5)),
+        same: ["axial", "coronal", "sagittal"].map((axis) =>
+          crossFromPlane(axis, ...crossInPlane(axis, cross, shape), cross, shape)),
+        colours: [1, 2, 9].map(classColour),
+      };
+    }"""
+    found = page.page.evaluate(script, [labels.ravel().tolist()])
+    edges = {tuple(found["outlines"]["2"][i : i + 4]) for i in range(0, 16, 4)}
+    assert edges == {(0, 1, 1, 1), (0, 2, 1, 2), (0, 1, 0, 2), (1, 1, 1, 2)}
+    y, x = np.mgrid[:5, :5]
+    discs = [(x - cx) ** 2 + (y - 1) ** 2 <= 1 for cx in np.linspace(1, 3, 5)]
+    np.testing.assert_array_equal(np.reshape(found["mask"], (5, 5)) > 0, np.any(discs, axis=0))
+    assert found["box"] == [0, 0, 4, 2] and found["back"] == pytest.approx([1.25, 3.5])
+    assert found["same"] == [[2, 3, 4]] * 3 and found["colours"][:2] == [list(RECTUM), list(TUMOUR)]
+
+
 @pytest.mark.parametrize("ratio", [1, 2])
 def test_click_hits_its_voxel_at_any_zoom(browser, served, ratio):
     page = Page(browser, served, ratio)

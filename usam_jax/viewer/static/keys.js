@@ -59,6 +59,10 @@ function table(rows) {
 }
 
 export function fillHelp(element) {
+  const close = document.createElement("button");
+  close.textContent = "Close (Esc)";
+  close.addEventListener("click", () => (element.hidden = true));
+  element.append(close);
   for (const [title, rows] of [["Mouse", MOUSE], ["Keys", KEYS]]) {
     const heading = document.createElement("h2");
     heading.textContent = title;
