@@ -4,7 +4,7 @@ import asyncio
 import gzip
 import pathlib
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from starlette.applications import Starlette
@@ -292,4 +292,5 @@ def make_app(desk: Desk, token: str) -> App:
     routes = [Route(path, handler, methods=["GET"]) for path, handler in get.items()]
     routes += [Route(f"/api/{x}", handler, methods=["POST"]) for x, handler in post.items()]
     handlers = dict.fromkeys((HTTPException, *STATUS), refuse)
-    return Guard(Starlette(routes=routes, exception_handlers=handlers), token)  # type: ignore[arg-type]
+    app = Starlette(routes=routes, exception_handlers=handlers)
+    return Guard(cast(App, app), token)
