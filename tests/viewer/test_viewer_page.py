@@ -400,6 +400,28 @@ def test_save_says_where_and_what_failed(page, tmp_path):
     assert (tmp_path / "mask.nii.gz").exists()
 
 
+def test_click_right_after_a_jump_keeps_earlier_points(page):
+    page.served.click(7, [[5, 5, 1], [9, 9, 2]])
+    page.wait(lambda: page.get("app.store.refresh() && app.store.state.prompted.includes(7)"))
+    page.key("p", "ArrowUp")
+    page.click(50, 45)  # before the page has the slice's prompts
+    page.settle()
+    page.wait(lambda: len(page.served.get("prompts/7")["points"]) == 3)
+
+
+def test_server_that_has_gone_is_said_once(browser, folder, tmp_path):
+    with Served([Paths(folder / "ct.nii.gz", tmp_path / "mask.nii.gz")]) as served:
+        page = Page(browser, served)
+        served.server.should_exit = True
+        served.thread.join()
+        page.key("ArrowUp", "PageDown", "PageUp")
+        page.page.wait_for_timeout(1500)
+        assert page.page.locator("#messages div").count() == 1
+        assert "is usam-view still running" in page.text("#messages")
+        assert len(page.problems) < 40  # Chromium logs each refused request
+        page.context.close()
+
+
 def test_page_without_a_model_says_so(browser, folder, tmp_path):
     with Served([Paths(folder / "ct.nii.gz", tmp_path / "mask.nii.gz")]) as served:
         page = Page(browser, served)
