@@ -59,6 +59,7 @@ class Api:
     def describe_state(self, case: Case, since: int) -> dict[str, Any]:
         """Return what the page shows besides pixels."""
         desk, worker, session = self.desk, self.desk.worker, case.session
+        busy = worker.busy()  # outside the lock: the worker takes its own lock before the session's
         with session.lock:
             slices = sorted(session.slices.items())
             history = session.history
@@ -79,7 +80,7 @@ class Api:
                 "model": worker.model,
                 "problem": worker.problem,
                 "autosave_problem": case.autosave.journal.problem,
-                "busy": worker.busy(),
+                "busy": busy,
                 "changed": changed.tolist(),
                 "filled": [np.flatnonzero(x).tolist() for x in session.counts[changed]],
                 "prompted": [i for i, x in slices if x.prompts != NO_PROMPTS],
