@@ -5,6 +5,7 @@ import time
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 from dicom_files import write_series
 from viewer_server import (
@@ -27,6 +28,8 @@ from usam_jax.predict.slices import Options
 from usam_jax.predict.volume import Request, predict_volume
 from usam_jax.viewer import planes
 from usam_jax.viewer.case import Paths, points_path
+from usam_jax.viewer.slice_state import Prompts
+from usam_jax.viewer.worker import Superseded
 
 HU, LABELS = make_volume()
 
@@ -440,8 +443,6 @@ def test_dicom_is_saved_as_seg_and_nifti(tmp_path):
         labels = served.desk.case.session.labels.copy()
     source = output.read_source(paths.ct)
     np.testing.assert_array_equal(labels, expected_labels(source, False))
-    import pydicom
-
     seg = pydicom.dcmread(paths.mask)
     assert {x.SegmentAlgorithmType for x in seg.SegmentSequence} == {"SEMIAUTOMATIC"}
     files = {x: i for i, x in enumerate(uids(read_series(paths.ct).files))}
@@ -457,8 +458,6 @@ def test_dicom_is_saved_as_seg_and_nifti(tmp_path):
 
 
 def uids(files):
-    import pydicom
-
     return [pydicom.dcmread(x, stop_before_pixels=True).SOPInstanceUID for x in files]
 
 
@@ -569,10 +568,14 @@ def test_newer_prompts_supersede_older_ones(served):
     worker = served.desk.worker
     worker.predictor.network.delay = 0.1
     served.desk.case.session.has_automatic[:] = True
-    from usam_jax.viewer.slice_state import Prompts
-    from usam_jax.viewer.worker import Superseded
-
     futures = [worker.predict(2, Prompts(((float(x), 5.0, 1),))) for x in (4, 8, 12)]
     futures[-1].result(timeout=10)
     assert isinstance(futures[1].exception(timeout=10), Superseded)
     assert served.get("prompts/2")["points"] == [[12, 5, 1]]
+
+
+def test_click_counts_though_its_page_is_gone(served):
+    served.desk.worker.predictor.network.delay = 0.05
+    assert served.desk.worker.predict(2, Prompts(((4.0, 5.0, 1),))).cancel()
+    served.wait(lambda x: x["prompted"] == [2])
+    assert served.get("state")["problem"] == ""
