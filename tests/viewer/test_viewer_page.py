@@ -317,6 +317,15 @@ def test_keys_move_through_slices_and_windows(page):
     assert not page.page.is_visible("#help-page")
 
 
+def test_double_click_enlarges_one_view_and_back(page):
+    width = page.get("app.views[1].canvas.clientWidth")
+    page.page.mouse.dblclick(*page.at(30, 3, "coronal"))
+    page.wait(lambda: page.get("app.views[1].canvas.clientWidth") > 2.5 * width)
+    assert not page.page.is_visible("#axial")
+    page.page.mouse.dblclick(*page.at(30, 3, "coronal"))
+    page.wait(lambda: page.get("app.views[1].canvas.clientWidth") == width)
+
+
 def test_pointer_shows_voxel_hu_and_class(page):
     page.page.mouse.move(*page.at(25, 24))
     page.wait(lambda: page.text("#pointer") != "")
