@@ -29,7 +29,7 @@ KERNEL_SIZES = (3, 5, 7)  # of the focal levels
 
 
 class FocalModulation(nn.Module):
-    """Scale each pixel's query by its gated context at several focal levels and of the whole map."""
+    """Scale each pixel's query by its gated context at several focal levels."""
 
     dtype: Dtype
 
@@ -106,7 +106,7 @@ class Stage(nn.Module):
 
 
 class FocalUnet(nn.Module):
-    """Focal-UNet: FocalNet's encoder, a decoder of a block per stage; skips are stages' inputs.
+    """Focal-UNet: FocalNet's encoder, and a decoder with one block per stage.
 
     Images are float32[b h w], grey in [0, 1], with h and w multiples of the deepest stage's pixel
     (32 by default). Returns logits float32[b h w k].

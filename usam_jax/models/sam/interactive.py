@@ -23,7 +23,7 @@ POINT_GAIN = 32.0  # lets a few hundred steps of a usual size outweigh the decod
 
 @struct.dataclass
 class Hints:
-    """What the extension adds: to the prompt tokens, the image embedding, the decoder, the logits.
+    """What the extension adds to prompt tokens, image embedding, decoder and logits.
 
     `maps` are added to the skips of U-SAM or to the upsampled maps of S, largest first.
     """
