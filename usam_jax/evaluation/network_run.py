@@ -138,7 +138,7 @@ def write_shown(
         np.savez_compressed(
             file,
             names=np.array([slices[row]["name"] for row in rows]),
-            image=images[rows],
-            truth=labels[rows],
+            image=np.array(images[rows]),
+            truth=np.array(labels[rows]),
             predicted=np.concatenate(predicted),
         )

@@ -17,7 +17,7 @@ from usam_jax.models.common.layers import Dtype, LayerNorm, average_pool, conv
 from usam_jax.models.sam.prompt_encoder import PADDING, Prompts
 
 CLICK_SIGMA = 3.0  # pixels of the model's input
-POINT_SIGMA = 1.0  # of the clicks that act on the logits themselves
+POINT_SIGMA = 0.7  # of the clicks that act on the logits themselves
 POINT_GAIN = 32.0  # lets a few hundred steps of a usual size outweigh the decoder's logits
 
 
