@@ -8,56 +8,41 @@ import contextlib
 import functools
 import math
 import pathlib
-import re
 import zlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import SimpleITK
 
+from usam_jax.io.itk_header import (
+    META,
+    NRRD,
+    TextHeader,
+    find_doubts,
+    format_name,
+    read_text_header,
+)
 from usam_jax.io.volume import (
     MAX_SPACING_DIFFERENCE,
     SAVE_AGAIN,
     Volume,
     require_usable,
 )
-from usam_jax.io.volume_files import volume_ending
 from usam_jax.utils.errors import DataError, reading
 
-READERS = {".mha": ("MetaImageIO", "MetaImage"), ".nrrd": ("NrrdImageIO", "NRRD")}
-MAX_HEADER_BYTES = 1 << 24
+READERS = {META: "MetaImageIO", NRRD: "NrrdImageIO"}
+MAX_VALUE_BYTES = 8
 CHUNK_BYTES = 1 << 20
 ANY_ZLIB_FORMAT = 47  # of zlib.decompressobj: zlib or gzip, with the largest window
 
 SimpleITK.ProcessObject.GlobalWarningDisplayOff()  # they name no file and do not reach reports
 
 
-# Fields of MetaImage that SimpleITK ignores or misreads, by the value with which they change nothing.
-IGNORED = {
-    "elementtointensityfunctionslope": 1,
-    "elementtointensityfunctionoffset": 0,
-    "headersize": 0,
-}
-MM = ("mm", "millimeter", "millimeters", "?", "")
-SPACINGS = ("elementspacing", "elementsize", "spacings", "space directions")
-# The values of `space` that say where left and front are.
-SPACES = ("left-posterior-superior", "right-anterior-superior", "left-anterior-superior")
-SPACES += ("lps", "ras", "las")
-
-
-class TextHeader(NamedTuple):
-    """The lower-case fields of a file's text header, and the position of its voxels in bytes."""
-
-    fields: dict[str, str]
-    end: int
-
-
 def open_itk(path: pathlib.Path) -> Volume:
     """Open an .mha or .nrrd file. Raises DataError if its header is damaged."""
     with reading(path, f"not a readable {format_name(path)} file"), plain_errors():
         text = read_text_header(path)
-        require_sizes(path, text.fields)
         reader = make_reader(path)
         reader.ReadImageInformation()
         size, direction = reader.GetSize(), np.array(reader.GetDirection())
@@ -67,17 +52,18 @@ def open_itk(path: pathlib.Path) -> Volume:
             raise DataError(f"{path}: holds {pixel} voxels, expected one real number for each")
         sample = SimpleITK.Image([1] * len(size), reader.GetPixelID())
         dtype = SimpleITK.GetArrayViewFromImage(sample).dtype
-    affine = np.eye(4)
-    if len(size) == 3:
-        lengths = np.linalg.norm(direction.reshape(3, 3), axis=0)
-        if lengths.all() and np.abs(lengths - 1).max() > MAX_SPACING_DIFFERENCE:
-            raise DataError(
-                f"{path}: the columns of TransformMatrix have the lengths {lengths.round(4).tolist()}, "
-                "expected 1: the voxel size is uncertain",
-                SAVE_AGAIN,
-            )
-        lps = np.column_stack([direction.reshape(3, 3) * spacing, origin])
-        affine[:3] = np.diag([-1.0, -1.0, 1.0]) @ lps
+    if len(size) != 3:
+        raise DataError(f"{path}: has {len(size)} dimensions {size}, expected 3")
+    axes, affine = direction.reshape(3, 3), np.eye(4)
+    lengths = np.linalg.norm(axes, axis=0)
+    if lengths.all() and np.abs(lengths - 1).max() > MAX_SPACING_DIFFERENCE:
+        raise DataError(
+            f"{path}: the columns of TransformMatrix have the lengths {lengths.round(4).tolist()}, "
+            "expected 1: the voxel size is uncertain",
+            SAVE_AGAIN,
+        )
+    lps = np.column_stack([axes * spacing, origin])
+    affine[:3] = np.diag([-1.0, -1.0, 1.0]) @ lps
     read_fn = functools.partial(read_voxels, path, text, math.prod(size) * dtype.itemsize)
     return require_usable(Volume(path, size, affine, dtype, read_fn, find_doubts(text)))
 
@@ -91,81 +77,12 @@ def plain_errors() -> Iterator[None]:
         raise ValueError(str(error).rsplit("ERROR: ", 1)[-1].split("): ", 1)[-1]) from error
 
 
-def format_name(path: pathlib.Path) -> str:
-    """The name of the file's format."""
-    return READERS[(volume_ending(path) or "").lower()][1]
-
-
 def make_reader(path: pathlib.Path) -> SimpleITK.ImageFileReader:
     """A reader that takes the format from the ending in any letter case."""
     reader = SimpleITK.ImageFileReader()
-    reader.SetImageIO(READERS[(volume_ending(path) or "").lower()][0])
+    reader.SetImageIO(READERS[format_name(path)])
     reader.SetFileName(str(path))
     return reader
-
-
-def read_text_header(path: pathlib.Path) -> TextHeader:
-    """Read the lines `NAME: VALUE` (NRRD) or `NAME = VALUE` (MetaImage) before the voxels.
-
-    Raises DataError if the voxels are in another file, and ValueError if there is no such header.
-    """
-    is_meta = format_name(path) == "MetaImage"
-    fields: dict[str, str] = {}
-    with path.open("rb") as file:
-        while file.tell() < MAX_HEADER_BYTES and (line := file.readline(MAX_HEADER_BYTES)):
-            name, found, value = line.decode("latin-1").partition("=" if is_meta else ":")
-            name, value = name.strip().lower(), value.strip()
-            if found:
-                fields.setdefault(name, value)
-            if name == "elementdatafile" or (not is_meta and not line.strip()):
-                break
-        else:
-            raise ValueError("its header has no end")
-        end = file.tell()
-    for name in ("elementdatafile", "data file", "datafile"):
-        if fields.get(name, "LOCAL") != "LOCAL":
-            problem = f"{path}: its voxels are in another file ({name}: {fields[name]})"
-            raise DataError(problem, "save header and voxels as one file")
-    return TextHeader(fields, end)
-
-
-def require_sizes(path: pathlib.Path, fields: dict[str, str]) -> None:
-    """Raise DataError if a header leaves the size of voxels open, or SimpleITK misreads it.
-
-    SimpleITK takes 1 mm for a spacing that is missing.
-    """
-    spacing = next((fields[x] for x in SPACINGS if x in fields), "missing")
-    numbers = read_floats(spacing)
-    may_be_negative = "space directions" in fields
-    if not np.isfinite(numbers).all() or (not may_be_negative and min(numbers) <= 0):
-        problem = f"{path}: the spacing of its header is {spacing}, expected positive numbers"
-        raise DataError(problem, SAVE_AGAIN)
-    units = re.findall(r'"(.*?)"', fields.get("space units", ""))
-    if wrong := [x for x in (*units, fields.get("distanceunits", "mm")) if x.lower() not in MM]:
-        raise DataError(f"{path}: the unit of its header is {wrong[0]}, expected mm", SAVE_AGAIN)
-    for name, value in IGNORED.items():
-        if name in fields and read_floats(fields[name]) != [value]:
-            problem = f"{path}: {name} of the header is {fields[name]}, expected {value}"
-            raise DataError(problem, "save it again without it")
-
-
-def read_floats(text: str) -> list[float]:
-    """The numbers in a text with spaces, commas and parentheses, NaN for what is not a number."""
-    words = [x for x in re.split(r"[\s(),]+", text) if x]
-    try:
-        return [float(x) for x in words] or [math.nan]
-    except ValueError:
-        return [math.nan]
-
-
-def find_doubts(text: TextHeader) -> tuple[str, ...]:
-    """Warnings about the orientation in a header."""
-    space = text.fields.get("space", "none")
-    if (
-        "elementdatafile" in text.fields or space.lower() in SPACES
-    ):  # MetaImage defines its axes: LPS
-        return ()
-    return (f"the header has no orientation (space: {space}); LPS is assumed",)
 
 
 def read_voxels(path: pathlib.Path, text: TextHeader, num_bytes: int) -> np.ndarray:
@@ -187,9 +104,9 @@ def check_voxels(path: pathlib.Path, text: TextHeader, num_bytes: int) -> None:
         decoder = zlib.decompressobj(ANY_ZLIB_FORMAT)
     elif encoding in ("bzip2", "bz2"):
         decoder = bz2.BZ2Decompressor()
-    elif encoding != "raw" or fields.get("binarydata", "").lower() == "false":
-        return  # text, which SimpleITK counts
     found = 0 if decoder else path.stat().st_size - text.end
+    if not decoder and (encoding != "raw" or fields.get("binarydata", "").lower() == "false"):
+        found *= MAX_VALUE_BYTES  # text, of which SimpleITK counts the values
     with path.open("rb") as file:
         file.seek(text.end)
         while decoder and not decoder.eof and (chunk := file.read(CHUNK_BYTES)):
