@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from dicom_files import write_series
 
+from usam_jax.data.case import files_named
 from usam_jax.io.cohort import describe_count, find_cohort, find_others
 from usam_jax.io.dicom import is_series
 from usam_jax.io.nifti import open_volume
@@ -116,3 +117,10 @@ def test_find_cohort_skips_no_outputs_above_it(tmp_path):
     touch(tmp_path / "in" / "a.nii")
     found = find_cohort(tmp_path / "in", with_series=True, skipped=tmp_path)
     assert found.volumes.keys() == {"a"}
+
+
+def test_find_cohort_composes_names(tmp_path):
+    decomposed, composed = "Mu\u0308ller", "M\u00fcller"
+    touch(tmp_path / f"{decomposed}.nii")
+    assert find_cohort(tmp_path, with_series=True).volumes.keys() == {composed}
+    assert files_named(tmp_path, ".nii").keys() == {composed}

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from usam_jax.io import dicom
 from usam_jax.io.side_files import is_side_file
-from usam_jax.io.volume_files import EXPECTED, is_pair_data, volume_ending, volume_name
+from usam_jax.io.volume_files import EXPECTED, compose, is_pair_data, volume_ending, volume_name
 from usam_jax.utils.errors import DataError, list_some, unreadable
 
 PROBABILITIES = "_probabilities"  # of the case NAME, in the volume NAME_probabilities
@@ -115,7 +115,7 @@ def enter(
 
 def add(path: pathlib.Path, name: str, cohort: Cohort, top: pathlib.Path) -> None:
     """Add a volume under its name below `top`."""
-    key = (path.parent.relative_to(top) / name).as_posix()
+    key = compose((path.parent.relative_to(top) / name).as_posix())
     if key in cohort.volumes:
         cohort.twins.append((cohort.volumes[key], path))
     else:
