@@ -1,7 +1,8 @@
 """Measure how fast parts of this package are.
 
 Results are appended to benchmarks/results.csv with commit, device and versions, and fill the
-tables of docs/performance.md. `accelerator` writes its results to a folder of its own.
+tables of docs/performance.md. `accelerator` writes its results to a folder of its own; `compile_for` predicts
+without a GPU.
 """
 
 import argparse
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from benchmarks.accelerator import command as accelerator
+from benchmarks.compile_for import command as compile_for
 from benchmarks.results import (
     COLUMNS,
     RESULTS,
@@ -126,6 +128,11 @@ def make_parser() -> argparse.ArgumentParser:
             "accelerator", help=accelerator.SUMMARY, description=accelerator.__doc__
         )
     )
+    compile_for.add_flags(
+        commands.add_parser(
+            "compile_for", help=compile_for.SUMMARY, description=compile_for.__doc__
+        )
+    )
     commands.add_parser("demo", help="the demo, for docs/demo and README.md")
     commands.add_parser("page", help="fill the tables of docs/performance.md from results.csv")
     return parser
@@ -136,6 +143,8 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.name == "accelerator":
         return accelerator.main(arguments)
+    if arguments.name == "compile_for":
+        return compile_for.main(arguments)
     if arguments.name == "demo":
         from benchmarks.demo import measure_demo
 

@@ -5,7 +5,6 @@ are installed.
 """
 
 import csv
-import os
 import pathlib
 import platform
 import subprocess
@@ -19,14 +18,10 @@ Row = tuple[str, float, str]  # what, value, unit
 
 
 def describe_device() -> str:
-    """Name and number of the accelerators, or the processor's name and its number of cores."""
-    import jax
+    """Name and number of the devices."""
+    from usam_jax.utils.runtime import describe_devices
 
-    if jax.default_backend() != "cpu":
-        return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+    return describe_devices()
 
 
 def describe_versions() -> str:

@@ -18,15 +18,8 @@ import sys
 from absl import flags
 from ml_collections import ConfigDict
 
-from usam_jax.evaluation.comparison import (
-    Evaluation,
-    compare,
-    from_summary,
-    read_evaluation,
-    require_own_comparison,
-    write_comparison,
-)
-from usam_jax.evaluation.report.plots import save_pairs
+from usam_jax.evaluation.comparison import compare, require_own_comparison, write_comparison
+from usam_jax.evaluation.report.pairs import save_pairs
 from usam_jax.evaluation.report.tables import print_comparison
 from usam_jax.evaluation.scoring_flags import (
     OUT,
@@ -34,6 +27,7 @@ from usam_jax.evaluation.scoring_flags import (
     require_writable,
     score_with_flags,
 )
+from usam_jax.evaluation.stored import Evaluation, from_summary, read_evaluation
 from usam_jax.evaluation.summary import METRICS
 from usam_jax.utils import cli, console
 from usam_jax.utils.errors import UsageError

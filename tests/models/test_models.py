@@ -182,6 +182,17 @@ def test_bfloat16_model_returns_float32_logits():
     assert float(jnp.linalg.norm(a - b) / jnp.linalg.norm(a)) < 0.1
 
 
+def output_and_gradients(function, given, above):
+    """The function's output for `given`, and the gradients of the output's product with `above`."""
+
+    @jax.jit  # one program instead of one for each operation
+    def run(given, above):
+        output, vjp = jax.vjp(function, *given)
+        return output, vjp(above)
+
+    return run(given, above)
+
+
 @pytest.mark.parametrize("skip_channels", [0, 2])
 @pytest.mark.parametrize("channels", [4, 16])
 def test_up_conv_unit_equals_its_layers_in_sequence(channels, skip_channels):
@@ -208,14 +219,13 @@ def test_up_conv_unit_equals_its_layers_in_sequence(channels, skip_channels):
         unit = layers.ConvUnit(7, jnp.float32)
         return unit.apply(variables, x, True, mutable="batch_stats")[0]
 
-    given = (x, skip, up, bias, params)
-    (found, found_vjp), (expected, expected_vjp) = (
-        jax.vjp(f, *given) for f in (at_once, one_by_one)
+    given, above = (x, skip, up, bias, params), draw(2, 6, 10, 7)
+    (found, found_grads), (expected, expected_grads) = (
+        output_and_gradients(f, given, above) for f in (at_once, one_by_one)
     )
     # Sums of some hundred products of about 1, in another order.
     np.testing.assert_allclose(found, expected, atol=2e-5)
-    above = draw(*found.shape)
-    pairs = zip(*(jax.tree.leaves(f(above)) for f in (found_vjp, expected_vjp)), strict=True)
+    pairs = zip(jax.tree.leaves(found_grads), jax.tree.leaves(expected_grads), strict=True)
     for a, b in pairs:
         np.testing.assert_allclose(a, b, atol=2e-5 * max(1, float(abs(b).max())))
 
@@ -327,9 +337,12 @@ def test_attention_equals_its_definition_with_gradients(head_dim):
         y = jnp.einsum("bnqk,bknd->bqnd", jax.nn.softmax(logits), v).reshape(2, s, s, d)
         return y @ params["proj"]["kernel"] + params["proj"]["bias"]
 
-    expected, expected_vjp = jax.vjp(plain, params, x)
-    found, found_vjp = jax.vjp(lambda p, x: attention.apply({"params": p}, x), params, x)
+    def layer(params, x):
+        return attention.apply({"params": params}, x)
+
+    expected, expected_grads = output_and_gradients(plain, (params, x), above)
+    found, found_grads = output_and_gradients(layer, (params, x), above)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)  # float32 sums of 18 numbers
-    pairs = zip(*(jax.tree.leaves(f(above)) for f in (found_vjp, expected_vjp)), strict=True)
+    pairs = zip(jax.tree.leaves(found_grads), jax.tree.leaves(expected_grads), strict=True)
     for a, b in pairs:
         np.testing.assert_allclose(a, b, atol=1e-5 * float(abs(b).max()))

@@ -26,7 +26,7 @@ FORMS = {
     "up_conv": (conv.up_conv, cpu.up_conv),
     "up_concat_conv": (conv.up_concat_conv, cpu.up_concat_conv),
     "relative_attention": (attention.relative_attention, cpu.relative_attention),
-    "biased_attention": (attention.biased_attention, cpu.biased_attention),
+    "self_attention": (attention.self_attention, cpu.self_attention),
 }
 
 
@@ -67,12 +67,18 @@ CASES = {
         (3 * normal(2, 3, 4, 5) + 1, normal(5), normal(1, 5)[0]),
         {"axes": (3,), "epsilon": 1e-6},
     ),
+    "normalise groups": (
+        "normalise",
+        (3 * normal(2, 3, 4, 2, 5) + 1, normal(2, 5), normal(2, 5)[::-1]),
+        {"axes": (1, 2, 4), "epsilon": 1e-6},
+    ),
     "normalise batch": (
         "normalise",
         (3 * normal(2, 3, 4, 5) + 1, normal(5), normal(1, 5)[0]),
         {"axes": (0, 1, 2), "epsilon": 1e-5},
     ),
     "max_pool": ("max_pool", (distinct(2, 4, 6, 3),), {}),
+    "max_pool 3x3": ("max_pool", (distinct(2, 6, 7, 2),), {"window": 3}),
     "up_conv": ("up_conv", (normal(2, 3, 5, 4), normal(2, 2, 4, 6), normal(6)), {}),
     "up_concat_conv joined": ("up_concat_conv", up_inputs(4, 2), {}),
     "up_concat_conv joined, no skip": ("up_concat_conv", up_inputs(4, 0), {}),
@@ -82,7 +88,8 @@ CASES = {
     "relative_attention large map": ("relative_attention", attention_inputs(4, 4), {}),
     "relative_attention small map": ("relative_attention", attention_inputs(4, 8), {}),
     "relative_attention one token": ("relative_attention", attention_inputs(1, 8), {}),
-    "biased_attention": ("biased_attention", window_inputs(), {}),
+    "self_attention biased": ("self_attention", window_inputs(), {}),
+    "self_attention": ("self_attention", (*window_inputs()[:3], None), {}),
 }
 # Of the largest number of each array. float32: sums of some hundred products in another order.
 # bfloat16 keeps 8 bits (0.004): several roundings of numbers that partly cancel (0.022 at most).
@@ -96,7 +103,7 @@ def test_cpu_form_equals_reference(case, dtype):
     stays_float32 = {
         "normalise": (1, 2),
         "relative_attention": (3, 4),
-        "biased_attention": (3,),
+        "self_attention": (3,),
     }.get(name, ())
     inputs = [
         None if x is None else jnp.asarray(x, "float32" if i in stays_float32 else dtype)

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from usam_jax.data.preprocessing import Preparation
 from usam_jax.predict import __main__ as command
-from usam_jax.predict import volume
+from usam_jax.predict import output, volume
 from usam_jax.utils import cli
 from usam_jax.utils.errors import DataError
 
@@ -145,7 +145,7 @@ def test_predict_keeps_mask_as_nifti_if_a_seg_fails(tmp_path, monkeypatch, capsy
     def fail(*_arguments, **_options):
         raise error
 
-    monkeypatch.setattr(volume, "write_seg", fail)
+    monkeypatch.setattr(output, "write_seg", fail)
     assert run("-i", tmp_path / "ct", "-o", tmp_path / "m.dcm") == 3
     assert f"The mask is kept as {tmp_path / 'm.nii.gz'}" in capsys.readouterr().err
     assert np.asarray(nibabel.load(tmp_path / "m.nii.gz").dataobj).sum() == 300

@@ -170,7 +170,7 @@ def test_train_step_updates_all_but_the_prompt_encoder(one_device_run):
         ("sam_s", {"prompts.kind": "none"}),
         ("usam", {"model.dtype": "bfloat16", "prompts.kind": "points_box"}),
         ("unet", {"optimizer.name": "sgd", "optimizer.learning_rates.all": 0.1}),
-        *((x, {}) for x in registry.names() if x not in ("sam_s", "usam", "unet")),
+        *((x, {}) for x in registry.names() if x not in ("sam_s", "usam", "unet", "vnet3d")),
     ],
 )
 def test_train_step_lowers_loss_of_each_network(packed_phantoms, network, changes):
@@ -252,6 +252,8 @@ def test_check_all_names_invalid_field():
     ):
         with pytest.raises(UsageError, match=rf"config.{field}: got {value!r}"):
             checks.check_all(phantom_config(**{field: value}), make_mesh(1))
+    with pytest.raises(UsageError, match=r"config.model.name: got 'vnet3d', .* 2-D slices"):
+        checks.check_all(phantom_config("vnet3d"), make_mesh(1))
 
 
 def test_metric_writer_drops_rows_past_the_checkpoint(tmp_path):

@@ -71,7 +71,15 @@ def require_same_grid(image: pathlib.Path, label: pathlib.Path) -> Geometry:
     Two grids are the same within a quarter of a voxel, so both files are to be reoriented by the
     affine that is returned: each by its own could turn them differently.
     """
-    a, b = read_geometry(image), read_geometry(label)
+    return require_grid_of(read_geometry(image), image, label)
+
+
+def require_grid_of(a: Geometry, image: pathlib.Path, label: pathlib.Path) -> Geometry:
+    """Return the geometry `a` of an image, which may be a DICOM series.
+
+    Raises DataError as `require_same_grid` does.
+    """
+    b = read_geometry(label)
     fix = "resample it onto the other (nibabel.processing.resample_from_to with order=0)"
     if a.file_shape != b.file_shape:
         raise DataError(

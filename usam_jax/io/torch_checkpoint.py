@@ -1,4 +1,4 @@
-"""Torch checkpoints and safetensors as numpy arrays, read without torch."""
+"""Torch checkpoints, safetensors and .npz files as numpy arrays, read without torch."""
 
 import contextlib
 import io
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import safetensors
 
+from usam_jax.io.npz_file import is_npz, read_npz
 from usam_jax.io.torch_pickle import (
     DTYPES,
     Storage,
@@ -40,15 +41,16 @@ _MAX_PICKLE_BYTES = 16 << 20
 # Tied weights repeat a storage, expanded ones an element; genuine files rarely do either.
 _MAX_EXPANSION = 4
 _ADVICE = (
-    "Expected a torch checkpoint or a .safetensors file of plain tensors. Check the download or, "
-    "if you trust the file, load it with torch and run torch.save(model.state_dict(), PATH)."
+    "Expected a torch checkpoint, a .safetensors or an .npz file of plain tensors. Check the "
+    "download or, if you trust the file, load it with torch and run "
+    "torch.save(model.state_dict(), PATH)."
 )
 
 _ReadStorage = Callable[[Storage], bytes]
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Read the weights of a torch checkpoint or safetensors file without executing its pickle.
+    """Read the weights of a torch checkpoint, safetensors or .npz file without running pickles.
 
     The state dict is the file's entry "model", "state_dict", "model_state_dict", "model_state",
     "net", "module" or "network_weights", else the whole object. A `NAME.index.json` names the files
@@ -114,6 +116,10 @@ def _load_by_content(file: io.BufferedReader, file_bytes: int) -> dict[str, np.n
     file.seek(0)
     if head[8:] == b"{":
         return _load_safetensors(file.read())
+    if head.startswith(b"PK\3\4"):
+        with zipfile.ZipFile(file) as archive:
+            if is_npz(archive):
+                return read_npz(archive, file_bytes)
     with _torch_file(file, file_bytes) as (found, read_storage):
         return _read_tensors(found, read_storage, file_bytes)
 
@@ -121,6 +127,7 @@ def _load_by_content(file: io.BufferedReader, file_bytes: int) -> dict[str, np.n
 @contextlib.contextmanager
 def _torch_file(file: io.BufferedReader, file_bytes: int) -> Iterator[tuple[Any, _ReadStorage]]:
     """The object in a file that torch.save wrote, and a function that reads its storages."""
+    file.seek(0)  # opening it as a zip archive moves the position
     head = file.read(9)
     file.seek(0)
     if head.startswith(b"PK\3\4"):

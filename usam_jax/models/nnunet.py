@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from usam_jax.models import ops
-from usam_jax.models.common.layers import Dtype
+from usam_jax.models.common.layers import Dtype, InstanceNorm
 from usam_jax.models.common.spec import (
     GREY_MEAN,
     GREY_STD,
@@ -63,18 +63,6 @@ class ConvParams(nn.Module):
             return kernel.astype(self.dtype), jnp.zeros(self.shape[-1:], self.dtype)
         bias = self.param("bias", nn.initializers.zeros, self.shape[-1:])
         return kernel.astype(self.dtype), bias.astype(self.dtype)
-
-
-class InstanceNorm(nn.Module):
-    """Normalisation over the pixels of each image and channel, with eps 1e-5."""
-
-    scale_init: nn.initializers.Initializer = nn.initializers.ones
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
-        scale = self.param("scale", self.scale_init, x.shape[-1:])
-        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
-        return ops.normalise(x, scale, bias, axes=(1, 2), epsilon=1e-5)[0]
 
 
 class ConvUnit(nn.Module):

@@ -74,7 +74,7 @@ class WindowAttention(nn.Module):
         bias = table[relative_index(self.window)].transpose(2, 0, 1)[None]
         if self.shift:
             bias += shift_mask(shape[1], shape[2], self.window, self.shift)[:, None]
-        x = ops.biased_attention(q, k, v, bias).reshape(-1, t, d)
+        x = ops.self_attention(q, k, v, bias).reshape(-1, t, d)
         x = linear(d, d, self.dtype, "proj", **INITS)(x)
         x = window_unpartition(x.reshape(-1, self.window, self.window, d), shape)
         return jnp.roll(x, (self.shift, self.shift), axis=(1, 2)) if self.shift else x

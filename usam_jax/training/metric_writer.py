@@ -10,6 +10,15 @@ from usam_jax.utils.files import write_csv, write_text
 from usam_jax.utils.workdir import Workdir
 
 
+def read_rows(metrics: pathlib.Path) -> list[dict[str, Any]]:
+    """Return the metrics in `metrics.jsonl`, one dict per step with its `step`."""
+    rows: dict[int, dict[str, Any]] = {}
+    for line in metrics.read_text().splitlines():
+        values = json.loads(line)
+        rows.setdefault(values["step"], {}).update(values)
+    return list(rows.values())
+
+
 class MetricWriter:
     """Context manager that writes the metrics of each step to `metrics.jsonl` and TensorBoard.
 
@@ -40,11 +49,7 @@ class MetricWriter:
 
     def read(self) -> list[dict[str, Any]]:
         """Return all metrics so far, one dict per step with its `step`."""
-        rows: dict[int, dict[str, Any]] = {}
-        for line in self.path.read_text().splitlines():
-            values = json.loads(line)
-            rows.setdefault(values["step"], {}).update(values)
-        return list(rows.values())
+        return read_rows(self.path)
 
     def write_csv(self, rows: list[dict[str, Any]]) -> None:
         """Write rows from `read` to `metrics.csv`, one row per step."""

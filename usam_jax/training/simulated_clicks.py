@@ -92,3 +92,8 @@ def add_click(
         given=prompts.given.at[:, slot].set(clicked),
         previous=jax.nn.softmax(logits),
     )
+
+
+def choose(which: Bool[Array, " b"], a: Prompts, b: Prompts) -> Prompts:
+    """Return the prompts of `a` for the images of `which`, and those of `b` for the others."""
+    return jax.tree.map(lambda x, y: jnp.where(which.reshape(-1, *(1,) * (x.ndim - 1)), x, y), a, b)

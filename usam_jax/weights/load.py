@@ -27,6 +27,7 @@ from usam_jax.weights.name_map import (
     is_fresh,
     is_resizable,
     leaves_of,
+    read_tensors,
     rename,
     to_torch,
     wanted_names,
@@ -231,7 +232,7 @@ def name_version(tensors: StateDict, path: pathlib.Path, config: ConfigDict) -> 
 
 def fits(tensors: StateDict, leaves: list[Leaf], name_map: NameMap) -> bool:
     """Return whether tensors have the names and shapes that leaves want, or can be resized."""
-    tensors = {rename(name, name_map.file_names): x for name, x in tensors.items()}
+    tensors = read_tensors(tensors, name_map)
     return all(
         name in tensors
         and (

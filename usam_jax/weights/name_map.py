@@ -70,6 +70,10 @@ class NameMap:
     ignored: Rules = ()  # (pattern, reason): tensors of the file that are not read
     fresh: Rules = ()  # (pattern, reason): leaves that keep their initial values
     resized: str = ""  # tables that are resized linearly to the model's image size
+    # (table, shape) -> the table resized, if not by half-pixel centres.
+    resize: Callable[[np.ndarray, tuple[int, ...]], np.ndarray] | None = None
+    # (name, tensor) -> the tensor with the axes that `layout` expects.
+    read: Callable[[str, np.ndarray], np.ndarray] = lambda _name, tensor: tensor
     file_names: Renaming = ()  # (pattern, replacement) on the names of the file, before the rest
     file: str = ""  # pattern of the file's name, if names of tensors do not tell its origin
     unit_input: str = ""  # first layer if it was trained on grey in [0, 1], not normalised
@@ -184,6 +188,12 @@ def is_fresh(leaf: Leaf, name_map: NameMap) -> bool:
     return bool(first_match("/".join(leaf.path), name_map.fresh))
 
 
+def read_tensors(state_dict: StateDict, name_map: NameMap) -> dict[str, np.ndarray]:
+    """Return the tensors of a file by the names, and with the axes, that a map expects."""
+    renamed = {rename(name, name_map.file_names): x for name, x in state_dict.items()}
+    return {name: name_map.read(name, x) for name, x in renamed.items()}
+
+
 def from_torch(
     state_dict: StateDict, name_map: NameMap, config: ConfigDict
 ) -> tuple[Variables, Report]:
@@ -192,7 +202,7 @@ def from_torch(
     They are complete unless the map leaves some at their initial values. Raises a WeightsError that
     names missing, unknown, misshapen and non-finite tensors.
     """
-    tensors = {rename(name, name_map.file_names): x for name, x in state_dict.items()}
+    tensors = read_tensors(state_dict, name_map)
     for name in tensors:
         if reason := first_match(name, name_map.refused):
             raise WeightsError(f"got {name_map.source} with {name}, {reason}")
@@ -206,7 +216,7 @@ def from_torch(
         if leaf.resizable and (name := leaf.names[0]) in tensors:
             before, shape = tensors[name], leaf.torch_shape
             if before.shape != shape and is_resizable(before.shape, shape):
-                tensors[name] = resize(before, shape)
+                tensors[name] = (name_map.resize or resize)(before, shape)
                 resized[name] = (before.shape, shape)
         if usable := problems.check(leaf.names, leaf.torch_shape, tensors):
             flat[leaf.path] = leaf.from_torch(usable)

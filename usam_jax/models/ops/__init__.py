@@ -16,7 +16,6 @@ from usam_jax.models.ops import activation, attention, conv, cpu, linear, norm
 from usam_jax.models.ops.conv import convolve, pixel_shuffle
 
 __all__ = [
-    "biased_attention",
     "convolve",
     "gelu",
     "matmul",
@@ -25,6 +24,7 @@ __all__ = [
     "pixel_shuffle",
     "relative_attention",
     "relu",
+    "self_attention",
     "up_concat_conv",
     "up_conv",
 ]
@@ -64,4 +64,4 @@ max_pool = per_platform(conv.max_pool, cpu=cpu.max_pool)
 up_conv = per_platform(conv.up_conv, cpu=cpu.up_conv)
 up_concat_conv = per_platform(conv.up_concat_conv, cpu=cpu.up_concat_conv)
 relative_attention = per_platform(attention.relative_attention, cpu=cpu.relative_attention)
-biased_attention = per_platform(attention.biased_attention, cpu=cpu.biased_attention)
+self_attention = per_platform(attention.self_attention, cpu=cpu.self_attention)

@@ -1,4 +1,4 @@
-"""Self-attention of a square map with decomposed relative positions, and of windows."""
+"""Self-attention of a square map with decomposed relative positions, and with any bias."""
 
 import math
 
@@ -30,16 +30,18 @@ def relative_attention(
     return jax.nn.dot_product_attention(q, k, v, bias=bias, scale=c**-0.5)
 
 
-def biased_attention(
+def self_attention(
     q: Float[Array, "b t n c"],
     k: Float[Array, "b t n c"],
     v: Float[Array, "b t n c"],
-    bias: Float[Array, "w n t t"],
+    bias: Float[Array, "w n t t"] | None,
 ) -> Float[Array, "b t n c"]:
-    """`softmax(q k / sqrt(c) + bias) v`, row i with `bias[i % w]`, where w divides b.
+    """`softmax(q k / sqrt(c) + bias) v`, row i with `bias[i % w]` if any, where w divides b.
 
     Logits and softmax are float32.
     """
+    if bias is None:
+        return jax.nn.dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5)
     w = bias.shape[0]
     q, k, v = (x.reshape(-1, w, *x.shape[1:]) for x in (q * q.shape[-1] ** -0.5, k, v))
     logits = jnp.einsum("bwtnc,bwsnc->bwnts", q, k, preferred_element_type=jnp.float32)

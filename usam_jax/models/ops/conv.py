@@ -32,31 +32,35 @@ def same_padding(kernel: Float[Array, "k l d e"]) -> tuple[int, int]:
     return kernel.shape[0] // 2, kernel.shape[1] // 2
 
 
-def max_pool(x: Float[Array, "b h w d"]) -> Float[Array, "b i j d"]:
-    """2x2 maximum with stride 2."""
-    window = (1, 2, 2, 1)
-    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, window, "VALID")
+def max_pool(x: Float[Array, "b h w d"], *, window: int = 2) -> Float[Array, "b i j d"]:
+    """Maximum of each window, with stride 2 and without padding."""
+    size, strides = (1, window, window, 1), (1, 2, 2, 1)
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, size, strides, "VALID")
 
 
 def up_conv(
-    x: Float[Array, "b h w d"], kernel: Float[Array, "s t d e"], bias: Float[Array, " e"]
-) -> Float[Array, "b i j e"]:
+    x: Float[Array, "b *s d"], kernel: Float[Array, "*m d e"], bias: Float[Array, " e"]
+) -> Float[Array, "b *o e"]:
     """Transposed convolution with the size of `kernel`, as in `nn.ConvTranspose`, as stride.
 
     Stride equals kernel size, so windows do not overlap and one matmul suffices.
     """
-    return pixel_shuffle(x @ pixel_kernel(kernel), kernel.shape[:2]) + bias
+    return pixel_shuffle(x @ pixel_kernel(kernel), kernel.shape[:-2]) + bias
 
 
-def pixel_kernel(kernel: Float[Array, "s t d e"]) -> Float[Array, "d f"]:
-    """The matrix of a transposed convolution: channels to s x t pixels of e channels."""
-    return kernel[::-1, ::-1].transpose(2, 0, 1, 3).reshape(kernel.shape[2], -1)
+def pixel_kernel(kernel: Float[Array, "*m d e"]) -> Float[Array, "d f"]:
+    """The matrix of a transposed convolution: channels to a window of pixels of e channels."""
+    flipped = jnp.flip(kernel, range(kernel.ndim - 2))
+    return jnp.moveaxis(flipped, -2, 0).reshape(kernel.shape[-2], -1)
 
 
-def pixel_shuffle(x: Float[Array, "b h w f"], size: tuple[int, ...]) -> Float[Array, "b i j e"]:
-    """`out[b, m h + s, n w + t, e] = x[b, h, w, (s, t, e)]` of `size` (m, n)."""
-    (b, h, w, _), (m, n) = x.shape, size
-    return x.reshape(b, h, w, m, n, -1).swapaxes(2, 3).reshape(b, m * h, n * w, -1)
+def pixel_shuffle(x: Float[Array, "b *s f"], size: tuple[int, ...]) -> Float[Array, "b *o e"]:
+    """`out[b, m h + s, n w + t, e] = x[b, h, w, (s, t, e)]` of `size` (m, n), or with more axes."""
+    (b, *sides, _), dims = x.shape, len(size)
+    x = x.reshape(b, *sides, *size, -1)
+    pairs = [axis for i in range(1, dims + 1) for axis in (i, dims + i)]
+    x = x.transpose(0, *pairs, 2 * dims + 1)
+    return x.reshape(b, *(n * m for n, m in zip(sides, size, strict=True)), x.shape[-1])
 
 
 def up_concat_conv(

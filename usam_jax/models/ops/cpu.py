@@ -6,7 +6,7 @@ differentiation only.
 """
 
 import math
-from functools import partial
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -55,14 +55,18 @@ def gelu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
     return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 
-def max_pool(x: Float[Array, "b h w d"]) -> Float[Array, "b i j d"]:
-    """2x2 maximum with stride 2, as maxima of slices.
+def max_pool(x: Float[Array, "b h w d"], *, window: int = 2) -> Float[Array, "b i j d"]:
+    """Maximum of each window with stride 2, as maxima of slices.
 
     The gradient of a window writes the indices of all pixels (with `gelu`: step 1.01 to 1.05 s ->
     0.96 to 1.03 s a slice). Of equal maxima each gets a share of the gradient, not the first one
     all of it.
     """
     b, h, w, d = x.shape
+    if window != 2:
+        rows, columns = (2 * ((n - window) // 2) + 1 for n in (h, w))
+        x = reduce(jnp.maximum, (x[:, i : i + rows : 2] for i in range(window)))
+        return reduce(jnp.maximum, (x[:, :, i : i + columns : 2] for i in range(window)))
     x = x.reshape(b, h // 2, 2, w // 2, 2, d)
     x = jnp.maximum(x[:, :, 0], x[:, :, 1])
     return jnp.maximum(x[:, :, :, 0], x[:, :, :, 1])
@@ -70,8 +74,8 @@ def max_pool(x: Float[Array, "b h w d"]) -> Float[Array, "b i j d"]:
 
 def normalise(
     x: Float[Array, "*n d"],
-    scale: Float[Array, " d"],
-    bias: Float[Array, " d"],
+    scale: Float[Array, "*c"],
+    bias: Float[Array, "*c"],
     *,
     axes: tuple[int, ...],
     epsilon: float,
@@ -111,10 +115,10 @@ def _normalise_backward(
     x, scale, mean, inverse = saved
     gradient = gradients[0].astype(jnp.float32)
     y = (x.astype(jnp.float32) - mean) * inverse
-    others = tuple(range(x.ndim - 1))
+    others = tuple(range(x.ndim - scale.ndim))
     d_scale, d_bias = (gradient * y).sum(others), gradient.sum(others)
     if axes == others:  # The same sums, so devices exchange them once.
-        count = x.size // x.shape[-1]
+        count = x.size // scale.size
         level, slope = scale * d_bias / count, scale * d_scale / count
     else:
         level = (gradient * scale).mean(axes, keepdims=True)
@@ -129,10 +133,10 @@ _normalise.defvjp(_normalise_forward, _normalise_backward)
 
 
 def up_conv(
-    x: Float[Array, "b h w d"], kernel: Float[Array, "s t d e"], bias: Float[Array, " e"]
-) -> Float[Array, "b i j e"]:
+    x: Float[Array, "b *s d"], kernel: Float[Array, "*m d e"], bias: Float[Array, " e"]
+) -> Float[Array, "b *o e"]:
     """`conv.up_conv` with this module's `matmul`."""
-    return pixel_shuffle(matmul(x, pixel_kernel(kernel)), kernel.shape[:2]) + bias
+    return pixel_shuffle(matmul(x, pixel_kernel(kernel)), kernel.shape[:-2]) + bias
 
 
 def up_concat_conv(
@@ -216,16 +220,17 @@ def relative_attention(
     return softmax_attend(logits, v).swapaxes(1, 2)
 
 
-def biased_attention(
+def self_attention(
     q: Float[Array, "b t n c"],
     k: Float[Array, "b t n c"],
     v: Float[Array, "b t n c"],
-    bias: Float[Array, "w n t t"],
+    bias: Float[Array, "w n t t"] | None,
 ) -> Float[Array, "b t n c"]:
-    """`attention.biased_attention` with heads moved forward."""
+    """`attention.self_attention` with heads moved forward."""
     q, k, v = (y.swapaxes(1, 2) for y in (q, k, v))
     logits = qk_logits(q * q.shape[-1] ** -0.5, k)
-    logits = (logits.reshape(-1, *bias.shape) + bias).reshape(logits.shape)
+    if bias is not None:
+        logits = (logits.reshape(-1, *bias.shape) + bias).reshape(logits.shape)
     return softmax_attend(logits, v).swapaxes(1, 2)
 
 
