@@ -70,7 +70,7 @@ def open_itk(path: pathlib.Path) -> Volume:
 
 @contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
-    """Shorten SimpleITK's errors to what was wrong, without places in its source and names of files."""
+    """Shorten SimpleITK's errors to what was wrong, without places in its source."""
     try:
         yield
     except RuntimeError as error:

@@ -1,6 +1,6 @@
-"""The text headers of MetaImage (.mha) and NRRD (.nrrd) files, checked before SimpleITK reads them.
+"""The text headers of MetaImage (.mha) and NRRD (.nrrd) files.
 
-SimpleITK ignores some fields, guesses others, and crashes on lists of another length.
+They are checked before SimpleITK reads them. It ignores some fields, guesses others, and crashes on lists of another length.
 """
 
 import math
@@ -57,9 +57,9 @@ def format_name(path: pathlib.Path) -> str:
 
 
 def read_text_header(path: pathlib.Path) -> TextHeader:
-    """Read and check the lines `NAME: VALUE` (NRRD) or `NAME = VALUE` (MetaImage) before the voxels.
+    """Read and check the text header of a file.
 
-    Raises DataError if they are not those of a volume with known voxels, and ValueError if there is
+    Its lines are `NAME: VALUE` (NRRD) or `NAME = VALUE` (MetaImage). Raises DataError if they are not those of a volume with known voxels, and ValueError if there is
     no such header.
     """
     kind = format_name(path)

@@ -28,7 +28,10 @@ def volume_name(path: pathlib.PurePath) -> str:
 
 
 def compose(name: str) -> str:
-    """A name with composed accents: macOS copies files with decomposed ones, which look the same."""
+    """A name with composed accents.
+
+    macOS copies files with decomposed ones, which look the same.
+    """
     return unicodedata.normalize("NFC", name)
 
 
