@@ -108,6 +108,7 @@ def test_failing_network_ends_only_its_runs(run, fast, tmp_path, capsys):
         (["--networks=unet@points3"], "unet@points3: config.prompts.kind: got 'points', expected"),
         (["--networks=unet", "--against=usam@none"], "--against: got usam@none, expected one of"),
         (["--networks=unet", "--seeds=0,0"], "--seeds: got .*, expected different integers"),
+        (["--networks=unet", "--seeds=0,a"], r"--seeds: got \['0', 'a'\], expected"),
         (["--networks=unet", "--config.model.width=3"], "width: no such field"),
     ],
 )
