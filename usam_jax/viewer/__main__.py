@@ -76,12 +76,8 @@ def run_viewer(_config: ConfigDict | None, arguments: list[str]) -> None:
     from usam_jax.viewer import planning
 
     source = pathlib.Path(INPUT.value)
-<<<<<<< HEAD
-    inputs, left_out, _ = output.find_inputs(source, optional(OUTPUT.value))
-=======
     out = optional(OUTPUT.value) or default_output(source)
     inputs, left_out, _ = output.find_inputs(source, out)
->>>>>>> main
     for line in describe_left_out(left_out):
         console.info(f"left out: {line}")
     several = list(inputs.values()) != [source]
