@@ -27,7 +27,7 @@ def config():
 
 @pytest.fixture(scope="module")
 def tensors(config) -> dict[str, np.ndarray]:
-    """A file of FocalNet-T's names: the tensors that are read, of `config`'s size, and the others."""
+    """A file of FocalNet-T's names: tensors that are read, of `config`'s size, and the others."""
     leaves = name_map.model_leaves(config, focal_unet.FOCALNET_TINY)
     read = [leaf for leaf in leaves if not name_map.is_fresh(leaf, focal_unet.FOCALNET_TINY)]
     shapes = {x: leaf.torch_shape for leaf in read for x in leaf.names}

@@ -30,7 +30,7 @@ KERNEL_SIZES = (3, 5, 7)  # of the focal levels
 
 
 class FocalModulation(nn.Module):
-    """Scale each pixel's query by its gated context at several focal levels and of the whole map."""
+    """Scale each pixel's query by its gated context at several focal levels and of the map."""
 
     dtype: Dtype
 
@@ -107,7 +107,7 @@ class Stage(nn.Module):
 
 
 class FocalUnet(nn.Module):
-    """Focal-UNet: FocalNet's encoder, a decoder of a block per stage; skips are stages' inputs.
+    """Focal-UNet: FocalNet's encoder, a block per stage of the decoder, stages' inputs as skips.
 
     Images are float32[b h w], grey in [0, 1], with h and w multiples of the deepest stage's pixel
     (32 by default). Returns logits float32[b h w k].

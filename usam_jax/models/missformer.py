@@ -51,7 +51,7 @@ def attend(
 
 
 class EfficientAttention(nn.Module):
-    """Multi-head self-attention of a map, with keys and values of a map `reduction` times smaller."""
+    """Multi-head self-attention of a map, with keys and values of one `reduction` times smaller."""
 
     head_dim: int
     reduction: int
@@ -161,9 +161,9 @@ def split_maps(
 
 
 class ScaleReduce(nn.Module):
-    """Normalised tokens of `width` channels of all maps, each reduced to the smallest one's size.
+    """Normalised tokens of all maps, each map reduced to the size of the smallest one.
 
-    Unlike in `join_maps`, a convolution's channels `(c, j)` of width `width` and m = channels /
+    Tokens have `width` channels. Unlike in `join_maps`, a convolution's channels `(c, j)` of width `width` and m = channels /
     `width` become token `j` of all pixels, then the next one, as published.
     """
 
