@@ -163,8 +163,9 @@ def split_maps(
 class ScaleReduce(nn.Module):
     """Normalised tokens of all maps, each map reduced to the size of the smallest one.
 
-    Tokens have `width` channels. Unlike in `join_maps`, a convolution's channels `(c, j)` of width `width` and m = channels /
-    `width` become token `j` of all pixels, then the next one, as published.
+    Tokens have `width` channels, so a pixel of m times as many gives m tokens. Unlike in
+    `join_maps`, its channels are (c, token), and the first tokens of all pixels come before the
+    second ones, as published.
     """
 
     width: int
