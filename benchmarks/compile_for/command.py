@@ -117,9 +117,9 @@ def examine(
     return [
         (f"predicted step: {title}", whole.seconds * 1e3, "ms"),
         (f"predicted speed: {title}", each / whole.seconds, "slices/s per device"),
-        (f"bytes of all kernels: {title}", whole.bytes / 1e9, "GB"),
-        (f"kernels: {title}", float(whole.kernels), ""),
-        (f"memory: {title}", memory / 1e9, "GB"),
+        (f"predicted bytes: {title}", whole.bytes / 1e9, "GB"),
+        (f"predicted kernels: {title}", float(whole.kernels), ""),
+        (f"predicted memory: {title}", memory / 1e9, "GB"),
     ], problems
 
 
