@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from usam_jax.models.common.layers import SHARED
 from usam_jax.models.common.prompts import batch_images, batch_prompts
 from usam_jax.models.common.spec import ModelSpec, group_of, merge_params, split_params
-from usam_jax.training import losses, simulated_clicks
+from usam_jax.training import losses, simulated_clicks, skipping
 from usam_jax.utils.errors import UsageError
 from usam_jax.utils.mesh import batch_sharding, place_state, replicated
 
@@ -120,6 +120,7 @@ def make_train_step(
     placed = jax.tree.map(lambda x: x.sharding, target)
     segmentation_loss = losses.make_loss(train)
     groups = mesh.size if train.statistics == "device" else 1
+    update_if = skipping.update_if(mesh)
 
     def group_loss(
         trainable: Any, variables: Any, batch: dict[str, Any], key: Any
@@ -202,8 +203,7 @@ def make_train_step(
             | rates_fn(state.step - state.num_skipped)
         )
         good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(optax.tree.norm(grads))
-        # `lax.cond`, not `where`: selecting per array would keep both copies alive.
-        state = jax.lax.cond(good, update, lambda state, *_: state, state, grads, stats)
+        state = update_if(good, update, state, grads, stats)
         return dataclasses.replace(
             state,
             step=state.step + 1,
