@@ -160,13 +160,18 @@ def read(text: str) -> list[Kernel]:
     return list(walk(entry))
 
 
+def add(a: Total, b: Total) -> Total:
+    """Return the sum of two rows."""
+    return Total(a.seconds + b.seconds, a.bytes + b.bytes, a.flop + b.flop, a.kernels + b.kernels)
+
+
 def by_part(kernels: Iterable[Kernel], gpu: Gpu) -> dict[str, Total]:
     """Sums by part of the model, the slowest first, then "the whole"."""
     rows: dict[str, Total] = {}
     for kernel in kernels:
-        one = (kernel.seconds(gpu), kernel.bytes, kernel.flop, 1)
+        one = Total(kernel.seconds(gpu), kernel.bytes, kernel.flop, 1)
         for part in (part_of(kernel.place), "the whole"):
-            rows[part] = Total(*map(sum, zip(rows.get(part, (0, 0, 0, 0)), one, strict=True)))
+            rows[part] = add(rows.get(part, Total(0.0, 0, 0, 0)), one)
     whole = rows.pop("the whole", Total(0.0, 0, 0, 0))
     return {**dict(sorted(rows.items(), key=lambda x: -x[1].seconds)), "the whole": whole}
 

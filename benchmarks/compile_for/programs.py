@@ -43,7 +43,7 @@ def training_step(config: ConfigDict, mesh: Mesh) -> Any:
     placed = batch_sharding(mesh)
     arrays = {x: jax.ShapeDtypeStruct(*y, sharding=placed) for x, y in fields.items()}
     training = loop.make_training(config, STEPS_PER_EPOCH, mesh)
-    return training.train_step.lower(training.target, arrays)  # type: ignore[attr-defined]
+    return training.train_step.lower(training.target, arrays)
 
 
 def evaluation(config: ConfigDict, mesh: Mesh) -> Any:

@@ -75,7 +75,7 @@ def run_viewer(_config: ConfigDict | None, arguments: list[str]) -> None:
         ) from error
     from usam_jax.viewer import planning
 
-    source = pathlib.Path(INPUT.value)
+    source = pathlib.Path(str(INPUT.value))
     out = optional(OUTPUT.value) or default_output(source)
     inputs, left_out, _ = output.find_inputs(source, out)
     for line in describe_left_out(left_out):
