@@ -43,7 +43,7 @@ def training_step(config: ConfigDict, mesh: Mesh) -> Any:
     placed = batch_sharding(mesh)
     arrays = {x: jax.ShapeDtypeStruct(*y, sharding=placed) for x, y in fields.items()}
     training = loop.make_training(config, STEPS_PER_EPOCH, mesh)
-    return training.train_step.lower(training.target, arrays)
+    return training.train_step.lower(training.target, arrays)  # type: ignore[attr-defined]
 
 
 def evaluation(config: ConfigDict, mesh: Mesh) -> Any:
@@ -63,7 +63,7 @@ def click(config: ConfigDict, mesh: Mesh) -> Any:
         lambda v, x: registry.encode(model, v, batch_images(x)), variables, images
     )
     given = jax.tree.map(lambda x: place(x, mesh), (features, pad_clicks([NO_CLICKS])))
-    return _decode.lower(model, variables, *given)  # type: ignore[attr-defined]
+    return _decode.lower(model, variables, *given)
 
 
 def place(x: Any, mesh: Mesh) -> jax.ShapeDtypeStruct:
