@@ -1,5 +1,6 @@
 """Shared setup: eight virtual devices, checked shapes, small data sets and runs."""
 
+import contextlib
 import importlib
 import inspect
 import os
@@ -15,6 +16,7 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "jax")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
+import jaxtyping
 import numpy as np
 import pytest
 import recipe
@@ -100,6 +102,16 @@ def save_run(workdir: pathlib.Path, config: ConfigDict, variables, packed=None) 
         splits.write_record(workdir, packed, parts)
     with run_checkpoint.Checkpoints(workdir) as saved:
         saved.save(1, state, 0.5)
+
+
+@contextlib.contextmanager
+def without_shape_checks():
+    """Export needs it: jaxtyping rejects the symbolic batch size, which is not an int."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def write_care(root: pathlib.Path, num_train: int, num_test: int) -> None:
@@ -202,6 +214,7 @@ SLOW_FILES = (  # compiling dominates their time
     "models/test_models.py",
     "predict/test_predict.py",
     "test_end_to_end.py",
+    "test_networks.py",
     "test_own_network.py",
     "test_zoo.py",
     "weights/test_saved_config.py",
