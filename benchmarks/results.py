@@ -19,14 +19,19 @@ Row = tuple[str, float, str]  # what, value, unit
 
 
 def describe_device() -> str:
-    """Name and number of the accelerators, or the processor's name and its number of cores."""
+    """Name and number of the accelerators, or the processor's name and its number of cores.
+
+    Of a process that may not use all cores, also how many it may use.
+    """
     import jax
 
     if jax.default_backend() != "cpu":
         return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+    cores, used = os.cpu_count(), len(os.sched_getaffinity(0))
+    which = f"{cores} cores" if used == cores else f"pinned to {used} of {cores} cores"
+    return f"{names[0] if names else platform.machine()}, {which}"
 
 
 def describe_versions() -> str:
