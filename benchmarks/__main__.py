@@ -1,7 +1,8 @@
 """Measure how fast parts of this package are.
 
 Results are appended to benchmarks/results.csv with commit, device and versions, and fill the
-tables of docs/performance.md and docs/zoo.md. `accelerator` writes its results to a folder of its own.
+tables of docs/performance.md and docs/zoo.md. `accelerator` writes its results to a folder of its
+own; `compile_for` predicts without a GPU.
 """
 
 import argparse
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from benchmarks.accelerator import command as accelerator
+from benchmarks.compile_for import command as compile_for
 from benchmarks.results import (
     COLUMNS,
     RESULTS,
@@ -53,6 +55,7 @@ BENCHMARKS = {
     "report": Benchmark(
         "evaluation:measure_evaluation", "model, scores and report of an evaluation", ("cpu",)
     ),
+    "viewer": Benchmark("viewer:measure_viewer", "the viewer's page in Chromium", ("cpu",)),
     "startup": Benchmark("startup:measure_startup", "time to the first training step"),
     "cost": Benchmark("cost:measure_cost", "cost against image size, classes, points", ("cpu",)),
     "scaling": Benchmark("scaling:measure_scaling", "bytes that a step sends on 8 devices"),
@@ -84,7 +87,7 @@ def measure(name: str, fail: Callable[[str], Any], *arguments: Any) -> None:
 
     cv2.setNumThreads(1)
     xla_flags.use_fast_convolutions()
-    if name != "click":  # the Predictor's users run with the allocator's defaults
+    if name not in ("click", "viewer"):  # the Predictor's users run with the allocator's defaults
         runtime.keep_memory()
     expected = BENCHMARKS[name].devices
     if (found := jax.default_backend()) not in expected:
@@ -129,6 +132,11 @@ def make_parser() -> argparse.ArgumentParser:
             "accelerator", help=accelerator.SUMMARY, description=accelerator.__doc__
         )
     )
+    compile_for.add_flags(
+        commands.add_parser(
+            "compile_for", help=compile_for.SUMMARY, description=compile_for.__doc__
+        )
+    )
     commands.add_parser("demo", help="the demo, for docs/demo and README.md")
     commands.add_parser("page", help="fill the tables of the pages from results.csv")
     commands.add_parser("zoo", help="fill the table of networks in docs/zoo.md")
@@ -140,6 +148,8 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.name == "accelerator":
         return accelerator.main(arguments)
+    if arguments.name == "compile_for":
+        return compile_for.main(arguments)
     if arguments.name == "demo":
         from benchmarks.demo import measure_demo
 

@@ -63,6 +63,14 @@ class Product:
     multiplied: tuple[str, str]
 
 
+def parse_arrays(text: str) -> list[ArrayType]:
+    """The arrays of an HLO type, such as those of a tuple."""
+    return [
+        ArrayType(dtype, tuple(map(int, filter(None, shape.split(",")))))
+        for dtype, shape in HLO_ARRAY.findall(text)
+    ]
+
+
 def collectives(text: str) -> list[Collective]:
     """The collectives of an HLO program in its order, each counted once, even inside a loop.
 
@@ -72,10 +80,7 @@ def collectives(text: str) -> list[Collective]:
     for line in text.splitlines():
         if match := HLO_OPERATION.match(line):
             result, kind, start = match.groups()
-            arrays = [
-                ArrayType(dtype, tuple(map(int, filter(None, shape.split(",")))))
-                for dtype, shape in HLO_ARRAY.findall(result)
-            ]
+            arrays = parse_arrays(result)
             if start and kind != "all-reduce":
                 # These starts return their operands, then the results, then their context.
                 arrays = [x for x in arrays if x != ArrayType("u32", ())]

@@ -19,19 +19,13 @@ Row = tuple[str, float, str]  # what, value, unit
 
 
 def describe_device() -> str:
-    """Name and number of the accelerators, or the processor's name and its number of cores.
+    """Name and number of the devices, and of a pinned process the number of its cores."""
+    from usam_jax.utils.runtime import describe_devices
 
-    Of a process that may not use all cores, also how many it may use.
-    """
-    import jax
-
-    if jax.default_backend() != "cpu":
-        return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    cores, used = os.cpu_count(), len(os.sched_getaffinity(0))
-    which = f"{cores} cores" if used == cores else f"pinned to {used} of {cores} cores"
-    return f"{names[0] if names else platform.machine()}, {which}"
+    name = describe_devices()
+    if hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) < (os.cpu_count() or 1):
+        name += f", pinned to {len(os.sched_getaffinity(0))}"
+    return name
 
 
 def describe_versions() -> str:

@@ -28,7 +28,7 @@ HEADER = (
 def count_gflop(name: str) -> float:
     """Return the operations of a network's forward pass of one slice, in GFLOP."""
     config = models.make_config(name)
-    shape = jax.ShapeDtypeStruct((1, config.image_size, config.image_size), "float32")
+    shape = jax.ShapeDtypeStruct((1, *registry.image_shape(config)), "float32")
     apply = models.make_model(config).apply
     return count_flop(apply, models.variable_shapes(config), shape) / 1e9
 

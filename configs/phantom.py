@@ -31,7 +31,10 @@ def get_config(model: str = "usam") -> ConfigDict:
         config.data.num_patients = (48, 12)  # in the training and test splits
         config.data.slices_per_patient = 24
     config.data.train_on_empty = True  # the test set has slices without foreground too
-    if spec.promptable:
+    if "interactive" in config.model:
+        # Clicks name their class, and each click improves the mask.
+        config.model.interactive, config.prompts.kind = True, "interactive"
+    elif spec.promptable:
         config.prompts.kind = "mixed"  # one short training serves all prompt modes
     for group in spec.groups:
         config.optimizer.learning_rates[group] = 1e-3

@@ -1,6 +1,7 @@
 """Shared setup: eight virtual devices, checked shapes, small data sets and runs."""
 
 import contextlib
+import fcntl
 import importlib
 import inspect
 import os
@@ -14,12 +15,15 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 # Tests compile the same programs many times, in this process and in others.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "jax")
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+# By default the folder is part of each program's key, so that no other clone could use it.
+os.environ["JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES"] = "none"
 
 import jaxtyping
 import numpy as np
 import pytest
 import recipe
+from beartype.claw import beartype_packages
 from jaxtyping import install_import_hook
 from ml_collections import ConfigDict
 
@@ -27,8 +31,10 @@ from usam_jax.utils.xla_flags import use_fast_convolutions
 
 use_fast_convolutions()
 checked = ["usam_jax.models", "usam_jax.training.losses", "usam_jax.evaluation.pixel_counts"]
-checked += ["usam_jax.data", "usam_jax.io"]
+checked += ["usam_jax.data.phantoms.anatomy"]
 install_import_hook(checked, "beartype.beartype")
+# No array shapes to check here, and beartype alone is several times as fast.
+beartype_packages(("usam_jax.data", "usam_jax.io"))
 
 # Real data, used if present. Its licence does not allow the project to include it.
 REAL_DATA = pathlib.Path(os.environ.get("USAM_JAX_REAL_DATA", ROOT.parent / "shared"))
@@ -56,6 +62,8 @@ def phantom_config(network: str = "usam", **changes) -> ConfigDict:
         config.model.variant = "smallest"
     if models.get(network).promptable:
         config.prompts.kind = "points"
+    if "interactive" in config.model:
+        config.model.interactive = False
     if models.get(network).at(config.model).image_size.accepts(32):
         config.model.image_size = 32
     config.data.anatomy, config.data.phantom_seed = "single", 1
@@ -151,6 +159,24 @@ def config_maker(name: str, **changes):
         return config
 
     return make
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory):
+    """A function that returns the folder that `make` fills, once for all of pytest's workers."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def get(name: str, make) -> pathlib.Path:
+        with (base / f"{name}.lock").open("a+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not lock.tell():
+                (base / name).mkdir()
+                make(base / name)
+                lock.write("made")
+        return base / name
+
+    return get
 
 
 @pytest.fixture

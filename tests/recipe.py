@@ -81,6 +81,21 @@ def masks(batch: int, classes: int, salt: str = "", size: int = 224) -> np.ndarr
     return np.kron(coarse.astype(np.int64) % classes, cell)[:, :size, :size]
 
 
+def volumes(batch: int, salt: str = "", size: int = 32) -> np.ndarray:
+    """Smooth grey volumes float32[batch, size, size, size] in [0, 1]."""
+    coarse = normal(f"volume/{size}", (batch, 1, 4, 4, 4), salt)[:, 0]
+    smooth = np.kron(coarse, np.ones((1,) + (size // 4,) * 3, np.float32))
+    noise = 0.1 * normal(f"volume noise/{size}", (batch, 1, size, size, size), salt)[:, 0]
+    return (1.0 / (1.0 + np.exp(-(smooth + noise)))).astype(np.float32)
+
+
+def volume_labels(batch: int, classes: int, salt: str = "", size: int = 32) -> np.ndarray:
+    """Blocky label volumes int64[batch, size, size, size]."""
+    coarse = np.abs(normal(f"volume labels/{classes}/{size}", (batch, 4, 4, 4), salt)) * 997
+    cell = np.ones((1,) + (size // 4,) * 3, np.int64)
+    return np.kron(coarse.astype(np.int64) % classes, cell)
+
+
 def points(batch: int, count: int, salt: str = "", size: int = 224) -> np.ndarray:
     """Points (x, y) float32[batch, count, 2] in pixels."""
     z = normal(f"points/{count}/{size}", (batch, count, 2), salt)

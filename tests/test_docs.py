@@ -23,7 +23,11 @@ LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 COMMAND = re.compile(r"(?:python -m [a-z_.]+|usam-[a-z-]+) [^`\n#|]*")
 SHARED_FLAGS = {"config", "debug", "help"}
 # Tools take the flags of the module that they share; a run with its own config has its own fields.
-SOURCES = {"usam-train": "usam_jax.main", "usam-predict": "usam_jax.predict"}
+SOURCES = {
+    "usam-train": "usam_jax.main",
+    "usam-predict": "usam_jax.predict",
+    "usam-view": "usam_jax.viewer",
+}
 
 
 def snippets(page, language: str) -> list[str]:
@@ -52,7 +56,7 @@ def module_of(words: list[str]) -> str:
 
 
 def defined_flags(module: str) -> set[str]:
-    """The flags that a program's source defines, and those of the module that the tools share."""
+    """The flags that a program's source defines, and those of the modules that programs share."""
     spec = importlib.util.find_spec(module)
     assert spec is not None and spec.origin is not None, module
     origin = spec.origin
@@ -61,6 +65,7 @@ def defined_flags(module: str) -> set[str]:
     texts = [
         pathlib.Path(origin).read_text(),
         (ROOT / "usam_jax/evaluation/scoring_flags.py").read_text(),
+        (ROOT / "usam_jax/utils/run_flags.py").read_text(),
     ]
     texts += [(ROOT / "benchmarks/accelerator/command.py").read_text()]
     pattern = r"""(?:DEFINE_\w+|add_argument|add)\(\s*["'](?:--)?([\w-]+)["']"""

@@ -38,6 +38,16 @@ def read_requirements(name: str) -> tuple[list[str], list[str]]:
             ["requirements-dev.txt"],
             PROJECT["optional-dependencies"]["parity"],
         ),
+        (
+            "requirements-viewer.txt",
+            ["requirements.txt"],
+            PROJECT["optional-dependencies"]["viewer"],
+        ),
+        (
+            "requirements-browser.txt",
+            ["requirements-dev.txt"],
+            PROJECT["optional-dependencies"]["browser"],
+        ),
     ],
 )
 def test_requirements_follow_from_pyproject(name, included, expected):

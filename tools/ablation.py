@@ -5,39 +5,30 @@
 Table 4: S (SAM with a class-wise decoder), S+U (with the U-shaped encoder), and S+U with 1, 3 and
 5 points per class. Figures 5 and 6: 0 to 4 skips, with 3 points per class. Each variant is trained
 with every seed and evaluated with the prompts of its training. Rerun the same command to resume
-after an interruption. WORKDIR holds a run for each variant and seed, and ablation.json,
-ablation.md, dice.png and iou.png.
+after an interruption, and start it once more per further device. WORKDIR holds a run for each
+variant and seed, and ablation.md, dice.png and iou.png.
+
+Exit code 4: some runs failed. Nothing is reported until all runs are finished.
 """
 
-import json
 import math
 import pathlib
 import sys
-import time
 from typing import Any
 
-import jax
 import matplotlib
 import numpy as np
-from absl import flags
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from usam_jax import models
 from usam_jax.data.datasets.registry import name_classes
-from usam_jax.evaluation import checks, evaluate
-from usam_jax.training import loop
+from usam_jax.evaluation import sweep
 from usam_jax.utils import cli, console, runtime
-from usam_jax.utils.errors import UsageError, list_some
-from usam_jax.utils.files import atomic_write, read_json, require_folder, write_json
-from usam_jax.utils.mesh import make_mesh
-from usam_jax.utils.outputs import Output, check_outputs, is_json_with
-from usam_jax.weights import run_checkpoint
+from usam_jax.utils.errors import UsageError
+from usam_jax.utils.files import atomic_write
+from usam_jax.utils.run_flags import WORKDIR, sweep_seeds
 
 matplotlib.use("Agg")
-
-WORKDIR = flags.DEFINE_string("workdir", "runs/ablation", "Folder of the runs.")
-SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds; each variant is trained with all.")
 
 Fields = dict[str, Any]
 
@@ -63,87 +54,29 @@ KINDS = {"Dice": "dice", "IoU": "iou"}
 FOLDERS = {name: name.replace(" ", "_") for name in (TABLE | SKIPS)} | {"4 skips": "S+U+3_points"}
 
 # By variant and seed: Dice and IoU by class with their mean, and the seconds of the run.
-Results = dict[str, dict[str, dict[str, Any]]]
+Results = dict[str, dict[int, dict[str, Any]]]
 
 
-def make_config(config: ConfigDict, fields: Fields, seed: int) -> ConfigDict:
-    """Return a copy of the config with a variant's fields and seed, and one prompt mode."""
-    config = config.copy_and_resolve_references()
-    if "model.name" in fields:
-        config = with_network(config, fields["model.name"])
-    config.update_from_flattened_dict(fields)
-    config.seed = seed
-    config.eval.prompts = config.eval.prompt_jitter_px = ()
-    return config
-
-
-def with_network(config: ConfigDict, name: str) -> ConfigDict:
-    """Change the config to another network, keeping fields that both networks have."""
-    config.unlock()
-    model = models.make_config(name)
-    model.update({x: config.model[x] for x in model if x in config.model and x != "name"})
-    config.model = model
-    rates = config.optimizer.learning_rates
-    config.optimizer.learning_rates = ConfigDict({x: rates[x] for x in models.get(name).groups})
-    return config
-
-
-def run_all(config: ConfigDict, workdir: pathlib.Path, seeds: list[int]) -> Results:
-    """Train and evaluate the missing runs, all variants of a seed before the next seed.
-
-    Raises UsageError if the workdir holds a sweep over another config.
-    """
-    path = workdir / "ablation.json"
-    is_sweep = is_json_with("config", "results")
-    check_outputs(
-        [
-            Output(workdir / x, "results", "Give another --workdir.", lambda _: is_sweep(path))
-            for x in (path.name, "ablation.md", "dice.png", "iou.png")
-        ],
-        {},
-    )
-    given = json.loads(config.to_json_best_effort())
-    saved = read_json(path) or {"config": given, "results": {}}
-    if changed := [
-        x for x in run_checkpoint.differences(given, saved["config"]) if "config.seed" not in x
-    ]:
-        raise UsageError(
-            f"{workdir} holds a sweep over another config:\n{list_some(changed)}\n"
-            "Give another --workdir, or the same values to resume that sweep."
-        )
-    results: Results = saved["results"]
+def make_runs(config: ConfigDict, seeds: list[int]) -> list[sweep.Run]:
+    """Return the runs of the sweep, all variants of a seed before the next seed."""
     variants = {FOLDERS[name]: fields for name, fields in (TABLE | SKIPS).items()}
-    todo = [
-        (seed, name)
+    made = {}
+    for name, fields in variants.items():
+        network = fields.get("model.name", config.model.name)
+        base = config if network == config.model.name else cli.network_config(network)
+        name_classes(base)
+        made[name] = sweep.one_mode(base, fields, config.seed)
+    return [
+        sweep.Run(name, seed, sweep.one_mode(made[name], {}, seed))
         for seed in seeds
         for name in variants
-        if str(seed) not in results.get(name, {})
     ]
-    sweep_start = time.monotonic()
-    for number, (seed, name) in enumerate(todo):
-        left = ""
-        if number:
-            seconds = (time.monotonic() - sweep_start) / number * (len(todo) - number)
-            left = f"; about {console.format_time(seconds)} left"
-        console.info(f"run {number + 1} of {len(todo)}: {name}, seed {seed}{left}")
-        start = time.monotonic()
-        summary = run_one(
-            make_config(config, variants[name], seed), workdir / name / f"seed_{seed}"
-        )
-        results.setdefault(name, {})[str(seed)] = {
-            **{kind: summary["pooled"][kind] for kind in KINDS.values()},
-            "seconds": round(time.monotonic() - start, 1),
-        }
-        write_json(path, saved)
-        jax.clear_caches()  # The next run compiles another model.
-    return {name: {str(x): results[name][str(x)] for x in seeds} for name in variants}
 
 
 def run_one(config: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
-    """Train and evaluate one run, and return the summary of its evaluation."""
-    checks.check_all(config, make_mesh())
-    loop.train(config, folder, evaluate.make_evaluate_fn)
-    return evaluate.evaluate_workdir(config, folder)
+    """Train and evaluate one run, and return Dice and IoU by class."""
+    pooled = sweep.train_and_evaluate(config, folder)["pooled"]
+    return {kind: pooled[kind] for kind in KINDS.values()}
 
 
 def spread(results: Results, variant: str, kind: str, name: str) -> tuple[float, float]:
@@ -204,16 +137,20 @@ def draw_skips(path: pathlib.Path, results: Results, kind: str, label: str) -> N
 
 def main(config: ConfigDict, arguments: list[str]) -> None:
     """Run the sweep, and write its table and plots."""
-    if arguments or not all(x.isdecimal() for x in SEEDS.value):
-        raise UsageError(
-            f"got {arguments} and --seeds={SEEDS.value}, expected flags and integers\n{__doc__}"
-        )
+    if arguments:
+        raise UsageError(f"got {arguments}, expected flags\n{__doc__}")
+    seeds = sweep_seeds()
     runtime.enable_compilation_cache()
     runtime.keep_memory()
     name_classes(config)
-    workdir = pathlib.Path(WORKDIR.value)
-    require_folder(workdir)
-    results = run_all(config, workdir, [int(x) for x in SEEDS.value])
+    workdir = pathlib.Path(WORKDIR.value or "runs/ablation")
+    sweep.open_sweep(workdir, "ablation", config, ("ablation.md", "dice.png", "iou.png"))
+    runs = make_runs(config, seeds)
+    sweep.finish(workdir, runs, sweep.run_all(workdir, runs, run_one))
+    if elsewhere := sweep.count_elsewhere(workdir, runs):
+        console.info(f"{elsewhere} runs are being made by other processes; the last one reports")
+        return
+    results = sweep.read_results(workdir, runs)
     print(write_table(workdir / "ablation.md", results))
     for label, kind in KINDS.items():
         draw_skips(workdir / f"{kind}.png", results, kind, label)

@@ -11,17 +11,10 @@ from ml_collections import ConfigDict
 
 from usam_jax.utils import cli, xla_flags
 from usam_jax.utils.errors import UsageError
+from usam_jax.utils.run_flags import SEEDS, WORKDIR, numbers
 
-WORKDIR = flags.DEFINE_string(
-    "workdir",
-    None,
-    "Folder of the run. Default: runs/NAME or runs/NAME_NETWORK for configs/NAME.py.",
-)
 MODE = flags.DEFINE_enum(
     "mode", "train", ["train", "eval"], "Train and then evaluate, or evaluate the best checkpoint."
-)
-SEEDS = flags.DEFINE_list(
-    "seeds", None, "0,1,2: one run per seed, then their mean and standard deviation."
 )
 PROFILE = flags.DEFINE_list("profile", None, "A,B: profile steps A to B.")
 COORDINATOR = flags.DEFINE_string(
@@ -29,14 +22,6 @@ COORDINATOR = flags.DEFINE_string(
 )
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes.")
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this process, from 0.")
-
-
-def numbers(name: str, values: list[str] | None) -> list[int]:
-    """Return the integers of a flag. Raises UsageError if a value is not an integer."""
-    try:
-        return [int(x) for x in values or ()]
-    except ValueError as error:
-        raise UsageError(f"--{name}: got {values}, expected integers") from error
 
 
 def main(config: ConfigDict, arguments: list[str]) -> None:

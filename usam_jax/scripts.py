@@ -13,6 +13,7 @@ def run_tool(name: str) -> int:
 
 
 compare = functools.partial(run_tool, "compare")
+compare_networks = functools.partial(run_tool, "compare_networks")
 convert = functools.partial(run_tool, "convert")
 export = functools.partial(run_tool, "export")
 import_weights = functools.partial(run_tool, "import_weights")

@@ -57,7 +57,7 @@ def outcomes(run: context.Settings) -> dict[str, str]:
 
 def test_help_lists_every_benchmark():
     text = main.make_parser().format_help()
-    for name in [*main.BENCHMARKS, "accelerator", "page"]:
+    for name in [*main.BENCHMARKS, "accelerator", "compile_for", "page"]:
         assert f"    {name}" in text
     for benchmark in main.BENCHMARKS.values():
         assert callable(benchmark.load())

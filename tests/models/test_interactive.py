@@ -70,7 +70,7 @@ def test_points_without_classes_are_an_error(network):
 
 def test_click_maps_peak_at_the_given_points():
     weights = jnp.array([[[0.0, 1.0], [0.0, 0.0]]])  # the second point is not given
-    maps = interactive.click_maps(jnp.array([[[5.0, 20.0], [9.0, 9.0]]]), weights, SIZE)
+    maps = interactive.click_maps(jnp.array([[[5.0, 20.0], [9.0, 9.0]]]), weights, SIZE, 3.0)
     assert maps.shape == (1, SIZE, SIZE, 2)
     assert maps[0, 20, 5, 1] == 1.0
     np.testing.assert_allclose(maps[0, 20, 8, 1], np.exp(-0.5), rtol=1e-6)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import recipe
-from conftest import model_config
+from conftest import model_config, phantom_config
 from flax import linen as nn
 from flax import traverse_util
 
@@ -27,6 +27,13 @@ PATCH_EMBEDDING = {"vit_b": 590_592, "vit_l": 787_456, "vit_h": 984_320}
 
 def tiny(**changes):
     return model_config(**{"variant": "tiny", "image_size": 112, **changes})
+
+
+def smallest(name: str = "usam", **changes):
+    """The smallest variant, for what does not depend on the number of blocks."""
+    config = phantom_config(name).model
+    config.update({"image_size": 112, **changes})
+    return config
 
 
 def make_variables(model):
@@ -79,7 +86,7 @@ def test_variables_match_the_published_checkpoint(name, num_classes):
 
 @pytest.mark.parametrize("name", ["usam", "sam_s"])
 def test_call_equals_decode_of_encode(name):
-    model = make_model(tiny(name=name))
+    model = make_model(smallest(name))
     images, points, labels, boxes = make_inputs()
     variables = make_variables(model)
     apply = jax.jit(model.apply)
@@ -100,7 +107,7 @@ def test_call_equals_decode_of_encode(name):
 
 @pytest.mark.parametrize("num_skips", range(5))
 def test_num_skips_uses_only_the_deepest_skips(num_skips):
-    model = make_model(tiny(num_skips=num_skips))
+    model = make_model(smallest(num_skips=num_skips))
     images, points, labels, _ = make_inputs(batch=1)
     variables = make_variables(model)
     features = jax.jit(lambda v, x: model.apply(v, x, method="encode"))(variables, images)
@@ -125,7 +132,7 @@ def test_mask_tokens_can_be_one_per_class():
 
 @pytest.mark.parametrize("image_size", [96, 160])
 def test_model_accepts_sizes_whose_windows_need_padding(image_size):
-    model = make_model(tiny(image_size=image_size))
+    model = make_model(smallest(image_size=image_size))
     images, points, labels, _ = make_inputs(image_size)
     logits = jax.jit(model.apply)(make_variables(model), images, Prompts(points, labels))
     assert logits.shape == (2, image_size, image_size, 3)
@@ -182,6 +189,17 @@ def test_bfloat16_model_returns_float32_logits():
     assert float(jnp.linalg.norm(a - b) / jnp.linalg.norm(a)) < 0.1
 
 
+def output_and_gradients(function, given, above):
+    """The function's output for `given`, and the gradients of the output's product with `above`."""
+
+    @jax.jit  # one program instead of one for each operation
+    def run(given, above):
+        output, vjp = jax.vjp(function, *given)
+        return output, vjp(above)
+
+    return run(given, above)
+
+
 @pytest.mark.parametrize("skip_channels", [0, 2])
 @pytest.mark.parametrize("channels", [4, 16])
 def test_up_conv_unit_equals_its_layers_in_sequence(channels, skip_channels):
@@ -208,14 +226,13 @@ def test_up_conv_unit_equals_its_layers_in_sequence(channels, skip_channels):
         unit = layers.ConvUnit(7, jnp.float32)
         return unit.apply(variables, x, True, mutable="batch_stats")[0]
 
-    given = (x, skip, up, bias, params)
-    (found, found_vjp), (expected, expected_vjp) = (
-        jax.vjp(f, *given) for f in (at_once, one_by_one)
+    given, above = (x, skip, up, bias, params), draw(2, 6, 10, 7)
+    (found, found_grads), (expected, expected_grads) = (
+        output_and_gradients(f, given, above) for f in (at_once, one_by_one)
     )
     # Sums of some hundred products of about 1, in another order.
     np.testing.assert_allclose(found, expected, atol=2e-5)
-    above = draw(*found.shape)
-    pairs = zip(*(jax.tree.leaves(f(above)) for f in (found_vjp, expected_vjp)), strict=True)
+    pairs = zip(jax.tree.leaves(found_grads), jax.tree.leaves(expected_grads), strict=True)
     for a, b in pairs:
         np.testing.assert_allclose(a, b, atol=2e-5 * max(1, float(abs(b).max())))
 
@@ -242,7 +259,7 @@ def test_prompt_encoder_replaces_padding_points():
 
 
 def test_mixed_batch_gives_each_image_the_logits_of_its_prompts():
-    model = make_model(tiny())
+    model = make_model(smallest())
     images, points, labels, boxes = make_inputs()
     variables = make_variables(model)
     apply = jax.jit(model.apply)
@@ -327,9 +344,12 @@ def test_attention_equals_its_definition_with_gradients(head_dim):
         y = jnp.einsum("bnqk,bknd->bqnd", jax.nn.softmax(logits), v).reshape(2, s, s, d)
         return y @ params["proj"]["kernel"] + params["proj"]["bias"]
 
-    expected, expected_vjp = jax.vjp(plain, params, x)
-    found, found_vjp = jax.vjp(lambda p, x: attention.apply({"params": p}, x), params, x)
+    def layer(params, x):
+        return attention.apply({"params": params}, x)
+
+    expected, expected_grads = output_and_gradients(plain, (params, x), above)
+    found, found_grads = output_and_gradients(layer, (params, x), above)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)  # float32 sums of 18 numbers
-    pairs = zip(*(jax.tree.leaves(f(above)) for f in (found_vjp, expected_vjp)), strict=True)
+    pairs = zip(jax.tree.leaves(found_grads), jax.tree.leaves(expected_grads), strict=True)
     for a, b in pairs:
         np.testing.assert_allclose(a, b, atol=1e-5 * float(abs(b).max()))

@@ -63,7 +63,7 @@ import jax, jax.numpy as jnp
 from usam_jax.utils import runtime
 if sys.argv[1] == "kept":
     runtime.keep_memory()
-step = jax.jit(lambda x: x @ x)
+step = jax.jit(lambda x: x + 1)
 x = jnp.ones((3072, 3072))  # above the 32 MiB that glibc keeps by default
 found = []
 for _ in range(6):
@@ -82,8 +82,8 @@ def test_keep_memory_avoids_page_faults():
 
     result = 3072**2 * 4 // os.sysconf("SC_PAGE_SIZE")
     # On a busy machine about one process in dozens faults at each step.
-    kept = min(page_faults("kept") for _ in range(3))
-    assert kept < result // 10 < page_faults("given back")
+    assert any(page_faults("kept") < result // 10 for _ in range(3))
+    assert page_faults("given back") > result // 10
 
 
 def test_print_seeds_shows_mean_and_deviation(tmp_path, capsys):

@@ -230,6 +230,12 @@ def evaluate_workdir(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any
         statistics = {
             name: summarise(results, scoring, in_mm) for name, results in done.results.items()
         }
+        slices = packed.slices(subset.split)
+        cases = [slices[row]["case"] for row in subset.rows]
+        for name, found in statistics.items():
+            pixels = pixel_counts.sum_by_case(done.counts[name], cases)
+            for case in found["metric_per_case"]:
+                case["pixels"] = pixels[case["case"]]
         for other in others:
             metrics = {
                 "prompts": other.describe(),

@@ -63,6 +63,20 @@ def mean_of(values: dict[str, float | None]) -> float | None:
     return sum(defined) / len(defined) if defined else None
 
 
+def sum_by_case(counts: np.ndarray, names: list[str]) -> dict[str, dict[str, list[int]]]:
+    """Counts of each case by class number: true positives, false positives, false negatives.
+
+    `counts` are int[n k 3] of n slices, `names` the case of each slice.
+    """
+    sums: dict[str, np.ndarray] = {}
+    for name, of_slice in zip(names, counts.astype(np.int64), strict=True):
+        sums[name] = sums.get(name, 0) + of_slice
+    return {
+        name: {str(i): row.tolist() for i, row in enumerate(total) if i}
+        for name, total in sums.items()
+    }
+
+
 def pooled_scores(counts: np.ndarray, classes: tuple[str, ...]) -> Scores:
     """Scores from sums over all slices, as in the paper.
 

@@ -1,7 +1,5 @@
 """Attention U-Net: U-Net with an attention gate on each of its four skips."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -9,24 +7,10 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from usam_jax.models import ops
-from usam_jax.models.common.layers import BatchNorm, ConvUnit, Dtype, conv
+from usam_jax.models.common.layers import Activation, ConvUnit, Dtype, conv
 from usam_jax.models.common.spec import ModelSpec, multiple_of, refuse_prompts
 from usam_jax.models.unet import LEVELS, ConvBlock
 from usam_jax.utils.errors import UsageError
-
-
-class PointUnit(nn.Module):
-    """1x1 convolution with bias, BatchNorm, and an activation if there is one."""
-
-    features: int
-    dtype: Dtype
-    activation: Callable[[Array], Array] | None = None
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w d"], train: bool) -> Float[Array, "b h w e"]:
-        x = conv(self.features, x.shape[-1], 1, self.dtype, "conv")(x)
-        x = BatchNorm(name="norm")(x, train)
-        return self.activation(x) if self.activation else x
 
 
 class AttentionGate(nn.Module):
@@ -42,9 +26,12 @@ class AttentionGate(nn.Module):
     def __call__(
         self, signal: Float[Array, "b h w d"], skip: Float[Array, "b h w d"], train: bool
     ) -> Float[Array, "b h w d"]:
-        x = PointUnit(self.features, self.dtype, name="signal")(signal, train)
-        x = x + PointUnit(self.features, self.dtype, name="skip")(skip, train)
-        mask = PointUnit(1, self.dtype, jax.nn.sigmoid, name="mask")(ops.relu(x), train)
+        def point_unit(features: int, name: str, activation: Activation | None = None) -> ConvUnit:
+            return ConvUnit(features, self.dtype, size=1, activation=activation, name=name)
+
+        x = point_unit(self.features, "signal")(signal, train)
+        x = x + point_unit(self.features, "skip")(skip, train)
+        mask = point_unit(1, "mask", jax.nn.sigmoid)(ops.relu(x), train)
         return skip * mask
 
 

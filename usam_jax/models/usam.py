@@ -116,13 +116,14 @@ class USam(nn.Module):
         position = self.prompt_encoder.image_positions(grid)
         mask = prompts.token_mask() if prompts else None
         embedding, skips = features.embedding, features.skips
-        if self.interactive:
-            hints = self.extension(with_points(prompts, batch))
+        hints = self.extension(with_points(prompts, batch)) if self.interactive else None
+        if hints is not None:
             rest = sparse.shape[1] - hints.tokens.shape[1]
             sparse = sparse + jnp.pad(hints.tokens, ((0, 0), (0, rest), (0, 0)))
             embedding = embedding + hints.embedding
             skips = self.join(skips, hints.maps)
-        return self.mask_decoder(embedding, skips, sparse, mask, dense, position, train)
+        logits = self.mask_decoder(embedding, skips, sparse, mask, dense, position, train)
+        return logits if hints is None else logits + hints.logits
 
     def join(self, skips: tuple[Any, ...], maps: tuple[Any, ...]) -> tuple[Any, ...]:
         """Add maps to the deepest skips of U-SAM. The decoder of S, without skips, adds them."""

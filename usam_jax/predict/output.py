@@ -9,11 +9,19 @@ from usam_jax.data.preprocessing import MIN_SIZE
 from usam_jax.io import dataset_json, dicom
 from usam_jax.io.cohort import Cohort, describe_left_out, find_cohort
 from usam_jax.io.dataset_json import CHANNEL
+from usam_jax.io.dicom_seg import write_seg
 from usam_jax.io.geometry import Geometry, from_slices
-from usam_jax.io.nifti import ENDINGS, read_geometry, read_slices, write_uint8
+from usam_jax.io.nifti import (
+    ENDINGS,
+    header_warning,
+    read_geometry,
+    read_slices,
+    write_uint8,
+)
 from usam_jax.io.volume_files import EXPECTED, volume_ending, volume_name
-from usam_jax.predict.output_paths import PROBABILITY_STEP
+from usam_jax.predict.output_paths import PROBABILITY_STEP, class_list_path, nifti_path
 from usam_jax.utils.errors import DataError, UsageError, require_unbroken
+from usam_jax.utils.files import write_json
 
 AIR_HU = -200.0  # Every CT has voxels below this value (air is -1000).
 
@@ -47,6 +55,24 @@ def read_source(path: pathlib.Path, chosen: str | None = None) -> Source:
     if source.hu.dtype.kind == "f" and not np.isfinite(source.hu).all():
         raise DataError(f"{path}: holds NaN or infinite values", "export it again")
     return source
+
+
+class Labelling(NamedTuple):
+    """What outputs say about labels: names, the checkpoint's step, the prompts in words.
+
+    `checkpoint_step` is None without a checkpoint. `prompted` says whether a person took part.
+    """
+
+    classes: tuple[str, ...]
+    checkpoint_step: int | None
+    prompts: str
+    prompted: bool
+
+
+def find_warnings(source: Source) -> list[str]:
+    """Return warnings about the header and the values of a volume."""
+    notes = list(source.series.notes) if source.series else [header_warning(source.path)]
+    return [x for x in (*notes, values_warning(source.hu)) if x]
 
 
 def values_warning(hu: np.ndarray) -> str:
@@ -119,6 +145,29 @@ def write_mask(path: pathlib.Path, source: Source, labels: np.ndarray) -> None:
     write_uint8(path, from_slices(labels, affine), affine, template_of(source))
 
 
+def write_labels(mask: pathlib.Path, source: Source, labels: np.ndarray, about: Labelling) -> None:
+    """Write the mask, for NIfTI after a JSON file with the names of its classes.
+
+    Raises DataError if it cannot be written as a DICOM-SEG; it is then kept as NIfTI.
+    """
+    if mask.suffix == ".dcm" and source.series:
+        try:
+            write_seg(mask, labels, source.series, about.classes, about.prompted)
+        except (DataError, OSError) as error:
+            kept = nifti_path(mask)
+            write_labels(kept, source, labels, about)
+            raise DataError(f"{mask}: {error}. The mask is kept as {kept}") from error
+        return
+    content = {
+        "labels": {name: i for i, name in enumerate(about.classes)},
+        "source": source.path.name,
+        "checkpoint_step": about.checkpoint_step,
+        "prompts": about.prompts,
+    }
+    write_json(class_list_path(mask), content)
+    write_mask(mask, source, labels)
+
+
 def write_probabilities(path: pathlib.Path, source: Source, values: np.ndarray) -> None:
     """Write probabilities uint8[k n h w] (255: 1.0) as a NIfTI file with the classes last."""
     affine = source.geometry.affine
@@ -140,7 +189,8 @@ def require_output(path: pathlib.Path, several: bool) -> None:
         raise UsageError(f"-o: got {path}, expected a folder for the masks of several volumes")
     if not several and path.is_dir():
         raise UsageError(f"-o: got the folder {path}, expected a file for one volume")
-    if not several and not path.name.endswith((*ENDINGS, ".dcm")):
+    is_named = path.name.endswith((*ENDINGS, ".dcm")) and not path.name.startswith(".")
+    if not several and not is_named:
         raise UsageError(f"-o: got {path}, expected NAME.nii.gz, NAME.nii or NAME.dcm (DICOM-SEG)")
 
 

@@ -6,17 +6,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from usam_jax.io.dicom_seg import check_seg, write_seg
-from usam_jax.io.nifti import header_warning
+from usam_jax.io.dicom_seg import check_seg
 from usam_jax.predict import output
 from usam_jax.predict.clicks import read_box, read_clicks
+from usam_jax.predict.in_turn import with_previous
 from usam_jax.predict.model import Clicks, Network
 from usam_jax.predict.output import Source
-from usam_jax.predict.output_paths import class_list_path, nifti_path, probabilities_path
+from usam_jax.predict.output_paths import probabilities_path
+from usam_jax.predict.predictor import Predictor
 from usam_jax.predict.slices import Options, keep_largest, predict_slices
 from usam_jax.utils import console
 from usam_jax.utils.errors import DataError, UsageError
-from usam_jax.utils.files import write_json
 
 
 class Request(NamedTuple):
@@ -36,7 +36,7 @@ class Request(NamedTuple):
 def read_prompts(
     request: Request, source: Source, numbers: range, network: Network
 ) -> dict[int, Clicks]:
-    """Return the prompts of a volume by slice.
+    """Return the prompts of a volume by slice. Clicks that name a class count in turn.
 
     Raises UsageError if a prompt is on none of the slices `numbers`, or a slice gets two boxes.
     """
@@ -56,13 +56,11 @@ def read_prompts(
             f"prompts on slice {outside[0]} of {source.path}, but --slices asks for "
             f"{numbers.start} to {numbers.stop - 1}"
         )
-    return clicks
-
-
-def find_warnings(source: Source) -> list[str]:
-    """Return warnings about the header and the values of a volume."""
-    notes = list(source.series.notes) if source.series else [header_warning(source.path)]
-    return [x for x in (*notes, output.values_warning(source.hu)) if x]
+    _, height, width = source.geometry.spacing_mm
+    return {
+        i: with_previous(Predictor(network), source.hu[i], (height, width), x)
+        for i, x in clicks.items()
+    }
 
 
 def predict_volume(
@@ -81,7 +79,7 @@ def predict_volume(
     if options.first >= count:
         raise DataError(f"{path}: has {count} slices, but --slices starts at {options.first}")
     numbers = range(count)[options.first : None if options.last is None else options.last + 1]
-    warnings = find_warnings(source)
+    warnings = output.find_warnings(source)
     if mask.suffix == ".dcm" and source.series:
         warnings += check_seg(source.series, network.classes)
     for warning in warnings:
@@ -109,10 +107,10 @@ def predict_volume(
         console.info(f"{path}: nothing found")
     if spread is not None:
         output.write_probabilities(probabilities_path(mask), source, spread)
-    write_mask(network, source, mask, labels, clicks, options)
+    output.write_labels(mask, source, labels, describe(network, clicks, options))
     ml = float(np.prod(source.geometry.spacing_mm)) / 1000
     names = enumerate(network.classes[1:], start=1)
-    return {
+    entry = {
         "status": "done",
         "mask": str(mask),
         "slices": predicted,
@@ -120,34 +118,14 @@ def predict_volume(
         "volume_ml": {name: round(float((labels == i).sum()) * ml, 3) for i, name in names},
         "warnings": warnings,
     }
+    if source.series:
+        unknown = [str(x) for x in source.series.unknown]
+        entry |= {"series": source.series.uid, "left_out": unknown}
+    return entry
 
 
-def write_mask(
-    network: Network,
-    source: Source,
-    mask: pathlib.Path,
-    labels: np.ndarray,
-    clicks: dict[int, Clicks],
-    options: Options,
-) -> None:
-    """Write the mask, for NIfTI after a JSON file with the names of its classes.
-
-    Raises DataError if it cannot be written as a DICOM-SEG; it is then kept as NIfTI.
-    """
-    if mask.suffix == ".dcm" and source.series:
-        try:
-            write_seg(mask, labels, source.series, network.classes, prompted=bool(clicks))
-        except (DataError, OSError) as error:
-            kept = nifti_path(mask)
-            write_mask(network, source, kept, labels, clicks, options)
-            raise DataError(f"{mask}: {error}. The mask is kept as {kept}") from error
-        return
+def describe(network: Network, clicks: dict[int, Clicks], options: Options) -> output.Labelling:
+    """What the outputs say about the labels of a volume."""
     prompts = f"on slices {sorted(clicks)}" if clicks else "none (automatic)"
-    about = {
-        "labels": {name: i for i, name in enumerate(network.classes)},
-        "source": source.path.name,
-        "checkpoint_step": network.step,
-        "prompts": prompts + (", propagated to their neighbours" if options.propagate else ""),
-    }
-    write_json(class_list_path(mask), about)
-    output.write_mask(mask, source, labels)
+    prompts += ", propagated to their neighbours" if options.propagate else ""
+    return output.Labelling(network.classes, network.step, prompts, bool(clicks))

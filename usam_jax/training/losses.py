@@ -16,30 +16,28 @@ CE_WEIGHT, DICE_WEIGHT = 0.4, 0.6
 SMOOTH = 1e-5
 
 Terms = dict[str, Float[Array, ""]]
-LossFn = Callable[[Float[Array, "b h w k"], Int[Array, "b h w"]], tuple[Float[Array, ""], Terms]]
+LossFn = Callable[[Float[Array, "b ... k"], Int[Array, "b ..."]], tuple[Float[Array, ""], Terms]]
 
 
-def dice_loss(logits: Float[Array, "b h w k"], y: Float[Array, "b h w k"]) -> Float[Array, ""]:
+def dice_loss(logits: Float[Array, "*n k"], y: Float[Array, "*n k"]) -> Float[Array, ""]:
     """Return the mean over all classes, background included, of 1 - Dice over the whole batch.
 
     `y` is the one-hot encoding of the labels.
     """
     p = jax.nn.softmax(logits)
-    pixels = (0, 1, 2)
+    pixels = tuple(range(y.ndim - 1))
     overlap = 2 * (p * y).sum(pixels) + SMOOTH
     total = jnp.square(p).sum(pixels) + y.sum(pixels) + SMOOTH  # y**2 = y
     return (1 - overlap / total).mean()
 
 
-def foreground_dice_loss(
-    logits: Float[Array, "b h w k"], y: Float[Array, "b h w k"]
-) -> Float[Array, ""]:
+def foreground_dice_loss(logits: Float[Array, "*n k"], y: Float[Array, "*n k"]) -> Float[Array, ""]:
     """Return the mean over the foreground classes of 1 - Dice over the batch, without squares.
 
     Source: nnU-Net's batch Dice for 2-D, plus 1.
     """
     p = jax.nn.softmax(logits)[..., 1:]
-    pixels, y = (0, 1, 2), y[..., 1:]
+    pixels, y = tuple(range(y.ndim - 1)), y[..., 1:]
     overlap = 2 * (p * y).sum(pixels) + SMOOTH
     return (1 - overlap / (p.sum(pixels) + y.sum(pixels) + SMOOTH)).mean()
 
@@ -48,8 +46,8 @@ DICE = {"squared": dice_loss, "foreground": foreground_dice_loss}
 
 
 def segmentation_loss(
-    logits: Float[Array, "b h w k"],
-    labels: Int[Array, "b h w"],
+    logits: Float[Array, "*n k"],
+    labels: Int[Array, "*n"],
     ce_weight: float = CE_WEIGHT,
     dice_weight: float = DICE_WEIGHT,
     dice: str = "squared",

@@ -4,10 +4,17 @@ import json
 import pathlib
 from typing import Any, Self
 
-from tensorboardX import SummaryWriter
-
 from usam_jax.utils.files import write_csv, write_text
 from usam_jax.utils.workdir import Workdir
+
+
+def read_rows(metrics: pathlib.Path) -> list[dict[str, Any]]:
+    """Return the metrics in `metrics.jsonl`, one dict per step with its `step`."""
+    rows: dict[int, dict[str, Any]] = {}
+    for line in metrics.read_text().splitlines():
+        values = json.loads(line)
+        rows.setdefault(values["step"], {}).update(values)
+    return list(rows.values())
 
 
 class MetricWriter:
@@ -26,6 +33,9 @@ class MetricWriter:
             lines = self.path.read_text().splitlines(keepends=True)
             kept = [x for x in lines if x.endswith("\n") and json.loads(x)["step"] <= first_step]
             write_text(self.path, "".join(kept))
+        # Not above: it imports torch if that is installed, for 2 seconds of each command.
+        from tensorboardX import SummaryWriter
+
         self.file = self.path.open("a", buffering=1)
         self.board = SummaryWriter(str(self.workdir.tensorboard), purge_step=first_step + 1)
 
@@ -40,11 +50,7 @@ class MetricWriter:
 
     def read(self) -> list[dict[str, Any]]:
         """Return all metrics so far, one dict per step with its `step`."""
-        rows: dict[int, dict[str, Any]] = {}
-        for line in self.path.read_text().splitlines():
-            values = json.loads(line)
-            rows.setdefault(values["step"], {}).update(values)
-        return list(rows.values())
+        return read_rows(self.path)
 
     def write_csv(self, rows: list[dict[str, Any]]) -> None:
         """Write rows from `read` to `metrics.csv`, one row per step."""

@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 
 from usam_jax.models.common.prompts import batch_images, batch_prompts
 from usam_jax.models.common.spec import ModelSpec, group_of, merge_params, split_params
-from usam_jax.training import losses, simulated_clicks
+from usam_jax.training import losses, skipping
+from usam_jax.training.interactive_loss import interactive_loss
 from usam_jax.utils.errors import UsageError
 from usam_jax.utils.mesh import batch_sharding, place_state, replicated
 
@@ -119,6 +120,7 @@ def make_train_step(
     placed = jax.tree.map(lambda x: x.sharding, target)
     segmentation_loss = losses.make_loss(train)
     groups = mesh.size if train.statistics == "device" else 1
+    update_if = skipping.update_if(mesh)
 
     def group_loss(
         trainable: Any, variables: Any, batch: dict[str, Any], key: Any
@@ -201,8 +203,7 @@ def make_train_step(
             | rates_fn(state.step - state.num_skipped)
         )
         good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(optax.tree.norm(grads))
-        # `lax.cond`, not `where`: selecting per array would keep both copies alive.
-        state = jax.lax.cond(good, update, lambda state, *_: state, state, grads, stats)
+        state = update_if(good, update, state, grads, stats)
         return dataclasses.replace(
             state,
             step=state.step + 1,
@@ -216,48 +217,6 @@ def make_train_step(
         out_shardings=(placed, replicated(mesh)),
         donate_argnums=0,
     )
-
-
-def interactive_loss(
-    model: nn.Module,
-    variables: dict[str, Any],
-    batch: dict[str, Any],
-    rounds: int,
-    key: Any,
-    segmentation_loss: losses.LossFn,
-) -> tuple[Any, Any]:
-    """Return the loss over rounds of clicks, and metrics and the changed BatchNorm statistics.
-
-    The images are encoded once and decoded `rounds + 1` times, first for the prompts of the batch
-    alone. The metrics are means over the rounds.
-    """
-    labels = batch["label"].astype(jnp.int32)
-    prompts = batch_prompts(batch)
-    assert prompts is not None and prompts.point_labels is not None
-    first_slot = prompts.point_labels.shape[1]
-    prompts = simulated_clicks.with_room(prompts, rounds)
-    blank = jnp.zeros((*labels.shape, model.num_classes), jnp.float32)
-    prompts = dataclasses.replace(prompts, previous=blank)
-
-    def apply(stats: Any, *arguments: Any, method: str) -> tuple[Any, Any]:
-        given = {**variables, **({"batch_stats": stats} if stats else {})}
-        out, changed = model.apply(given, *arguments, True, mutable=["batch_stats"], method=method)
-        return out, changed.get("batch_stats", {})
-
-    stats = variables.get("batch_stats", {})
-    features, stats = apply(stats, batch_images(batch["image"]), method="encode")
-
-    rows = []
-    # No `lax.scan`, even unrolled: XLA:CPU misses its fast convolutions there (4.5 s a step -> 0.9 s).
-    for number, round_key in enumerate(jax.random.split(key, rounds + 1)):
-        logits, stats = apply(stats, features, prompts, method="decode")
-        loss, terms = segmentation_loss(logits, labels)
-        rows.append({"loss": loss, **terms})
-        if number < rounds:
-            slot = first_slot + number
-            prompts = simulated_clicks.add_click(prompts, logits, labels, slot, round_key)
-    metrics = jax.tree.map(lambda *x: jnp.stack(x).mean(), *rows)
-    return metrics["loss"], (metrics, stats)
 
 
 def sown(tree: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from ml_collections import config_flags
 
 from usam_jax.utils import console, xla_flags
 from usam_jax.utils.bundled import bundled_folder, make_importable
-from usam_jax.utils.config_file import ConfigFileParser, name_and_network
+from usam_jax.utils.config_file import ConfigFileParser, load_config, name_and_network
 from usam_jax.utils.errors import DISK_FULL, Stopped, UsageError, UserError, WeightsError
 from usam_jax.utils.shared_memory import FULL, is_from_shared_memory
 
@@ -49,6 +49,18 @@ def parse(argv: Sequence[str], needs_config: bool) -> tuple[Any, list[str]]:
 def config_name() -> tuple[str, str]:
     """Name and network of --config, as `config_file.name_and_network` splits it."""
     return name_and_network(config_flags.get_config_filename(flags.FLAGS["config"]))
+
+
+def network_config(network: str) -> Any:
+    """The config of --config for a network, with the overrides of the command line.
+
+    Raises UsageError if --config names a network itself or a field does not exist.
+    """
+    given = config_flags.get_config_filename(flags.FLAGS["config"])
+    file, _, named = given.partition(":")
+    if named:
+        raise UsageError(f"--config: got {given}, expected {file}: this program sets the network")
+    return load_config(file, network, sys.argv)
 
 
 def run(

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from absl import flags
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_flags
 
 from usam_jax.utils.bundled import bundled_folder, make_importable
 from usam_jax.utils.errors import UsageError
@@ -34,6 +34,25 @@ class ConfigFileParser(flags.ArgumentParser):
         check_overrides(config, sys.argv)
         config.lock()
         return config
+
+
+def load_config(file: str, network: str, argv: Sequence[str]) -> ConfigDict:
+    """The config `FILE:NETWORK` with the overrides `--config.FIELD` of a command line.
+
+    Raises UsageError if the file, the network or an overridden field does not exist.
+    """
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file("config", flag_values=values)
+    values["config"].parser = ConfigFileParser()
+    given = [x for i, x in enumerate(argv) if OVERRIDE.match(x) or is_value(argv, i)]
+    values([argv[0], f"--config={file}:{network}", *given])
+    return holder.value
+
+
+def is_value(argv: Sequence[str], i: int) -> bool:
+    """Whether argument i is the value of the override before it, as in `--config.seed 3`."""
+    before = argv[i - 1] if i else ""
+    return bool(OVERRIDE.match(before)) and "=" not in before and not argv[i].startswith("-")
 
 
 def refuse_renamed_fields(path: pathlib.Path, config: ConfigDict) -> None:

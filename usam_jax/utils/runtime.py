@@ -92,6 +92,16 @@ def is_main_process() -> bool:
     return jax.process_index() == 0
 
 
+def describe_devices() -> str:
+    """Name and number of the accelerators, or the processor's name and its number of cores."""
+    if jax.default_backend() != "cpu":
+        return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    info = pathlib.Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+
+
 def in_cluster() -> bool:
     """Whether the environment of a cluster says that there are several processes."""
     several = (

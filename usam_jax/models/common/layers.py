@@ -1,5 +1,6 @@
 """Layers that networks share, initialised as in torch."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,11 +10,17 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from usam_jax.models import ops
+from usam_jax.models.common.windows import window_partition
 
 Dtype = jnp.dtype | type
 Init = Callable[..., Array]
+Activation = Callable[[Array], Array]
+
+# Torch's kaiming_normal_ with the gain of ReLU. JAX's own he_normal is truncated.
+HE_NORMAL = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
+@functools.cache  # tests check the types of each new function, a third of the time to trace
 def torch_uniform(fan_in: int) -> Callable[..., Array]:
     """Torch's default initialiser of kernels and biases of linear layers and convolutions.
 
@@ -38,19 +45,20 @@ def linear(
 ) -> nn.Dense:
     """Linear layer from `fan_in` to `features` channels, by default initialised as in torch."""
     init = torch_uniform(fan_in)
-
-    def dot_general(x: Array, kernel: Array, *_args: Any, **_options: Any) -> Array:
-        return ops.matmul(x, kernel)
-
     return nn.Dense(
         features,
         use_bias=bias,
         dtype=dtype,
         kernel_init=kernel_init or init,
         bias_init=bias_init or init,
-        dot_general=dot_general,
+        dot_general=dense_matmul,
         name=name,
     )
+
+
+def dense_matmul(x: Array, kernel: Array, *_args: Any, **_options: Any) -> Array:
+    """`ops.matmul` with the arguments of `lax.dot_general`, as `nn.Dense` calls it."""
+    return ops.matmul(x, kernel)
 
 
 def conv(
@@ -59,21 +67,29 @@ def conv(
     size: int,
     dtype: Dtype,
     name: str,
+    dims: int = 2,
     stride: int = 1,
+    dilation: int = 1,
     bias: bool = True,
+    kernel_init: Init | None = None,
+    bias_init: Init | None = None,
 ) -> nn.Conv:
-    """Square convolution from `fan_in` channels, zero-padded to keep the size if `stride` is 1."""
-    init = torch_uniform(fan_in * size * size)
-    padding = size // 2 if stride == 1 else 0
+    """Square or cubic convolution from `fan_in` channels, by default initialised as in torch.
+
+    Zero-padded by `dilation * ((size - 1) // 2)` on each side: an odd size keeps that of the map if
+    `stride` is 1, and a size of 2 is not padded.
+    """
+    init = torch_uniform(fan_in * size**dims)
     return nn.Conv(
         features,
-        (size, size),
+        (size,) * dims,
         strides=stride,
-        padding=padding,
+        padding=dilation * ((size - 1) // 2),
+        kernel_dilation=dilation,
         use_bias=bias,
         dtype=dtype,
-        kernel_init=init,
-        bias_init=init,
+        kernel_init=kernel_init or init,
+        bias_init=bias_init or init,
         name=name,
     )
 
@@ -96,6 +112,11 @@ class LayerNorm(nn.Module):
         return ops.normalise(x, scale, bias, axes=(x.ndim - 1,), epsilon=self.epsilon)[0]
 
 
+def drop_path(rate: float, train: bool) -> nn.Dropout:
+    """Dropout of whole maps float[b h w d], by sample and only if `train`."""
+    return nn.Dropout(rate, broadcast_dims=(1, 2, 3), deterministic=not train)
+
+
 class InstanceNorm(nn.Module):
     """Normalisation over the pixels of each image and channel, with eps 1e-5."""
 
@@ -108,27 +129,47 @@ class InstanceNorm(nn.Module):
         return ops.normalise(x, scale, bias, axes=(1, 2), epsilon=1e-5)[0]
 
 
+SHARED = "shared_statistics"  # collection of BatchNorm
+
+
 class BatchNorm(nn.Module):
-    """Torch's BatchNorm2d over `x` float[b h w d]: eps 1e-5, momentum 0.1.
+    """Torch's BatchNorm2d or 3d over `x`, channels last: eps 1e-5, momentum 0.1.
 
     Unlike Flax's, the running variance is the unbiased one, as in torch. Under jit with the
-    batch sharded over devices, the statistics are those of the whole batch.
+    batch sharded over devices, the statistics are those of the whole batch. A pass in which the
+    collection `SHARED` is mutable leaves its statistics there, with their gradient, and a pass that
+    is given them uses them in place of its own.
     """
 
+    repeats: int = 1  # pixels of the published network's map for each of `x`, all equal
+
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w d"], train: bool) -> Float[Array, "b h w d"]:
-        channels, epsilon = x.shape[-1], 1e-5
+    def __call__(self, x: Float[Array, "b *s d"], train: bool) -> Float[Array, "b *s d"]:
+        channels, axes, epsilon = x.shape[-1], tuple(range(x.ndim - 1)), 1e-5
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
+
+        def apply(mean: Array, var: Array) -> Float[Array, "b *s d"]:
+            factor = jax.lax.rsqrt(var + epsilon) * scale
+            return ((x.astype(jnp.float32) - mean) * factor + bias).astype(x.dtype)
+
         if not train:
-            factor = jax.lax.rsqrt(running_var.value + epsilon) * scale
-            y = (x.astype(jnp.float32) - running_mean.value) * factor + bias
-            return y.astype(x.dtype)
-        y, mean, var = ops.normalise(x, scale, bias, axes=(0, 1, 2), epsilon=epsilon)
+            return apply(running_mean.value, running_var.value)
+        if self.has_variable(SHARED, "mean"):
+            return apply(self.get_variable(SHARED, "mean"), self.get_variable(SHARED, "var"))
+        if not self.is_initializing() and self.is_mutable_collection(SHARED):
+            wide = x.astype(jnp.float32)  # `ops.normalise` gives its statistics no gradient
+            mean = wide.mean(axes)
+            var = jnp.square(wide - mean).mean(axes)
+            self.put_variable(SHARED, "mean", mean)
+            self.put_variable(SHARED, "var", var)
+            y = apply(mean, var)
+        else:
+            y, mean, var = ops.normalise(x, scale, bias, axes=axes, epsilon=epsilon)
         if not self.is_initializing():
-            count = x.size // channels
+            count = x.size // channels * self.repeats
             unbiased = var.ravel() * (count / max(count - 1, 1))
             running_mean.value = 0.9 * running_mean.value + 0.1 * mean.ravel()
             running_var.value = 0.9 * running_var.value + 0.1 * unbiased
@@ -146,6 +187,7 @@ class GreyConv(nn.Module):
     size: int
     stride: int
     dtype: Dtype
+    padding: int | None = None  # default: what keeps the size if `stride` is 1, else none
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w 1"]) -> Float[Array, "b i j e"]:
@@ -153,12 +195,54 @@ class GreyConv(nn.Module):
         kernel = self.param("kernel", init, (size, size, 3, self.features))
         bias = self.param("bias", init, (self.features,)).astype(self.dtype)
         kernel = kernel.sum(2, keepdims=True).astype(self.dtype)
-        padding = size // 2 if self.stride == 1 else 0
+        default = size // 2 if self.stride == 1 else 0
+        padding = default if self.padding is None else self.padding
         return ops.convolve(x, kernel, stride=self.stride, padding=padding) + bias
 
 
+class PatchConv(nn.Module):
+    """Square convolution whose stride is its size, which divides that of the map.
+
+    Patches do not overlap, so one matmul suffices.
+    """
+
+    features: int
+    size: int
+    dtype: Dtype
+    kernel_init: Init | None = None
+    bias_init: Init | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b i j e"]:
+        (b, h, w, d), size = x.shape, self.size
+        init = torch_uniform(d * size**2)
+        kernel = self.param("kernel", self.kernel_init or init, (size, size, d, self.features))
+        bias = self.param("bias", self.bias_init or init, (self.features,)).astype(self.dtype)
+        patches = window_partition(x, size).reshape(b, h // size, w // size, -1)
+        return ops.matmul(patches, kernel.reshape(-1, self.features).astype(self.dtype)) + bias
+
+
+class DepthwiseConv(nn.Module):
+    """Square convolution of each channel by itself, zero-padded to keep the size (which is odd)."""
+
+    size: int
+    dtype: Dtype
+    bias: bool = True
+    kernel_init: Init | None = None
+    bias_init: Init | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
+        d, init = x.shape[-1], torch_uniform(self.size**2)
+        kernel = self.param("kernel", self.kernel_init or init, (self.size, self.size, 1, d))
+        x = ops.depthwise_conv(x, kernel.astype(self.dtype))
+        if not self.bias:
+            return x
+        return x + self.param("bias", self.bias_init or init, (d,)).astype(self.dtype)
+
+
 class ConvUnit(nn.Module):
-    """3x3 convolution, BatchNorm, ReLU, of a map or an image with any channels.
+    """Convolution, BatchNorm and an activation, if any, of a map with any number of channels.
 
     With `grey`, the input is a grey image and the kernel has three input channels (`GreyConv`).
     """
@@ -167,14 +251,17 @@ class ConvUnit(nn.Module):
     dtype: Dtype
     grey: bool = False
     bias: bool = True  # of the convolution; with `grey` it always has one
+    size: int = 3
+    activation: Activation | None = ops.relu
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w d"], train: bool) -> Float[Array, "b h w e"]:
         if self.grey:
-            x = GreyConv(self.features, 3, 1, self.dtype, name="conv")(x)
+            x = GreyConv(self.features, self.size, 1, self.dtype, name="conv")(x)
         else:
-            x = conv(self.features, x.shape[-1], 3, self.dtype, "conv", bias=self.bias)(x)
-        return ops.relu(BatchNorm(name="norm")(x, train))
+            x = conv(self.features, x.shape[-1], self.size, self.dtype, "conv", bias=self.bias)(x)
+        x = BatchNorm(name="norm")(x, train)
+        return self.activation(x) if self.activation else x
 
 
 class Mlp(nn.Module):
@@ -184,7 +271,7 @@ class Mlp(nn.Module):
     """
 
     hidden: int
-    activation: Callable[[Array], Array]
+    activation: Activation
     dtype: Dtype
     kernel_init: Init | None = None
     bias_init: Init | None = None

@@ -109,10 +109,6 @@ def make_model(config: ConfigDict) -> nn.Module:
         if not ok:
             raise UsageError(f"config.model.{field}: got {config[field]!r}, expected {expected}")
 
-    if spec.dims != 2:
-        raise UsageError(
-            f"config.model.name: got {config.name} with SPEC.dims = {spec.dims}, expected 2"
-        )
     check(config.dtype in DTYPES, "dtype", " or ".join(DTYPES))
     check(config.num_classes >= 2, "num_classes", "2 or more (background included)")
     spec = spec.at(config)
@@ -124,6 +120,11 @@ def make_model(config: ConfigDict) -> nn.Module:
             "its module has the methods encode and decode"
         )
     return model
+
+
+def image_shape(config: ConfigDict) -> tuple[int, ...]:
+    """Return the shape of an image of `config.model`, a square or a cube."""
+    return (config.image_size,) * get(config.name).dims
 
 
 def is_promptable(model: nn.Module) -> bool:
@@ -173,6 +174,6 @@ def _variable_shapes(config: FrozenConfigDict) -> dict[str, Any]:
 
 
 def _init(config: ConfigDict, key: Array) -> dict[str, Any]:
-    model, size = make_model(config), config.image_size
-    variables = dict(model.init(key, jnp.zeros((1, size, size), jnp.float32), None))
+    model, shape = make_model(config), image_shape(config)
+    variables = dict(model.init(key, jnp.zeros((1, *shape), jnp.float32), None))
     return {name: tree for name, tree in variables.items() if name != "aux_logits"}

@@ -60,7 +60,8 @@ class ModelSpec:
     """Description of a network: the `SPEC` of a file of `usam_jax/models`, or of a user's file.
 
     The module that `build` returns is called as `module(images, prompts, train)`, with images
-    float[b h w] and grey in [0, 1], and returns logits float32[b h w k]. Other training outputs are
+    float[b h w] and grey in [0, 1], and returns logits float32[b h w k]; with 3 `dims`, images and
+    logits have an axis of slices before h. Other training outputs are
     sown as `self.sow("aux_logits", NAME, logits)` and weighted in `loss_weights`.
     """
 
@@ -78,7 +79,7 @@ class ModelSpec:
     input: InputSpec = InputSpec()
     promptable: bool = False  # The module takes prompts and has `encode` and `decode`.
     stochastic: bool = False  # The module needs the rng "dropout" in training.
-    dims: int = 2  # spatial dimensions of an image
+    dims: int = 2  # spatial dimensions of an image: 2, or 3, which training does not read yet
     paper: str = ""  # arXiv id, or where it was published
     code: str = ""  # repository@commit that the golden values come from
     pretrained: str = ""  # default initial weights of training, a file in weights/

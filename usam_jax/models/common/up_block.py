@@ -15,16 +15,19 @@ class Kernel(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self) -> tuple[Float[Array, "h w d e"], Float[Array, " e"]]:
+    def __call__(self) -> tuple[Float[Array, "*s d e"], Float[Array, " e"]]:
         init = torch_uniform(self.fan_in)
         kernel = self.param("kernel", init, self.shape)
         bias = self.param("bias", init, self.shape[-1:])
         return kernel.astype(self.dtype), bias.astype(self.dtype)
 
 
-def up_kernel(inputs: int, features: int, dtype: Dtype, name: str) -> Kernel:
-    """Kernel of a transposed 2x2 convolution with stride 2 (torch's fan-in counts its outputs)."""
-    return Kernel((2, 2, inputs, features), features * 2 * 2, dtype, name=name)
+def up_kernel(inputs: int, features: int, dtype: Dtype, name: str, dims: int = 2) -> Kernel:
+    """Kernel of a transposed 2x2 or 2x2x2 convolution with stride 2.
+
+    Torch's fan-in counts its outputs.
+    """
+    return Kernel((2,) * dims + (inputs, features), features * 2**dims, dtype, name=name)
 
 
 class UpConvUnit(nn.Module):

@@ -22,6 +22,20 @@ def convolve(
     )
 
 
+def depthwise_conv(
+    x: Float[Array, "b h w d"], kernel: Float[Array, "k l 1 d"]
+) -> Float[Array, "b h w d"]:
+    """Convolution of each channel with its own kernel of odd size, zero-padded to keep the size."""
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (1, 1),
+        [(n, n) for n in same_padding(kernel)],
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+    )
+
+
 def pair(value: int | tuple[int, int]) -> tuple[int, int]:
     """Return (h, w) of a size that is one for both axes or already two."""
     return (value, value) if isinstance(value, int) else value
@@ -39,24 +53,28 @@ def max_pool(x: Float[Array, "b h w d"], *, window: int = 2) -> Float[Array, "b 
 
 
 def up_conv(
-    x: Float[Array, "b h w d"], kernel: Float[Array, "s t d e"], bias: Float[Array, " e"]
-) -> Float[Array, "b i j e"]:
+    x: Float[Array, "b *s d"], kernel: Float[Array, "*m d e"], bias: Float[Array, " e"]
+) -> Float[Array, "b *o e"]:
     """Transposed convolution with the size of `kernel`, as in `nn.ConvTranspose`, as stride.
 
     Stride equals kernel size, so windows do not overlap and one matmul suffices.
     """
-    return pixel_shuffle(x @ pixel_kernel(kernel), kernel.shape[:2]) + bias
+    return pixel_shuffle(x @ pixel_kernel(kernel), kernel.shape[:-2]) + bias
 
 
-def pixel_kernel(kernel: Float[Array, "s t d e"]) -> Float[Array, "d f"]:
-    """The matrix of a transposed convolution: channels to s x t pixels of e channels."""
-    return kernel[::-1, ::-1].transpose(2, 0, 1, 3).reshape(kernel.shape[2], -1)
+def pixel_kernel(kernel: Float[Array, "*m d e"]) -> Float[Array, "d f"]:
+    """The matrix of a transposed convolution: channels to a window of pixels of e channels."""
+    flipped = jnp.flip(kernel, range(kernel.ndim - 2))
+    return jnp.moveaxis(flipped, -2, 0).reshape(kernel.shape[-2], -1)
 
 
-def pixel_shuffle(x: Float[Array, "b h w f"], size: tuple[int, ...]) -> Float[Array, "b i j e"]:
-    """`out[b, m h + s, n w + t, e] = x[b, h, w, (s, t, e)]` of `size` (m, n)."""
-    (b, h, w, _), (m, n) = x.shape, size
-    return x.reshape(b, h, w, m, n, -1).swapaxes(2, 3).reshape(b, m * h, n * w, -1)
+def pixel_shuffle(x: Float[Array, "b *s f"], size: tuple[int, ...]) -> Float[Array, "b *o e"]:
+    """`out[b, m h + s, n w + t, e] = x[b, h, w, (s, t, e)]` of `size` (m, n), or with more axes."""
+    (b, *sides, _), dims = x.shape, len(size)
+    x = x.reshape(b, *sides, *size, -1)
+    pairs = [axis for i in range(1, dims + 1) for axis in (i, dims + i)]
+    x = x.transpose(0, *pairs, 2 * dims + 1)
+    return x.reshape(b, *(n * m for n, m in zip(sides, size, strict=True)), x.shape[-1])
 
 
 def up_concat_conv(

@@ -17,11 +17,13 @@ from usam_jax.models.common.layers import Dtype, LayerNorm, average_pool, conv
 from usam_jax.models.sam.prompt_encoder import PADDING, Prompts
 
 CLICK_SIGMA = 3.0  # pixels of the model's input
+POINT_SIGMA = 0.7  # of the clicks that act on the logits themselves
+POINT_GAIN = 64.0  # lets a few hundred steps of a usual size outweigh the decoder's logits
 
 
 @struct.dataclass
 class Hints:
-    """What the extension adds: to the prompt tokens, to the image embedding, and to the decoder.
+    """What the extension adds to prompt tokens, image embedding, decoder and logits.
 
     `maps` are added to the skips of U-SAM or to the upsampled maps of S, largest first.
     """
@@ -29,6 +31,7 @@ class Hints:
     tokens: Float[Array, "b p d"]
     embedding: Float[Array, "b g g d"]
     maps: tuple[Float[Array, "b _ _ _"], ...]
+    logits: Float[Array, "b h w k"]
 
 
 def with_points(prompts: Prompts | None, batch: int) -> Prompts:
@@ -57,15 +60,15 @@ def given_points(prompts: Prompts) -> Bool[Array, "b p"]:
 
 
 def click_maps(
-    points_xy: Float[Array, "b p 2"], weights: Float[Array, "b p k"], size: int
+    points_xy: Float[Array, "b p 2"], weights: Float[Array, "b p k"], size: int, sigma: float
 ) -> Float[Array, "b h w k"]:
-    """Return Gaussians of `CLICK_SIGMA` around the points, summed in each class, at most 1.
+    """Return Gaussians of `sigma` pixels around the points, summed in each class, at most 1.
 
     `weights` is the one-hot class of each point, zero for a point that does not count.
     """
     pixels = jnp.arange(size, dtype=jnp.float32)
     distance = points_xy[..., None] - pixels  # [b p 2 size]: along x, along y
-    along_x, along_y = jnp.moveaxis(jnp.exp(-0.5 * (distance / CLICK_SIGMA) ** 2), 2, 0)
+    along_x, along_y = jnp.moveaxis(jnp.exp(-0.5 * (distance / sigma) ** 2), 2, 0)
     return jnp.minimum(jnp.einsum("bph,bpw,bpk->bhwk", along_y, along_x, weights), 1.0)
 
 
@@ -112,10 +115,13 @@ class Interactive(nn.Module):
         classes = self.param("class_embed", nn.initializers.zeros, (k, self.dim))
         assert prompts.points_xy is not None and prompts.point_classes is not None
         one_hot = jax.nn.one_hot(prompts.point_classes, k) * given_points(prompts)[..., None]
-        hints = click_maps(prompts.points_xy, one_hot, size)
+        hints = click_maps(prompts.points_xy, one_hot, size, CLICK_SIGMA)
         previous = prompts.previous
         previous = jnp.zeros_like(hints) if previous is None else previous
-        hints = jnp.concatenate([hints, previous.astype(hints.dtype)], -1).astype(self.dtype)
+        # Without the background, a previous prediction differs from none where it has foreground
+        # alone, and the statistics of BatchNorm hold for both.
+        foreground = previous[..., 1:].astype(hints.dtype)
+        hints = jnp.concatenate([hints, foreground], -1).astype(self.dtype)
         any_hint = (hints != 0).any((1, 2, 3), keepdims=True)
         embedding = MaskDownscaling(self.dim, self.dtype, name="mask_downscaling")(
             average_pool(hints, (4, 4))
@@ -126,8 +132,12 @@ class Interactive(nn.Module):
                 zip(self.map_channels, self.map_strides, strict=True)
             )
         )
+        # The decoder's maps are too smooth to change a single pixel.
+        spots = click_maps(prompts.points_xy, one_hot, size, POINT_SIGMA)
+        of_click = self.param("click_logits", nn.initializers.zeros, (k, k))
         return Hints(
             tokens=one_hot @ classes,
             embedding=jnp.where(any_hint, embedding, 0),
             maps=tuple(maps),
+            logits=POINT_GAIN * spots @ of_click,
         )

@@ -1,0 +1,166 @@
+"""The commands that sweep over networks: names, resuming, failing runs and one real run."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+from conftest import ROOT
+from network_results import CLASSES, PATIENTS, make_run, make_shown
+
+from tools import ablation, compare_networks
+from usam_jax.evaluation.network_run import shown_path
+from usam_jax.utils import cli
+from usam_jax.utils.workdir import Workdir
+
+TINY = {
+    "model.image_size": "32",
+    "data.anatomy": "single",
+    "data.phantom_seed": "1",
+    "data.num_patients": "(3,2)",
+    "data.slices_per_patient": "8",
+    "data.val_fraction": "0.3",
+    "train.num_epochs": "1",
+    "train.log_every_steps": "1",
+    "eval.batch_size": "8",
+}
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A function that runs a tool on tiny phantoms and returns its exit code."""
+
+    def run_command(*arguments: str, tool=compare_networks) -> int:
+        fields = TINY | {"data.packed_dir": str(tmp_path / "packed")}
+        overrides = [f"--config.{x}={y}" for x, y in fields.items()]
+        argv = ["x", f"--config={ROOT / 'configs/phantom.py'}", *overrides, *arguments]
+        argv.append(f"--workdir={tmp_path / 'runs'}")
+        monkeypatch.setattr("sys.argv", argv)
+        with flagsaver.flagsaver():
+            flags.FLAGS.unparse_flags()
+            return cli.run(tool.main, argv)
+
+    return run_command
+
+
+@pytest.fixture
+def fast(monkeypatch):
+    """Runs that train nothing, the list of their names, and the errors to raise by name."""
+    called: list[str] = []
+    errors: dict[str, BaseException] = {}
+
+    def run_network(config, folder):
+        name = f"{folder.parent.name}, {folder.name}"
+        called.append(name)
+        if name in errors:
+            raise errors[name]
+        shift = 1 + config.seed + (config.model.name == "unet")
+        result, made = make_run(Workdir(folder).evaluations / "test_none", shift, PATIENTS)
+        np.savez(shown_path(folder), **make_shown(32, ["s"]))
+        assert made.summary.is_file() and tuple(config.data.classes) == CLASSES
+        return result
+
+    monkeypatch.setattr(compare_networks, "run_network", run_network)
+    return called, errors
+
+
+def test_stopped_comparison_resumes_in_the_middle(run, fast, tmp_path, capsys):
+    called, errors = fast
+    errors["unet, seed_1"] = KeyboardInterrupt()
+    two = ("--networks=unet,usam@none", "--seeds=0,1")
+    assert run(*two) == 130
+    assert called == ["unet, seed_0", "usam@none, seed_0", "unet, seed_1"]
+    assert not (tmp_path / "runs/networks.md").exists()
+    errors.clear()
+    called.clear()
+    assert run(*two) == 0
+    assert called == ["unet, seed_1", "usam@none, seed_1"]
+    printed = capsys.readouterr()
+    assert "run 3 of 4: unet, seed 1; about" in printed.err
+    assert "| unet | none (automatic) |" in printed.out
+    for name in compare_networks.OUTPUTS:
+        assert (tmp_path / "runs" / name).stat().st_size > 500, name
+    table = json.loads((tmp_path / "runs/networks.json").read_text())
+    assert [x["name"] for x in table["rows"]] == ["unet", "usam@none"]
+    assert table["rows"][0]["against"]["difference"] < 0 and table["shown"] == ["s"]
+    assert run("--networks=unet", "--seeds=0") == 0  # a part of the sweep
+
+
+def test_failing_network_ends_only_its_runs(run, fast, tmp_path, capsys):
+    called, errors = fast
+    errors["unet, seed_0"] = errors["unet, seed_1"] = RuntimeError("no memory")
+    assert run("--networks=unet,usam@none", "--seeds=0,1") == 4
+    assert len(called) == 4
+    printed = capsys.readouterr()
+    assert "2 of 4 runs failed:\n  unet, seed 0: RuntimeError: no memory" in printed.err
+    assert "| usam@none |" in printed.out and "| unet |" not in printed.out
+    assert "no memory" in (tmp_path / "runs/unet/seed_0.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--networks=unet,nope"], "--networks: got nope, expected some of .*unet, usam"),
+        (["--networks=unet,unet"], "--networks: got unet, unet, expected each network once"),
+        (["--networks=usam@clicks"], "got usam@clicks, expected the prompts none, box or pointsN"),
+        (["--networks=unet@points3"], "unet@points3: config.prompts.kind: got 'points', expected"),
+        (["--networks=unet", "--against=usam@none"], "--against: got usam@none, expected one of"),
+        (["--networks=unet", "--seeds=0,0"], "--seeds: got .*, expected different integers"),
+        (["--networks=unet", "--seeds=0,a"], r"--seeds: got \['0', 'a'\], expected"),
+        (["--networks=unet", "--config.model.width=3"], "width: no such field"),
+    ],
+)
+def test_wrong_networks_are_named_before_any_run(arguments, expected, run, fast, tmp_path, capsys):
+    assert run(*arguments) == 2
+    assert re.search(expected, capsys.readouterr().err)
+    assert fast[0] == [] and not (tmp_path / "runs").exists()
+
+
+def test_foreign_outputs_are_kept(run, fast, tmp_path, capsys):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/networks.csv").write_text("mine")
+    assert run("--networks=unet", "--seeds=0") == 2
+    assert "networks.csv: exists and is not results" in capsys.readouterr().err
+    assert (tmp_path / "runs/networks.csv").read_text() == "mine" and fast[0] == []
+
+
+def test_real_run_reports_cost_and_shows_slices(run, tmp_path):
+    assert run("--networks=unet", "--seeds=0") == 0
+    folder = tmp_path / "runs"
+    (row,) = json.loads((folder / "networks.json").read_text())["rows"]
+    result = json.loads((folder / "unet/seed_0.json").read_text())
+    assert row["parameters"] == result["parameters"] and 1e6 < row["flop"] < 1e8
+    assert row["predicted_per_second"] > 0 and row["trained_per_second"] > 0
+    assert row["epochs"] == 1 and row["steps"] == 2 and "cores" in row["devices"][0]
+    with np.load(folder / "unet/seed_0.npz") as shown:
+        assert shown["predicted"].shape == shown["truth"].shape == (2, 32, 32)
+        assert (shown["truth"] > 0).any((1, 2)).all()
+    assert (folder / "same_slices.png").stat().st_size > 5_000
+
+
+def test_ablation_resumes_and_reports_when_all_runs_are_done(run, tmp_path, monkeypatch, capsys):
+    called, errors = [], {}
+
+    def run_one(config, folder):
+        called.append(f"{folder.parent.name}, {config.model.name}, {config.seed}")
+        if folder.parent.name in errors:
+            raise errors[folder.parent.name]
+        values = {"rectum": 0.5, "tumour": 0.25 + config.seed / 4, "mean": 0.4}
+        return {"dice": values, "iou": values}
+
+    monkeypatch.setattr(ablation, "run_one", run_one)
+    errors["S+U"] = ValueError("broken")
+    assert run("--seeds=0,1", tool=ablation) == 4
+    assert len(called) == 18 and called[0] == "S, sam_s, 0" and called[2] == "S+U+1_point, usam, 0"
+    assert "2 of 18 runs failed:\n  S+U, seed 0: ValueError: broken" in capsys.readouterr().err
+    assert not (tmp_path / "runs/ablation.md").exists()
+    errors.clear()
+    called.clear()
+    assert run("--seeds=0,1", tool=ablation) == 0
+    assert called == ["S+U, usam, 0", "S+U, usam, 1"]
+    text = (tmp_path / "runs/ablation.md").read_text()
+    assert "| S+U | 50.00 ± 0.00 | 50.00 ± 0.00 | 37.50 ± 17.68 |" in text
+    assert text.count("\n") == 12
+    assert (tmp_path / "runs/dice.png").stat().st_size > 5_000

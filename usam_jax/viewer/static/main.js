@@ -1,0 +1,81 @@
+// Starts the page.
+
+import { actions } from "./actions.js";
+import { Api, takeToken } from "./api.js";
+import { App } from "./app.js";
+import { fillHelp, listen } from "./keys.js";
+import { Panel, showMessage } from "./panel.js";
+import { View } from "./screen.js";
+import { Store } from "./store.js";
+import { Strip } from "./strip.js";
+import { Mouse } from "./tools.js";
+import { AXES, toCanvas } from "./view.js";
+
+const BUSY_MS = 500;
+const IDLE_MS = 5000;
+
+Object.assign(App.prototype, actions);
+
+async function poll(app) {
+  const { store } = app;
+  let wasAnswering = true;
+  for (;;) {
+    await new Promise((resolve) => setTimeout(resolve, store.state.busy ? BUSY_MS : IDLE_MS));
+    try {
+      await store.refresh();
+      if (app.comparing && app.comparison && app.comparison.revision !== store.state.revision) {
+        await app.loadComparison();
+      }
+      wasAnswering = true;
+    } catch (error) {
+      if (wasAnswering) showMessage(error);
+      wasAnswering = false;
+    }
+  }
+}
+
+async function start() {
+  const store = new Store(new Api(takeToken()));
+  const app = new App(store);
+  app.say = showMessage;
+  store.onError = showMessage;
+  await store.refresh();
+  app.views = AXES.map((axis) => new View(axis, app));
+  for (const view of app.views) view.mouse = new Mouse(view, app);
+  app.start();
+  const panel = new Panel(app);
+  const strip = new Strip(app);
+  app.drawPanel = () => {
+    panel.draw();
+    strip.draw();
+    const { dataset } = document.body;
+    dataset.revision = store.state.revision;
+    dataset.slice = app.cross[0];
+    dataset.pending = store.api.pending;
+    dataset.model = store.state.model;
+  };
+  panel.fill();
+  fillHelp(document.getElementById("help-page"));
+  listen(app);
+  let wasPromptable = store.state.promptable;
+  store.onChange = () => {
+    if (store.state.promptable && !wasPromptable) app.moved();
+    wasPromptable = store.state.promptable;
+    app.draw();
+  };
+  app.draw();
+  document.body.dataset.ready = "true";
+  // For tests: where a point of a plane lies in the window.
+  window.usamView = {
+    app,
+    clientOf(axis, x, y) {
+      const view = app.views[AXES.indexOf(axis)];
+      const box = view.canvas.getBoundingClientRect();
+      const [cx, cy] = toCanvas(view.place(), x, y);
+      return [box.left + (cx * box.width) / view.canvas.width, box.top + (cy * box.height) / view.canvas.height];
+    },
+  };
+  poll(app);
+}
+
+start().catch((error) => showMessage(error));
