@@ -1,4 +1,4 @@
-"""The training step, an evaluation and a click, lowered for a mesh without computing anything."""
+"""Training step, evaluation and click, lowered for a mesh without computing anything."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""`python -m benchmarks compile_for`: its reader of a GPU's program, its checks, its refusal."""
+"""`python -m benchmarks compile_for`: reader of a GPU's program, checks, refusal."""
 
 import types
 

@@ -23,6 +23,7 @@ FORMS = {
     "gelu": (activation.gelu, cpu.gelu),
     "normalise": (norm.normalise, cpu.normalise),
     "max_pool": (conv.max_pool, cpu.max_pool),
+    "depthwise_conv": (conv.depthwise_conv, cpu.depthwise_conv),
     "up_conv": (conv.up_conv, cpu.up_conv),
     "up_concat_conv": (conv.up_concat_conv, cpu.up_concat_conv),
     "relative_attention": (attention.relative_attention, cpu.relative_attention),
@@ -58,6 +59,11 @@ def window_inputs() -> tuple:
     return q, k, v, normal(3, 2, 4, 4)
 
 
+def few_keys_inputs() -> tuple:
+    q, k, v, _ = window_inputs()
+    return q, k[:, :3], v[:, :3]
+
+
 CASES = {
     "matmul": ("matmul", (normal(2, 3, 4), normal(4, 5)), {}),
     "relu": ("relu", (normal(3, 40),), {}),
@@ -79,6 +85,7 @@ CASES = {
     ),
     "max_pool": ("max_pool", (distinct(2, 4, 6, 3),), {}),
     "max_pool 3x3": ("max_pool", (distinct(2, 6, 7, 2),), {"window": 3}),
+    "depthwise_conv": ("depthwise_conv", (normal(2, 4, 5, 3), normal(3, 3, 1, 3)), {}),
     "up_conv": ("up_conv", (normal(2, 3, 5, 4), normal(2, 2, 4, 6), normal(6)), {}),
     "up_concat_conv joined": ("up_concat_conv", up_inputs(4, 2), {}),
     "up_concat_conv joined, no skip": ("up_concat_conv", up_inputs(4, 0), {}),
@@ -90,6 +97,7 @@ CASES = {
     "relative_attention one token": ("relative_attention", attention_inputs(1, 8), {}),
     "self_attention biased": ("self_attention", window_inputs(), {}),
     "self_attention": ("self_attention", (*window_inputs()[:3], None), {}),
+    "self_attention fewer keys": ("self_attention", (*few_keys_inputs(), None), {}),
 }
 # Of the largest number of each array. float32: sums of some hundred products in another order.
 # bfloat16 keeps 8 bits (0.004): several roundings of numbers that partly cancel (0.022 at most).

@@ -1,4 +1,4 @@
-"""One run of a comparison of networks: training, evaluation, cost, and the slices that it shows."""
+"""One run of a comparison of networks: training, evaluation, cost, shown slices."""
 
 import pathlib
 import statistics
@@ -124,7 +124,7 @@ def choose_shown(packed: Packed, subset: Subset) -> np.ndarray:
 def write_shown(
     path: pathlib.Path, model: Model, packed: Packed, subset: Subset, config: ConfigDict
 ) -> None:
-    """Write `names`, and `image`, `truth` and `predicted` uint8[n s s] of the shown slices, if any."""
+    """Write `names`, `image`, `truth` and `predicted` uint8[n s s] of the shown slices."""
     rows, mode = choose_shown(packed, subset), main_mode(config)
     if not rows.size:
         return
@@ -138,7 +138,7 @@ def write_shown(
         np.savez_compressed(
             file,
             names=np.array([slices[row]["name"] for row in rows]),
-            image=images[rows],
-            truth=labels[rows],
+            image=np.array(images[rows]),
+            truth=np.array(labels[rows]),
             predicted=np.concatenate(predicted),
         )

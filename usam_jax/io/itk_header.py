@@ -1,6 +1,7 @@
 """The text headers of MetaImage (.mha) and NRRD (.nrrd) files.
 
-They are checked before SimpleITK reads them. It ignores some fields, guesses others, and crashes on lists of another length.
+They are checked before SimpleITK reads them, which ignores some fields, guesses others, and crashes
+on lists of numbers of another length.
 """
 
 import math

@@ -58,7 +58,7 @@ def read_source(path: pathlib.Path, chosen: str | None = None) -> Source:
 
 
 class Labelling(NamedTuple):
-    """What the outputs say about labels: names, step of the checkpoint, and the prompts in words.
+    """What outputs say about labels: names, the checkpoint's step, the prompts in words.
 
     `checkpoint_step` is None without a checkpoint. `prompted` says whether a person took part.
     """

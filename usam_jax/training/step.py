@@ -262,7 +262,9 @@ def interactive_loss(
         if number == 0:
             prompts = simulated_clicks.choose(given.given.any(1), given, prompts)
         logits = apply({**stats, **shared}, features, prompts, method="decode", mutable=False)
-        rows.append(segmentation_loss(logits, labels))
+        loss, terms = segmentation_loss(logits, labels)
+        obeying = simulated_clicks.WEIGHT * simulated_clicks.click_loss(logits, prompts)
+        rows.append((loss + obeying, terms))
     values = [{"loss": loss, **terms} for loss, terms in rows]
     metrics = jax.tree.map(lambda *x: jnp.stack(x).mean(), *values)
     return metrics["loss"], (metrics, changed.get("batch_stats", {}))

@@ -1,4 +1,4 @@
-"""Plots of a comparison of networks: Dice against cost, and the same slices through all of them."""
+"""Plots of a comparison of networks: Dice against cost, and slices side by side."""
 
 import pathlib
 from typing import Any
@@ -61,10 +61,10 @@ def error_boxes(truth: np.ndarray, predicted: np.ndarray) -> list[tuple[int, int
     near = ndimage.binary_dilation(wrong, np.ones((3, 3)), iterations=GAP)
     groups, count = ndimage.label(near, np.ones((3, 3)))
     sizes = np.bincount(groups[wrong], minlength=count + 1)[1:]
-    boxes = []
+    places, boxes = ndimage.find_objects(groups), []
     for i in np.argsort(-sizes, kind="stable")[:MOST_BOXES].tolist():
         if sizes[i] >= BOX_SHARE * truth.size:
-            rows, columns = ndimage.find_objects(groups == i + 1)[0]
+            rows, columns = places[i]
             boxes.append(
                 (columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start)
             )

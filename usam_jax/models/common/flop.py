@@ -27,7 +27,7 @@ def count_flop(jaxpr: Any) -> float:
 
     Raises ValueError for a product in a loop whose number of rounds is not known.
     """
-    return sum(equation_flop(x) for x in jaxpr.eqns)
+    return sum((equation_flop(x) for x in jaxpr.eqns), 0.0)
 
 
 def equation_flop(equation: Any) -> float:
@@ -49,7 +49,7 @@ def equation_flop(equation: Any) -> float:
         return inner[platforms.index(None)] if platforms else max(inner)
     if name == "while" and any(inner):
         raise ValueError("a while loop: got products in it, expected a scan, which has a length")
-    return params["length"] * sum(inner) if name == "scan" else sum(inner)
+    return sum(inner, 0.0) * (params["length"] if name == "scan" else 1)
 
 
 def sub_jaxprs(params: dict[str, Any]) -> list[Any]:

@@ -17,6 +17,7 @@ from usam_jax.models.ops.conv import convolve, pixel_shuffle
 
 __all__ = [
     "convolve",
+    "depthwise_conv",
     "gelu",
     "matmul",
     "max_pool",
@@ -61,6 +62,7 @@ relu = per_platform(activation.relu, cpu=cpu.relu)
 gelu = per_platform(activation.gelu, cpu=cpu.gelu)
 normalise = per_platform(norm.normalise, cpu=cpu.normalise)
 max_pool = per_platform(conv.max_pool, cpu=cpu.max_pool)
+depthwise_conv = per_platform(conv.depthwise_conv, cpu=cpu.depthwise_conv)
 up_conv = per_platform(conv.up_conv, cpu=cpu.up_conv)
 up_concat_conv = per_platform(conv.up_concat_conv, cpu=cpu.up_concat_conv)
 relative_attention = per_platform(attention.relative_attention, cpu=cpu.relative_attention)

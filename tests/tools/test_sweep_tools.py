@@ -1,15 +1,16 @@
-"""The command that compares networks: names, resuming, failing networks and one real run."""
+"""The commands that sweep over networks: names, resuming, failing runs and one real run."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
 from conftest import ROOT
-from test_network_table import CLASSES, PATIENTS, make_run, make_shown
+from network_results import CLASSES, PATIENTS, make_run, make_shown
 
-from tools import compare_networks
+from tools import ablation, compare_networks
 from usam_jax.evaluation.network_run import shown_path
 from usam_jax.utils import cli
 from usam_jax.utils.workdir import Workdir
@@ -29,9 +30,9 @@ TINY = {
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """A function that runs the command on tiny phantoms and returns its exit code."""
+    """A function that runs a tool on tiny phantoms and returns its exit code."""
 
-    def run_command(*arguments: str) -> int:
+    def run_command(*arguments: str, tool=compare_networks) -> int:
         fields = TINY | {"data.packed_dir": str(tmp_path / "packed")}
         overrides = [f"--config.{x}={y}" for x, y in fields.items()]
         argv = ["x", f"--config={ROOT / 'configs/phantom.py'}", *overrides, *arguments]
@@ -39,7 +40,7 @@ def run(tmp_path, monkeypatch):
         monkeypatch.setattr("sys.argv", argv)
         with flagsaver.flagsaver():
             flags.FLAGS.unparse_flags()
-            return cli.run(compare_networks.main, argv)
+            return cli.run(tool.main, argv)
 
     return run_command
 
@@ -112,8 +113,6 @@ def test_failing_network_ends_only_its_runs(run, fast, tmp_path, capsys):
     ],
 )
 def test_wrong_networks_are_named_before_any_run(arguments, expected, run, fast, tmp_path, capsys):
-    import re
-
     assert run(*arguments) == 2
     assert re.search(expected, capsys.readouterr().err)
     assert fast[0] == [] and not (tmp_path / "runs").exists()
@@ -139,3 +138,29 @@ def test_real_run_reports_cost_and_shows_slices(run, tmp_path):
         assert shown["predicted"].shape == shown["truth"].shape == (2, 32, 32)
         assert (shown["truth"] > 0).any((1, 2)).all()
     assert (folder / "same_slices.png").stat().st_size > 5_000
+
+
+def test_ablation_resumes_and_reports_when_all_runs_are_done(run, tmp_path, monkeypatch, capsys):
+    called, errors = [], {}
+
+    def run_one(config, folder):
+        called.append(f"{folder.parent.name}, {config.model.name}, {config.seed}")
+        if folder.parent.name in errors:
+            raise errors[folder.parent.name]
+        values = {"rectum": 0.5, "tumour": 0.25 + config.seed / 4, "mean": 0.4}
+        return {"dice": values, "iou": values}
+
+    monkeypatch.setattr(ablation, "run_one", run_one)
+    errors["S+U"] = ValueError("broken")
+    assert run("--seeds=0,1", tool=ablation) == 4
+    assert len(called) == 18 and called[0] == "S, sam_s, 0" and called[2] == "S+U+1_point, usam, 0"
+    assert "2 of 18 runs failed:\n  S+U, seed 0: ValueError: broken" in capsys.readouterr().err
+    assert not (tmp_path / "runs/ablation.md").exists()
+    errors.clear()
+    called.clear()
+    assert run("--seeds=0,1", tool=ablation) == 0
+    assert called == ["S+U, usam, 0", "S+U, usam, 1"]
+    text = (tmp_path / "runs/ablation.md").read_text()
+    assert "| S+U | 50.00 ± 0.00 | 50.00 ± 0.00 | 37.50 ± 17.68 |" in text
+    assert text.count("\n") == 12
+    assert (tmp_path / "runs/dice.png").stat().st_size > 5_000
