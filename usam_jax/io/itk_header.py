@@ -41,8 +41,10 @@ IGNORED = {
 MM = ("mm", "millimeter", "millimeters", "?", "")
 ENCODINGS = ("raw", "gzip", "gz", "bzip2", "bz2", "txt", "text", "ascii", "hex")
 # The values of `space` that say where left and front are.
-SPACES = ("left-posterior-superior", "right-anterior-superior", "left-anterior-superior")
-SPACES += ("lps", "ras", "las")
+SPACES = (
+    *("left-posterior-superior", "right-anterior-superior", "left-anterior-superior"),
+    *("lps", "ras", "las"),
+)
 
 
 class TextHeader(NamedTuple):

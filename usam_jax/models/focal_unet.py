@@ -1,6 +1,7 @@
 """Focal-UNet: a U of blocks with focal modulation in place of attention."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -133,24 +134,18 @@ class FocalUnet(nn.Module):
         for level, depth in enumerate(self.depths):
             skips.append(x)
             start = sum(self.depths[:level])
-            x = Stage(
-                rates[start : start + depth],
-                dtype,
-                (lambda: Downsample(dtype, name="downsample")) if level < last else None,
-                name=f"layers_{level}",
-            )(x, train)
+            level_rates = rates[start : start + depth]
+            down = partial(Downsample, dtype, name="downsample") if level < last else None
+            x = Stage(level_rates, dtype, down, name=f"layers_{level}")(x, train)
         x = LayerNorm(EPSILON, name="norm")(x)
         x = Upsample(2, x.shape[-1] // 2, dtype, name="layers_up_0")(x)
         for level in range(last - 1, -1, -1):
             d, up = x.shape[-1], last - level
             x = jnp.concatenate([x, skips[level]], axis=-1)
             x = linear(d, 2 * d, dtype, f"concat_back_dim_{up}", **INITS)(x)
-            x = Stage(
-                rates[level : level + 1],  # as published, not those of the encoder's stage
-                dtype,
-                (lambda d=d: Upsample(2, d // 2, dtype, name="upsample")) if level else None,
-                name=f"layers_up_{up}",
-            )(x, train)
+            level_rates = rates[level : level + 1]  # as published, not the encoder's of this level
+            end = partial(Upsample, 2, d // 2, dtype, name="upsample") if level else None
+            x = Stage(level_rates, dtype, end, name=f"layers_up_{up}")(x, train)
         x = LayerNorm(EPSILON, name="norm_up")(x)
         x = Upsample(PATCH_SIZE, width, dtype, norm=False, name="patch_expand")(x)
         output = conv(self.num_classes, width, 7, dtype, "output", bias=False)

@@ -13,7 +13,6 @@ from usam_jax.models.common.layers import (
     DepthwiseConv,
     Dtype,
     GreyConv,
-    Init,
     LayerNorm,
     PatchConv,
     conv,
@@ -27,8 +26,9 @@ SCALES = 4  # maps of the encoder, the first at a quarter of the image's size
 EPSILON = 1e-5  # of every LayerNorm
 
 # Initial values of the encoder and the bridge (torch's), and of the decoder, as published.
-TORCH: dict[str, Init] = {}
-XAVIER: dict[str, Init] = {
+Inits = Mapping[str, Any]
+TORCH: Inits = {}
+XAVIER: Inits = {
     "kernel_init": nn.initializers.xavier_uniform(),
     "bias_init": nn.initializers.zeros,
 }
@@ -39,7 +39,7 @@ def attend(
     source: Float[Array, "b s d"],
     head_dim: int,
     dtype: Dtype,
-    inits: Mapping[str, Init],
+    inits: Inits,
 ) -> Float[Array, "b t d"]:
     """Multi-head attention of the tokens `x` to `source`, with the layers of the calling module."""
     b, t, d = x.shape
@@ -56,7 +56,7 @@ class EfficientAttention(nn.Module):
     head_dim: int
     reduction: int
     dtype: Dtype
-    inits: Mapping[str, Init]
+    inits: Inits
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
@@ -73,7 +73,7 @@ class MixMlp(nn.Module):
     """Two linear layers around a depthwise convolution with a skip."""
 
     dtype: Dtype
-    inits: Mapping[str, Init]
+    inits: Inits
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
@@ -90,7 +90,7 @@ class Block(nn.Module):
     head_dim: int
     reduction: int
     dtype: Dtype
-    inits: Mapping[str, Init]
+    inits: Inits
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
@@ -163,8 +163,9 @@ def split_maps(
 class ScaleReduce(nn.Module):
     """Normalised tokens of all maps, each reduced to the size of the smallest one.
 
-    Unlike in `join_maps`, a convolution's channels `(c, j)` of width `width` and m = channels /
-    `width` become token `j` of all pixels, then the next one, as published.
+    Tokens have `width` channels, so a pixel of m times as many gives m tokens. Unlike in
+    `join_maps`, its channels are (c, token), and the first tokens of all pixels come before the
+    second ones, as published.
     """
 
     width: int

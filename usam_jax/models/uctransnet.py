@@ -215,7 +215,7 @@ class UCTransNet(nn.Module):
         transformer = ChannelTransformer(
             self.depth, self.num_heads, self.dropout, dtype, name="mtc"
         )
-        skips = transformer(skips, train)
+        skips = list(transformer(skips, train))
         for level in range(SCALES, 0, -1):
             features = self.width * 2 ** max(level - 2, 0)
             x = UpBlock(features, dtype, name=f"up{level}")(x, skips[level - 1], train)

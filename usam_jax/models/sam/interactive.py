@@ -18,7 +18,7 @@ from usam_jax.models.sam.prompt_encoder import PADDING, Prompts
 
 CLICK_SIGMA = 3.0  # pixels of the model's input
 POINT_SIGMA = 0.7  # of the clicks that act on the logits themselves
-POINT_GAIN = 32.0  # lets a few hundred steps of a usual size outweigh the decoder's logits
+POINT_GAIN = 64.0  # lets a few hundred steps of a usual size outweigh the decoder's logits
 
 
 @struct.dataclass
