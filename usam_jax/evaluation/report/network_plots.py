@@ -1,4 +1,4 @@
-"""Plots of a comparison of networks: Dice against cost, and the same slices through all of them."""
+"""Plots of a comparison of networks: Dice against cost, and the same slices of all."""
 
 import pathlib
 from typing import Any
