@@ -45,6 +45,10 @@ def get_config(model: str = "usam") -> ConfigDict:
     data.packed_dir = "packed"  # packed data sets, a folder for each data set and its settings
     data.classes = ("background", "normal rectum", "tumour")  # names of labels 0, 1, ...
     data.image_size = config.model.get_ref("image_size")  # slices are packed at this size
+    # config.model.slices: consecutive slices of a case in one input. For networks of slices an odd
+    # number, of which the neighbours are channels and the middle one is predicted; for networks of
+    # windows their depth.
+    data.slices = config.model.get_ref("slices")
     data.window_level = 40.0  # HU; for volumes, the window is mapped to grey 0 to 1
     data.window_width = 400.0  # HU
     data.intensity = "clip"  # values outside [0, 1]: clip, or wrap as the published code does
@@ -86,7 +90,7 @@ def get_config(model: str = "usam") -> ConfigDict:
 
     config.train = train = ConfigDict()
     train.num_epochs = 100  # passes over the training split
-    train.batch_size = 24  # slices, over all devices
+    train.batch_size = 24  # slices, or windows of 3-D networks, over all devices
     # Micro-batches per step, computed one after the other; BatchNorm and Dice see one at a time.
     train.grad_accum_steps = 1
     train.statistics = "batch"  # BatchNorm and Dice over the "batch", or over each "device"'s share
@@ -103,7 +107,7 @@ def get_config(model: str = "usam") -> ConfigDict:
     train.checkpoint_every_steps = 500  # in addition to one per evaluation
 
     config.eval = evaluation = ConfigDict()
-    evaluation.batch_size = 24  # slices, over all devices
+    evaluation.batch_size = 24  # slices, or windows of 3-D networks, over all devices
     evaluation.every_epochs = 1  # epochs between evaluations, each with a checkpoint
     evaluation.select_on = "val"  # split that chooses the best epoch: val (held out) or test
     evaluation.split = "test"  # split of the final evaluation: test, val or train

@@ -30,7 +30,7 @@ def small_config(name: str, **changes):
 
 
 def make_images(config):
-    return jax.random.uniform(jax.random.key(1), (2, *registry.image_shape(config)))
+    return jax.random.uniform(jax.random.key(1), (2, *registry.input_shape(config)))
 
 
 def golden_images(config, salt: str = "") -> np.ndarray:
@@ -61,6 +61,15 @@ def test_spec_logits_have_images_shape_in_float32(name):
         logits = jax.eval_shape(model.apply, shapes, images)
         assert (logits.shape, logits.dtype) == ((*images.shape, 5), jnp.float32)
         assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(shapes))
+
+
+@pytest.mark.parametrize("name", [x for x in NETWORKS if models.get(x).dims == 2])
+def test_network_of_slices_takes_neighbours_as_channels(name):
+    config = small_config(name, slices=3)
+    model, images = models.make_model(config), jax.eval_shape(lambda: make_images(config))
+    assert images.shape[-1] == 3
+    logits = jax.eval_shape(model.apply, models.variable_shapes(config), images)
+    assert logits.shape == (*images.shape[:3], config.num_classes)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -40,7 +40,7 @@ class Bright:
     """Stands in for a network: class 1 on bright pixels, 2 on brighter ones, 3 on its points."""
 
     classes = ("background", "bright", "brighter", "point")
-    step = 7
+    step, slices, dims = 7, 1, 2
 
     def __init__(self, size, transposed=False):
         self.preparation = Preparation(size, 40.0, 400.0, "clip", 0.0, transposed)

@@ -9,6 +9,7 @@ from absl import flags
 from absl.testing import flagsaver
 from conftest import ROOT
 from network_results import CLASSES, PATIENTS, make_run, make_shown
+from test_own_network import NETWORK
 
 from tools import ablation, compare_networks
 from usam_jax.evaluation.network_run import shown_path
@@ -127,14 +128,17 @@ def test_foreign_outputs_are_kept(run, fast, tmp_path, capsys):
 
 
 def test_real_run_reports_cost_and_shows_slices(run, tmp_path):
-    assert run("--networks=unet", "--seeds=0") == 0
+    (tmp_path / "toy.py").write_text(NETWORK)
+    assert run(f"--networks={tmp_path / 'toy.py'}", "--seeds=0") == 0
     folder = tmp_path / "runs"
     (row,) = json.loads((folder / "networks.json").read_text())["rows"]
-    result = json.loads((folder / "unet/seed_0.json").read_text())
-    assert row["parameters"] == result["parameters"] and 1e6 < row["flop"] < 1e8
+    result = json.loads((folder / "toy/seed_0.json").read_text())
+    assert row["parameters"] == result["parameters"] == 80 + 584 + 16 + 27 + 27
+    # stem, body and head on each pixel, side on a quarter of them
+    assert row["flop"] == 2 * 32 * 32 * (9 * 8 + 9 * 8 * 8 + 8 * 3 + 8 * 3 / 4)
     assert row["predicted_per_second"] > 0 and row["trained_per_second"] > 0
     assert row["epochs"] == 1 and row["steps"] == 2 and "cores" in row["devices"][0]
-    with np.load(folder / "unet/seed_0.npz") as shown:
+    with np.load(folder / "toy/seed_0.npz") as shown:
         assert shown["predicted"].shape == shown["truth"].shape == (2, 32, 32)
         assert (shown["truth"] > 0).any((1, 2)).all()
     assert (folder / "same_slices.png").stat().st_size > 5_000

@@ -250,8 +250,9 @@ def test_check_all_names_invalid_field():
     ):
         with pytest.raises(UsageError, match=rf"config.{field}: got {value!r}"):
             checks.check_all(phantom_config(**{field: value}), make_mesh(1))
-    with pytest.raises(UsageError, match=r"config.model.name: got 'vnet3d', .* 2-D slices"):
-        checks.check_all(phantom_config("vnet3d"), make_mesh(1))
+    checks.check_all(phantom_config("vnet3d"), make_mesh(1))
+    with pytest.raises(UsageError, match=r"config.model.slices: got 24, expected a positive mul"):
+        checks.check_all(phantom_config("vnet3d", **{"model.slices": 24}), make_mesh(1))
 
 
 def test_metric_writer_drops_rows_past_the_checkpoint(tmp_path):

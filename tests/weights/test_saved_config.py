@@ -30,12 +30,18 @@ def old_config(config) -> dict:
     saved.pop("schema_version")
     for new, (section, old) in OLD_NAMES.items():
         saved[section][old] = saved[section].pop(new)
-    for section, fields in saved_config.ADDED.items():
-        for name in fields:
-            saved[section].pop(name)
+    for version in saved_config.ADDED:
+        remove_added(saved, version)
     for name in ("name", "momentum", "nesterov"):
         saved["optimizer"].pop(name)
     return saved
+
+
+def remove_added(saved: dict, version: int) -> None:
+    """Remove the fields that a version added."""
+    for section, fields in saved_config.ADDED[version].items():
+        for name in fields:
+            saved[section].pop(name)
 
 
 def test_upgrade_renames_the_fields_of_version_1():
@@ -62,12 +68,12 @@ def test_upgrade_turns_baseline_of_version_1_into_a_network():
     assert run_checkpoint.differences(config, saved_config.upgrade(saved)) == []
 
 
-def test_upgrade_adds_the_fields_of_version_3():
+@pytest.mark.parametrize("version", list(saved_config.ADDED))
+def test_upgrade_adds_the_fields_of_each_version(version):
     config = phantom_config()
-    saved = saved_config.to_json(config) | {"schema_version": 2}
-    for section, fields in saved_config.ADDED.items():
-        for name in fields:
-            saved[section].pop(name)
+    saved = saved_config.to_json(config) | {"schema_version": version - 1}
+    for added_in in (x for x in saved_config.ADDED if x >= version):
+        remove_added(saved, added_in)
     assert run_checkpoint.differences(config, saved_config.upgrade(saved)) == []
 
 
@@ -77,8 +83,8 @@ def test_upgrade_keeps_todays_config():
 
 
 def test_upgrade_names_unknown_version():
-    with pytest.raises(UserError, match=r"got schema_version 4, expected at most 3"):
-        saved_config.upgrade({"schema_version": 4})
+    with pytest.raises(UserError, match=r"got schema_version 5, expected at most 4"):
+        saved_config.upgrade({"schema_version": 5})
 
 
 @pytest.fixture(scope="module")

@@ -30,36 +30,69 @@ class Augment:
     elastic: float = 0.0
     intensity: float = 0.0
 
-    def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> Pair:
-        """A random view of an image and its label, both uint8[h h], with the same geometry.
+    def draw(self, size: int, rng: np.random.Generator) -> "View":
+        """Draw a random view of slices of `size` pixels per side.
 
         Half of the slices are flipped after 0 or 1 quarter turn and a quarter are rotated, as in
         the published code (the paper's implementation details). Rotation, scale and elastic field
         are one warp.
         """
-        if self.random_clahe:
-            image = random_clahe(image, rng)
-        degrees = 0.0
+        clahe_limit = rng.uniform(*RANDOM_CLAHE_LIMITS) if self.random_clahe else 0.0
+        turn, degrees, matrix, field = None, 0.0, None, None
         if self.published:
             draw = rng.random()
             if draw < RIGHT_ANGLE_SHARE:
-                turns, axis = divmod(int(rng.integers(4)), 2)
-                image, label = flip_turned(image, turns, axis), flip_turned(label, turns, axis)
+                turn = divmod(int(rng.integers(4)), 2)
             elif draw < RIGHT_ANGLE_SHARE + ROTATION_SHARE:
                 degrees = rng.uniform(-MAX_DEGREES, MAX_DEGREES)
         if self.scale or self.elastic:
             limit = math.log1p(self.scale)
-            matrix = view_matrix(label.shape[0], degrees, math.exp(rng.uniform(-limit, limit)))
-            field = elastic_field(label.shape[0], self.elastic, rng) if self.elastic else None
-            # Linear, not nearest as published: nearly every slice is warped here, and evaluation
-            # images do not have the roughness of nearest neighbour.
-            image = warp(image, matrix, field, cv2.INTER_LINEAR)
-            label = warp(label, matrix, field, cv2.INTER_NEAREST)
-        elif degrees:
-            image, label = rotate(image, degrees), rotate(label, degrees)
-        if self.intensity:
-            image = jitter_intensity(image, self.intensity, rng)
-        return image, label
+            matrix = view_matrix(size, degrees, math.exp(rng.uniform(-limit, limit)))
+            field = elastic_field(size, self.elastic, rng) if self.elastic else None
+        table = intensity_table(self.intensity, rng) if self.intensity else None
+        return View(clahe_limit, turn, degrees, matrix, field, table)
+
+    def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> Pair:
+        """A random view of an image and its label, both uint8[h h], with the same geometry."""
+        view = self.draw(label.shape[0], rng)
+        return view.image(image), view.label(label)
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """One drawn augmentation, the same for every slice that it is applied to, uint8[h h].
+
+    `turn` is a number of quarter turns and the axis of the flip after them. `matrix` float64[2 3]
+    and `field` warp; without a matrix, `degrees` rotate. `table` uint8[256] maps grey values.
+    """
+
+    clahe_limit: float
+    turn: tuple[int, int] | None
+    degrees: float
+    matrix: np.ndarray | None
+    field: Pair | None
+    table: np.ndarray | None
+
+    def image(self, x: np.ndarray) -> np.ndarray:
+        """The view of an image."""
+        if self.clahe_limit:
+            x = make_clahe(self.clahe_limit).apply(x)
+        # Linear, not nearest as published: nearly every slice is warped here, and evaluation
+        # images do not have the roughness of nearest neighbour.
+        x = self.place(x, cv2.INTER_LINEAR)
+        return x if self.table is None else cv2.LUT(x, self.table)
+
+    def label(self, x: np.ndarray) -> np.ndarray:
+        """The view of a label."""
+        return self.place(x, cv2.INTER_NEAREST)
+
+    def place(self, x: np.ndarray, interpolation: int) -> np.ndarray:
+        """The geometry of the view."""
+        if self.turn:
+            x = flip_turned(x, *self.turn)
+        if self.matrix is not None:
+            return warp(x, self.matrix, self.field, interpolation)
+        return rotate(x, self.degrees) if self.degrees else x
 
 
 def make_augment(data: ConfigDict) -> Augment:
@@ -114,15 +147,12 @@ def warp(x: np.ndarray, matrix: np.ndarray, field: Pair | None, interpolation: i
     return cv2.remap(x, from_x, from_y, interpolation, borderMode=cv2.BORDER_CONSTANT)
 
 
-def jitter_intensity(image: np.ndarray, amount: float, rng: np.random.Generator) -> np.ndarray:
-    """Scales contrast about mid grey by 1 +- amount and shifts brightness by +- amount / 2."""
+def intensity_table(amount: float, rng: np.random.Generator) -> np.ndarray:
+    """Map of grey values uint8[256] with another contrast and brightness.
+
+    Contrast about mid grey is scaled by 1 +- amount, brightness shifted by +- amount / 2 of white.
+    """
     contrast, shift = rng.uniform(-amount, amount, 2)
     grey = np.arange(256) - 127.5
     table = grey * (1 + contrast) + 127.5 * (1 + shift)
-    return cv2.LUT(image, np.clip(np.rint(table), 0, 255).astype(np.uint8))
-
-
-def random_clahe(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Applies CLAHE with a random clip limit, as the published loader does on each access."""
-    limit = rng.uniform(*RANDOM_CLAHE_LIMITS)
-    return make_clahe(limit).apply(image)
+    return np.clip(np.rint(table), 0, 255).astype(np.uint8)

@@ -87,10 +87,10 @@ def predict_subset(
     with CaseScorer(packed, subset.split, make_scoring(config)) as scorer:
         for rows, by_mode in batches:
             for name, of_mode in counts.items():
-                of_mode.append(np.asarray(by_mode[name].counts)[: len(rows)])
-            predicted = {mode.name: np.asarray(by_mode[mode.name].predicted) for mode in scored}
+                of_mode.append(by_mode[name].counts)
+            predicted = {mode.name: by_mode[mode.name].predicted for mode in scored}
             for name, sums in changed.items():
-                sums += count_changes(*(predicted[x][: len(rows)] for x in (name, "none")))
+                sums += count_changes(predicted[name], predicted["none"])
             for i, row in enumerate(rows):
                 scorer.add(int(row), {name: x[i] for name, x in predicted.items()})
         results = scorer.finish()
@@ -278,7 +278,5 @@ def predict_shown(
     return [
         make_report_slice(row, predicted, chosen, results, packed, subset.split, mode)
         for rows, by_mode in batches
-        for row, predicted in zip(
-            rows.tolist(), np.asarray(by_mode[mode.name].predicted)[: len(rows)], strict=True
-        )
+        for row, predicted in zip(rows.tolist(), by_mode[mode.name].predicted, strict=True)
     ]

@@ -10,6 +10,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from usam_jax import models
 from usam_jax.data import loader
 from usam_jax.data.packed.format import Packed
 from usam_jax.data.prompt_modes import PromptMode
@@ -24,10 +25,11 @@ from usam_jax.utils.mesh import batch_sharding, replicated, shard_batch
 class Forward(NamedTuple):
     """Encoder and decoder of a model, each compiled once for all batches and prompt modes.
 
-    `encode`: (variables, images uint8[b h w]) -> features. The features of a network that takes no
+    `encode`: (variables, images uint8[b ...]) -> features. The features of a network that takes no
     prompts are its logits.
     `decode`: (variables, features, prompts, labels int32[b h w], valid bool[b]) -> pixel counts
-    int32[b k 3], predicted classes uint8[b h w].
+    int32[b k 3], predicted classes uint8[b h w]. Of windows, labels are [b s h w] and valid is [b s];
+    the results are those of b * s slices.
     """
 
     encode: Callable[..., Any]
@@ -44,6 +46,8 @@ def make_forward(model: nn.Module, mesh: Mesh) -> Forward:
         variables: Any, features: Any, prompts: dict[str, Any], labels: Any, valid: Any
     ) -> tuple[Any, Any]:
         logits = registry.decode(model, variables, features, batch_prompts(prompts))
+        if valid.ndim == 2:  # windows
+            logits, labels, valid = (x.reshape(-1, *x.shape[2:]) for x in (logits, labels, valid))
         predicted = logits.argmax(-1).astype(jnp.int32)
         counts = pixel_counts.count_pixels(predicted, labels, valid, logits.shape[-1])
         return counts, predicted.astype(jnp.uint8)
@@ -61,10 +65,24 @@ def make_forward(model: nn.Module, mesh: Mesh) -> Forward:
 
 
 class BatchPrediction(NamedTuple):
-    """Results of a batch for one prompt mode, on the device."""
+    """Results of a batch for one prompt mode, on the device until they are read.
 
-    counts: jax.Array  # int32[b k 3], pixel counts
-    predicted: jax.Array  # uint8[b h w], classes
+    `valid` bool[b] says which of the batch's slices count.
+    """
+
+    device_counts: jax.Array  # int32[b k 3]
+    device_classes: jax.Array  # uint8[b h w]
+    valid: np.ndarray
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Pixel counts int32[n k 3] of the slices that count."""
+        return np.asarray(self.device_counts)[self.valid]
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """Classes uint8[n h w] of the slices that count."""
+        return np.asarray(self.device_classes)[self.valid]
 
 
 def stream(
@@ -79,32 +97,35 @@ def stream(
 ) -> Iterator[tuple[np.ndarray, dict[str, BatchPrediction]]]:
     """Yield the rows int[n] of each batch of a subset, in order, and its predictions by mode.
 
-    The last batch may have fewer rows than its arrays. Each batch is yielded while the device
-    computes the next. `what` labels the progress line.
+    A network of windows predicts each row once, see `data.windows`. Each batch is yielded while the
+    device computes the next. `what` labels the progress line.
     """
-    size, rows = config.eval.batch_size, subset.rows
+    size, dims = config.eval.batch_size, models.get(config.model.name).dims
     process, processes = jax.process_index(), jax.process_count()
+    rows, counted = loader.eval_rows(packed, subset.split, subset.rows, config, dims)
     batches, num_batches = loader.eval_batches(
-        packed, subset.split, rows, config, modes, process, processes
+        packed, subset.split, subset.rows, config, modes, process, processes, dims
     )
 
-    def compute(batch: loader.Batch) -> dict[str, BatchPrediction]:
+    def compute(batch: loader.Batch, kept: np.ndarray) -> dict[str, BatchPrediction]:
         placed = shard_batch(batch, mesh)
         features = forward.encode(variables, placed["image"])
         labels, valid = placed["label"].astype(jnp.int32), placed["valid"]
-        return {
-            name: BatchPrediction(*forward.decode(variables, features, prompts, labels, valid))
-            for name, prompts in placed["prompts"].items()
-        }
+        found = {}
+        for name, prompts in placed["prompts"].items():
+            counts, classes = forward.decode(variables, features, prompts, labels, valid)
+            found[name] = BatchPrediction(counts, classes, kept)
+        return found
 
     with console.Progress(what, num_batches, "batches") as bar:
         previous: tuple[np.ndarray, dict[str, BatchPrediction]] | None = None
         for number, batch in enumerate(batches):
-            computed = compute(batch)
+            part = slice(number * size, (number + 1) * size)
+            computed = compute(batch, counted[part].ravel())
             if previous:
                 yield previous
                 bar.advance(per_step=size)
-            previous = rows[number * size :][:size], computed
+            previous = rows[part][counted[part]], computed
         if previous:
             yield previous
             bar.advance(per_step=size)
@@ -125,5 +146,4 @@ def count_subset(
     `name` names the subset in the progress line.
     """
     batches = stream(forward, variables, packed, subset, [mode], config, mesh, f"evaluating {name}")
-    counts = [np.asarray(by_mode[mode.name].counts)[: len(rows)] for rows, by_mode in batches]
-    return np.concatenate(counts)
+    return np.concatenate([by_mode[mode.name].counts for _, by_mode in batches])

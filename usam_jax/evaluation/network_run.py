@@ -1,4 +1,4 @@
-"""One run of a comparison of networks: training, evaluation, cost, shown slices."""
+"""One run of a comparison of networks: training, evaluation, cost, and shown slices."""
 
 import pathlib
 import statistics
@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from usam_jax import models
 from usam_jax.data import loader, splits
 from usam_jax.data.packed.format import Packed
 from usam_jax.data.packed.prepare import prepare
@@ -81,7 +82,8 @@ def training_speed(metrics: pathlib.Path) -> float:
 def measure_speed(model: Model, packed: Packed, subset: Subset, config: ConfigDict) -> float:
     """Return slices per second of the compiled network on full batches, without reading data."""
     mode = main_mode(config)
-    batches, _ = loader.eval_batches(packed, subset.split, subset.rows, config, [mode])
+    dims = models.get(config.model.name).dims
+    batches, _ = loader.eval_batches(packed, subset.split, subset.rows, config, [mode], dims=dims)
     batch = shard_batch(next(batches), model.mesh)
 
     def predict() -> None:
@@ -98,7 +100,8 @@ def measure_speed(model: Model, packed: Packed, subset: Subset, config: ConfigDi
         start = time.perf_counter()
         predict()
         seconds.append(time.perf_counter() - start)
-    return config.eval.batch_size / statistics.median(seconds)
+    slices = config.eval.batch_size * (config.data.slices if dims == 3 else 1)
+    return slices / statistics.median(seconds)
 
 
 def choose_shown(packed: Packed, subset: Subset) -> np.ndarray:
@@ -124,16 +127,18 @@ def choose_shown(packed: Packed, subset: Subset) -> np.ndarray:
 def write_shown(
     path: pathlib.Path, model: Model, packed: Packed, subset: Subset, config: ConfigDict
 ) -> None:
-    """Write `names`, `image`, `truth` and `predicted` uint8[n s s] of the shown slices."""
+    """Write the `names` of the shown slices, and their images, truths and predictions.
+
+    `image`, `truth` and `predicted` are uint8[n s s]. Writes nothing if no case has foreground.
+    """
     rows, mode = choose_shown(packed, subset), main_mode(config)
     if not rows.size:
         return
     shown = Subset(subset.split, rows)
     batches = stream(*model[:2], packed, shown, [mode], config, model.mesh, "shown slices")
-    predicted = [np.asarray(y[mode.name].predicted)[: len(x)] for x, y in batches]
-    slices, images, labels = (
-        x(subset.split) for x in (packed.slices, packed.images, packed.labels)
-    )
+    predicted = [x[mode.name].predicted for _, x in batches]
+    slices = packed.slices(subset.split)
+    images, labels = packed.images(subset.split), packed.labels(subset.split)
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(
             file,

@@ -6,7 +6,6 @@ runs that no other process has. Rerun the command to resume, and to repeat the r
 
 import contextlib
 import fcntl
-import gc
 import json
 import pathlib
 import time
@@ -136,7 +135,6 @@ def run_all(workdir: pathlib.Path, runs: list[Run], run_fn: RunFn) -> dict[str, 
                     write_json(run.result(workdir), result | spent)
                     run.log(workdir).unlink(missing_ok=True)
             jax.clear_caches()  # The next run compiles another model.
-            gc.collect()
         if not claimed:
             break
     return failed

@@ -167,11 +167,16 @@ def export_run(workdir: pathlib.Path, folder: pathlib.Path, torch: bool) -> None
 
     If `torch`, also writes NETWORK.safetensors with the published names. Raises WeightsError if
     there is no checkpoint, it is too large or `folder` cannot be written, and UsageError if
-    `folder` holds something else.
+    `folder` holds something else or the network takes windows of slices.
     """
     require_own(folder)
     saved = run_checkpoint.require_config(workdir)
     config = ConfigDict(saved["model"])
+    if config.slices > 1:
+        raise UsageError(
+            f"config.model.slices: got {config.slices}, expected 1: an exported program takes single "
+            "slices. Predict volumes with this run: python -m usam_jax.predict"
+        )
     ignored = maps_of(config.name)[0].ignored if torch else ()
     step, variables = run_checkpoint.load_best(workdir, config)
     description = describe_run(workdir, saved, step)

@@ -49,7 +49,7 @@ class AttentionUNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "b h w"], prompts: None = None, train: bool = False
+        self, images: Float[Array, "b h w *c"], prompts: None = None, train: bool = False
     ) -> Float[Array, "b h w k"]:
         refuse_prompts(prompts)
         widths = [self.width * 2**level for level in range(LEVELS)]

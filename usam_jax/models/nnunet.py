@@ -200,7 +200,7 @@ class NnUNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "b h w"], prompts: None = None, train: bool = False
+        self, images: Float[Array, "b h w *c"], prompts: None = None, train: bool = False
     ) -> Float[Array, "b h w k"]:
         refuse_prompts(prompts)
         x = self.input.normalize(images, self.dtype)

@@ -66,7 +66,7 @@ class R2UNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "b h w"], prompts: None = None, train: bool = False
+        self, images: Float[Array, "b h w *c"], prompts: None = None, train: bool = False
     ) -> Float[Array, "b h w k"]:
         refuse_prompts(prompts)
         widths, dtype = [self.width * 2**level for level in range(LEVELS)], self.dtype

@@ -62,7 +62,7 @@ class Stem(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w 1"], train: bool) -> Float[Array, "b h w e"]:
+    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w e"]:
         x = ConvUnit(self.features, self.dtype, grey=True, name="unit")(x, train)
         return conv(self.features, self.features, 3, self.dtype, "conv")(x)
 
@@ -154,7 +154,7 @@ class ResUNetPlusPlus(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "b h w"], prompts: None = None, train: bool = False
+        self, images: Float[Array, "b h w *c"], prompts: None = None, train: bool = False
     ) -> Float[Array, "b h w k"]:
         refuse_prompts(prompts)
         widths, dtype = [self.width * 2**level for level in range(LEVELS + 1)], self.dtype

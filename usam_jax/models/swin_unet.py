@@ -167,7 +167,7 @@ class PatchEmbed(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w 1"]) -> Float[Array, "b i j d"]:
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j d"]:
         x = GreyConv(self.width, PATCH_SIZE, PATCH_SIZE, self.dtype, name="proj")(x)
         return LayerNorm(EPSILON, name="norm")(x)
 
@@ -191,7 +191,7 @@ class SwinUnet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "b h w"], prompts: None = None, train: bool = False
+        self, images: Float[Array, "b h w *c"], prompts: None = None, train: bool = False
     ) -> Float[Array, "b h w k"]:
         refuse_prompts(prompts)
         last, dtype = len(self.depths) - 1, self.dtype

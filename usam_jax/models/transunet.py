@@ -45,11 +45,12 @@ class StdConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b i j e"]:
-        shape = (self.size, self.size, 3 if self.grey else x.shape[-1], self.features)
+        grey = self.grey and x.shape[-1] == 1  # the slices of a window are channels of their own
+        shape = (self.size, self.size, 3 if grey else x.shape[-1], self.features)
         kernel = self.param("kernel", torch_uniform(math.prod(shape[:3])), shape)
         kernel = kernel - kernel.mean((0, 1, 2))
         kernel = kernel * jax.lax.rsqrt(jnp.square(kernel).mean((0, 1, 2)) + 1e-5)
-        kernel = kernel.sum(2, keepdims=True) if self.grey else kernel
+        kernel = kernel.sum(2, keepdims=True) if grey else kernel
         padding = self.size // 2
         return ops.convolve(x, kernel.astype(self.dtype), stride=self.stride, padding=padding)
 
@@ -76,7 +77,7 @@ class Root(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w 1"]) -> Float[Array, "b i j e"]:
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j e"]:
         x = StdConv(self.features, 7, self.dtype, stride=2, grey=True, name="conv")(x)
         return ops.relu(GroupNorm(name="gn")(x))
 
@@ -212,7 +213,7 @@ class TransUNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "b h w"], prompts: None = None, train: bool = False
+        self, images: Float[Array, "b h w *c"], prompts: None = None, train: bool = False
     ) -> Float[Array, "b h w k"]:
         refuse_prompts(prompts)
         dtype = self.dtype

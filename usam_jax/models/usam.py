@@ -99,7 +99,7 @@ class USam(nn.Module):
         channels, strides = (d // 8, d // 4, d // 2, d), (1, 2, 4, 8)
         return channels[dropped:], strides[dropped:]
 
-    def encode(self, images: Float[Array, "b h w"], train: bool = False) -> Features:
+    def encode(self, images: Float[Array, "b h w *c"], train: bool = False) -> Features:
         """Compute everything that depends on the images alone."""
         x = SPEC.input.normalize(images, self.dtype)
         if self.num_skips is None:
@@ -134,7 +134,7 @@ class USam(nn.Module):
         return (*skips[:unused], *joined)
 
     def __call__(
-        self, images: Float[Array, "b h w"], prompts: Prompts | None = None, train: bool = False
+        self, images: Float[Array, "b h w *c"], prompts: Prompts | None = None, train: bool = False
     ) -> Float[Array, "b h w k"]:
         return self.decode(self.encode(images, train), prompts, train)
 

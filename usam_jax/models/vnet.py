@@ -66,16 +66,21 @@ class UpUnit(nn.Module):
 
 
 class Stem(nn.Module):
-    """Convolution and BatchNorm of the image, plus the image in each channel, activation."""
+    """Convolution and BatchNorm of the image, plus the image in each channel, activation.
+
+    Of neighbouring slices in channels, the middle one is added.
+    """
 
     features: int
     prelu: bool
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b *s 1"], train: bool) -> Float[Array, "b *s e"]:
-        y = he_conv(self.features, 1, 5, self.dtype, "conv", x.ndim - 2)(x)
-        return Activation(self.prelu, name="act")(BatchNorm(name="norm")(y, train) + x)
+    def __call__(self, x: Float[Array, "b *s c"], train: bool) -> Float[Array, "b *s e"]:
+        c = x.shape[-1]
+        y = he_conv(self.features, c, 5, self.dtype, "conv", x.ndim - 2)(x)
+        y = BatchNorm(name="norm")(y, train) + x[..., c // 2 : c // 2 + 1]
+        return Activation(self.prelu, name="act")(y)
 
 
 class Down(nn.Module):
@@ -142,9 +147,9 @@ def drop_channels(x: Float[Array, "b *s d"], rate: float, train: bool) -> Float[
 
 
 class VNet(nn.Module):
-    """V-Net with layers of as many dimensions as its input has.
+    """V-Net with layers of 2 or 3 `dims`.
 
-    Images are float32[b h w] or volumes float32[b d h w], grey in [0, 1], with sides that are
+    Images are float32[b h w] or windows float32[b d h w], grey in [0, 1], with sides that are
     multiples of 16; returns logits float32[b h w k] or float32[b d h w k].
     Source: Milletari, Navab, Ahmadi, 3DV 2016, as in github.com/mattmacy/vnet.pytorch. That code
     differs from the paper: it has BatchNorm and dropout, and fewer units at the deep levels. Unlike
@@ -156,6 +161,7 @@ class VNet(nn.Module):
     dropout: float
     prelu: bool
     dtype: Dtype = jnp.float32
+    dims: int = 2
 
     @nn.compact
     def __call__(
@@ -164,7 +170,7 @@ class VNet(nn.Module):
         refuse_prompts(prompts)
         rate, rest = self.dropout, (self.prelu, self.dtype)
         levels = range(1, len(DOWN_UNITS) + 1)
-        x = SPEC.input.normalize(images, self.dtype)
+        x = SPEC.input.normalize(images, self.dtype, self.dims)
         x, skips = Stem(self.width, *rest, name="stem")(x, train), []
         for level, depth in zip(levels, DOWN_UNITS, strict=True):
             skips.append(x)
@@ -185,14 +191,14 @@ def vnet_config() -> ConfigDict:
     return config
 
 
-def build(config: ConfigDict, prelu: bool = False) -> VNet:
+def build(config: ConfigDict, prelu: bool = False, dims: int = 2) -> VNet:
     """Return the module of `config.model`. Raises UsageError if a field is invalid."""
     if config.width < 1:
         raise UsageError(f"config.model.width: got {config.width}, expected 1 or more")
     if not 0 <= config.dropout < 1:
         raise UsageError(f"config.model.dropout: got {config.dropout}, expected 0 to below 1")
     dtype = jnp.dtype(config.dtype)
-    return VNet(config.num_classes, config.width, config.dropout, prelu, dtype)
+    return VNet(config.num_classes, config.width, config.dropout, prelu, dtype, dims)
 
 
 SPEC = ModelSpec(

@@ -10,6 +10,7 @@ import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+from usam_jax import models
 from usam_jax.data.preprocessing import Preparation, make_preparation, source_kind
 from usam_jax.data.prompts import empty_prompts
 from usam_jax.models import make_model
@@ -98,6 +99,16 @@ class Network(NamedTuple):
     step: int
 
     @property
+    def slices(self) -> int:
+        """Number of consecutive slices in one input."""
+        return int(self.config["model"]["slices"])
+
+    @property
+    def dims(self) -> int:
+        """2 if the network predicts slices, 3 if it predicts windows of slices."""
+        return models.get(self.config["model"]["name"]).dims
+
+    @property
     def promptable(self) -> bool:
         """Whether the network takes prompts."""
         return registry.is_promptable(self.model)
@@ -125,12 +136,26 @@ class Network(NamedTuple):
                 f"{what}: got prompts, expected none: the network {name} takes no prompts"
             )
 
+    def require_single_slices(self) -> None:
+        """Raise UsageError if a slice cannot be predicted without its neighbours."""
+        if self.slices > 1:
+            raise UsageError(
+                f"config.model.slices: got {self.slices}, expected 1: this network needs the "
+                "neighbours of a slice. Predict whole volumes: python -m usam_jax.predict"
+            )
+
     def encode(self, images: np.ndarray) -> Any:
-        """Return the features of images uint8[b s s] from `preparation`."""
+        """Return the features of images uint8[b ...] from `preparation`.
+
+        They are [b s s], [b s s c] with neighbours as channels, or windows [b d s s].
+        """
         return _encode(self.model, self.variables, images)
 
     def decode(self, features: Any, clicks: list[Clicks]) -> tuple[Any, Any]:
-        """Return classes uint8[b s s] and probabilities float32[b s s k], on the device."""
+        """Return classes uint8[b s s] and probabilities float32[b s s k], on the device.
+
+        Of windows they are [b d s s] and [b d s s k].
+        """
         if self.config["prompts"]["order"] == "rowcol":  # the order that the model was trained with
             clicks = [x._replace(points_xy=x.points_xy[:, ::-1]) for x in clicks]
         return _decode(self.model, self.variables, features, self.pad(clicks))

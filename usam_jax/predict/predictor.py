@@ -23,7 +23,7 @@ class EncodedSlice(NamedTuple):
 
 
 class Predictor:
-    """A trained model for interactive use, safe to share between threads.
+    """A trained model of single slices for interactive use, safe to share between threads.
 
     Encoded slices are immutable: keep any number of them, and share them between threads.
 
@@ -41,8 +41,14 @@ class Predictor:
 
     @classmethod
     def load(cls, workdir: str | pathlib.Path) -> Self:
-        """Load the best checkpoint of a run. Raises WeightsError if there is none."""
-        return cls(load_network(pathlib.Path(workdir)))
+        """Load the best checkpoint of a run.
+
+        Raises WeightsError if there is none, and UsageError if the network needs the neighbours of
+        a slice.
+        """
+        network = load_network(pathlib.Path(workdir))
+        network.require_single_slices()
+        return cls(network)
 
     def encode_image(self, image: Any) -> EncodedSlice:
         """Encode a slice [h w] of square pixels: grey in [0, 1], or uint8.

@@ -1,5 +1,6 @@
 """Prediction of a volume's slices, in batches of one shape, on the volume's own voxels."""
 
+import functools
 from collections.abc import Callable, Generator, Iterator
 from typing import NamedTuple
 
@@ -7,6 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 from usam_jax.data.prompts import FOREGROUND, make_points
+from usam_jax.data.windows import Windows
 from usam_jax.io.geometry import Geometry
 from usam_jax.predict.model import NO_CLICKS, Clicks, Network
 from usam_jax.predict.predictor import place_clicks
@@ -60,11 +62,24 @@ def predict_slices(
     pixel_mm, shape = (pixel[0], pixel[1]), (hu.shape[1], hu.shape[2])
     placed = {i: place_clicks(x, network, shape, pixel_mm) for i, x in clicks.items()}
 
-    def prepare(batch: list[int]) -> np.ndarray:
-        return np.stack([network.preparation.from_hu(hu[i], pixel_mm) for i in batch])
+    windows = Windows(network.slices, np.zeros(len(hu), int), np.full(len(hu), len(hu)))
 
-    predict = propagate_points if options.propagate else predict_batches
-    for number, labels, probabilities in predict(network, prepare, placed, list(numbers), options):
+    @functools.lru_cache(maxsize=2 * network.slices)
+    def prepared(number: int) -> np.ndarray:
+        return network.preparation.from_hu(hu[number], pixel_mm)
+
+    def prepare(batch: list[int]) -> np.ndarray:
+        if network.slices == 1:
+            return np.stack([prepared(i) for i in batch])
+        around = [[prepared(j) for j in windows.around(i).tolist()] for i in batch]
+        return np.stack([np.stack(x, axis=-1) for x in around])
+
+    if network.dims == 3:
+        raw = predict_windows(network, prepared, windows.cover(np.array(numbers)), options)
+    else:
+        predict = propagate_points if options.propagate else predict_batches
+        raw = predict(network, prepare, placed, list(numbers), options)
+    for number, labels, probabilities in raw:
         back = network.preparation.labels_back(labels, shape, pixel_mm)
         spread = None
         if with_probabilities:
@@ -105,6 +120,29 @@ def predict_batches(
         yield from read(*waiting)
 
 
+def predict_windows(
+    network: Network,
+    prepared: Callable[[int], np.ndarray],
+    cover: tuple[np.ndarray, np.ndarray],
+    options: Options,
+) -> Raw:
+    """Predict windows of slices, of which `cover` (see `Windows.cover`) says which slices count.
+
+    A batch has as many windows as fit into `options.batch_size` slices, at least one. The last batch
+    is padded with its last window.
+    """
+    size, (rows, counted) = max(1, options.batch_size // network.slices), cover
+    for start in range(0, len(rows), size):
+        batch = rows[start : start + size]
+        filled = np.concatenate([batch, batch[-1:].repeat(size - len(batch), 0)])
+        images = np.stack([np.stack([prepared(i) for i in window]) for window in filled.tolist()])
+        labels, probabilities = decode(network, images, [NO_CLICKS] * size, options.flip)
+        labels = np.asarray(labels)
+        for i, window in enumerate(batch.tolist()):
+            for j in np.flatnonzero(counted[start + i]).tolist():
+                yield window[j], labels[i, j], probabilities[i, j]
+
+
 def read(batch: list[int], computed: tuple) -> Raw:
     """Yield the slices of a computed batch, without its padding."""
     labels, probabilities = np.asarray(computed[0]), computed[1]
@@ -115,15 +153,16 @@ def read(batch: list[int], computed: tuple) -> Raw:
 def decode(network: Network, images: np.ndarray, clicks: list[Clicks], flip: bool) -> tuple:
     """Return classes uint8[b s s] and probabilities float32[b s s k] of images uint8[b s s].
 
-    If `flip`, the probabilities are the mean with those of the mirrored images.
+    For windows see `Network.encode` and `Network.decode`. If `flip`, the probabilities are the mean with those of the mirrored images.
     """
     labels, probabilities = network.decode(network.encode(images), clicks)
     if not flip:
         return labels, probabilities
-    size = images.shape[-1]
+    columns = network.dims  # the axis, also of the probabilities
+    size = images.shape[columns]
     mirrored = [mirror(x, size) for x in clicks]
-    _, other = network.decode(network.encode(images[..., ::-1]), mirrored)
-    mean = (np.asarray(probabilities) + np.asarray(other)[:, :, ::-1]) / 2
+    _, other = network.decode(network.encode(np.flip(images, columns)), mirrored)
+    mean = (np.asarray(probabilities) + np.flip(np.asarray(other), columns)) / 2
     return mean.argmax(-1).astype(np.uint8), mean
 
 

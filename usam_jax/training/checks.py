@@ -34,7 +34,6 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
         f"{num_classes}, the number of config.data.classes (background included)",
     )
     spec, name = models.get(config.model.name), registry.short_name(config.model.name)
-    expect(spec.dims == 2, "model.name", "a network of 2-D slices: no loader reads volumes yet")
     make_add_prompts(config)
     expect(
         spec.promptable or config.prompts.kind == "none",

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from usam_jax import models
-from usam_jax.data import loader, splits
+from usam_jax.data import loader, splits, windows
 from usam_jax.data.packed.format import Packed
 from usam_jax.data.packed.prepare import prepare
 from usam_jax.data.splits import Subset
@@ -106,21 +106,22 @@ def check_finite(
     before: int,
     state: TrainState,
     packed: Packed,
-    subset: Subset,
+    rows: np.ndarray,
     config: ConfigDict,
     checkpoints: Checkpoints,
 ) -> None:
     """Raise UserError if a step was skipped since the last start, unless `train.skip_nonfinite`.
 
     `values` are the metrics of the current step, `before` is the number of steps skipped in earlier
-    starts. The error names the step, its slices and the last good checkpoint.
+    starts. `rows` are those that training draws from. The error names the step, its slices (of
+    windows the first ones) and the last good checkpoint.
     """
     if values["train/skipped"] == before or config.train.skip_nonfinite:
         return
     step = int(state.last_skipped)
-    positions, _ = loader.row_batches(len(subset), config)
-    slices = packed.slices(subset.split)
-    names = [slices[row]["name"] for row in subset.rows[positions[step - 1]]]
+    positions, _ = loader.row_batches(len(rows), config)
+    slices = packed.slices("train")
+    names = [slices[row]["name"] for row in rows[positions[step - 1]]]
     checkpoints.wait()
     raise UserError(
         f"the loss or a gradient was not finite at step {step}, on the slices {', '.join(names)}. "
@@ -199,7 +200,10 @@ def train(
     subsets = splits.split_subsets(packed, config.data, config.eval.select_on)
     splits.choose(subsets, config)  # so that a wrong config.eval.split fails before training
     trained, chosen = subsets["train"], subsets[config.eval.select_on]
-    _, steps_per_epoch = loader.row_batches(len(trained), config)
+    dims, slices = models.get(config.model.name).dims, config.data.slices
+    rows = windows.training_rows(packed, trained.split, trained.rows, slices, dims)
+    per_step = config.train.batch_size * (slices if dims == 3 else 1)  # slices
+    _, steps_per_epoch = loader.row_batches(len(rows), config)
     num_steps = config.train.num_epochs * steps_per_epoch
     training = make_training(config, steps_per_epoch, mesh)
     with Checkpoints(workdir) as checkpoints:
@@ -222,7 +226,7 @@ def train(
             f"{jax.devices()[0].device_kind}"
         )
         iterator, _ = loader.train_batches(
-            packed, trained.rows, config, first, jax.process_index(), jax.process_count()
+            packed, rows, config, first, jax.process_index(), jax.process_count(), dims
         )
         evaluate_fn = make_evaluate_fn(training.model, packed, chosen, config, mesh)
         record = run_record.RunRecord(workdir, config, packed, first)
@@ -233,7 +237,7 @@ def train(
             runtime.Profile(profile, workdir) as tracer,
             runtime.StopSignal() as stop,
         ):
-            speed = throughput.Meter(config.train.batch_size)
+            speed = throughput.Meter(per_step)
             publisher = Publisher(writer, record, config)
             for step in range(first + 1, num_steps + 1):
                 tracer.before(step)
@@ -248,13 +252,13 @@ def train(
                 note = ""
                 if step % config.train.log_every_steps == 0 or ends:
                     values = jax.device_get(values)
-                    check_finite(values, skipped, state, packed, trained, config, checkpoints)
+                    check_finite(values, skipped, state, packed, rows, config, checkpoints)
                     metrics = {
                         name: float(x) if np.isfinite(x) else None for name, x in values.items()
                     }
                     writer.write(step, metrics | speed.read())
                     note = note_values(metrics)
-                bar.advance(note=note, per_step=config.train.batch_size)
+                bar.advance(note=note, per_step=per_step)
                 if ends:
                     evaluated = evaluate_fn(state.variables())
                     writer.write(step, evaluated.metrics)

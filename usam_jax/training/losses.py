@@ -19,25 +19,23 @@ Terms = dict[str, Float[Array, ""]]
 LossFn = Callable[[Float[Array, "b ... k"], Int[Array, "b ..."]], tuple[Float[Array, ""], Terms]]
 
 
-def dice_loss(logits: Float[Array, "*n k"], y: Float[Array, "*n k"]) -> Float[Array, ""]:
+def dice_loss(p: Float[Array, "*n k"], y: Float[Array, "*n k"]) -> Float[Array, ""]:
     """Return the mean over all classes, background included, of 1 - Dice over the whole batch.
 
-    `y` is the one-hot encoding of the labels.
+    `p` are probabilities and `y` is the one-hot encoding of the labels.
     """
-    p = jax.nn.softmax(logits)
-    pixels = tuple(range(y.ndim - 1))
+    pixels = tuple(range(p.ndim - 1))
     overlap = 2 * (p * y).sum(pixels) + SMOOTH
     total = jnp.square(p).sum(pixels) + y.sum(pixels) + SMOOTH  # y**2 = y
     return (1 - overlap / total).mean()
 
 
-def foreground_dice_loss(logits: Float[Array, "*n k"], y: Float[Array, "*n k"]) -> Float[Array, ""]:
+def foreground_dice_loss(p: Float[Array, "*n k"], y: Float[Array, "*n k"]) -> Float[Array, ""]:
     """Return the mean over the foreground classes of 1 - Dice over the batch, without squares.
 
     Source: nnU-Net's batch Dice for 2-D, plus 1.
     """
-    p = jax.nn.softmax(logits)[..., 1:]
-    pixels, y = tuple(range(y.ndim - 1)), y[..., 1:]
+    pixels, p, y = tuple(range(p.ndim - 1)), p[..., 1:], y[..., 1:]
     overlap = 2 * (p * y).sum(pixels) + SMOOTH
     return (1 - overlap / (p.sum(pixels) + y.sum(pixels) + SMOOTH)).mean()
 
@@ -51,21 +49,27 @@ def segmentation_loss(
     ce_weight: float = CE_WEIGHT,
     dice_weight: float = DICE_WEIGHT,
     dice: str = "squared",
+    ignored: int | None = None,
 ) -> tuple[Float[Array, ""], Terms]:
     """Return `0.4 * ce + 0.6 * dice` and both terms, `ce` as the mean over pixels, in float32.
 
-    `dice` is a key of DICE. Source: the published code.
+    `dice` is a key of DICE. Pixels whose label is `ignored` do not count. Source: the published code.
     """
     logits = logits.astype(jnp.float32)
-    y = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-    terms = {"ce": optax.softmax_cross_entropy(logits, y).mean(), "dice": DICE[dice](logits, y)}
+    y = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)  # all 0 if ignored
+    ce, p = optax.softmax_cross_entropy(logits, y), jax.nn.softmax(logits)
+    if ignored is None:
+        terms = {"ce": ce.mean(), "dice": DICE[dice](p, y)}
+    else:
+        counted = labels != ignored
+        terms = {"ce": ce.sum() / counted.sum(), "dice": DICE[dice](p * counted[..., None], y)}
     return ce_weight * terms["ce"] + dice_weight * terms["dice"], terms
 
 
-def make_loss(train: ConfigDict) -> LossFn:
+def make_loss(train: ConfigDict, ignored: int | None = None) -> LossFn:
     """Return `segmentation_loss` with the weights and the Dice of `config.train`.
 
-    Raises UsageError if they make no sense.
+    Pixels whose label is `ignored` do not count. Raises UsageError if they make no sense.
     """
     if train.dice not in DICE:
         raise UsageError(f"config.train.dice: got {train.dice!r}, expected {' or '.join(DICE)}")
@@ -75,12 +79,12 @@ def make_loss(train: ConfigDict) -> LossFn:
             raise UsageError(
                 f"config.train.{field}: got {weight}, expected 0 or more, and one weight above 0"
             )
-    return functools.partial(segmentation_loss, **weights, dice=train.dice)
+    return functools.partial(segmentation_loss, **weights, dice=train.dice, ignored=ignored)
 
 
 def weighted_loss(
-    outputs: Mapping[str, Float[Array, "b _ _ k"]],
-    labels: Int[Array, "b h w"],
+    outputs: Mapping[str, Float[Array, "b ... k"]],
+    labels: Int[Array, "*n"],
     weights: Mapping[str, float],
     loss_fn: LossFn = segmentation_loss,
     label_grid: str = "half_pixel",
@@ -114,10 +118,10 @@ GRIDS = {"half_pixel": half_pixel_rows, "end_points": end_point_rows}
 
 
 def resize_labels(
-    labels: Int[Array, "b h w"], logits: Float[Array, "b i j k"], grid: str = "half_pixel"
-) -> Int[Array, "b i j"]:
+    labels: Int[Array, "b ..."], logits: Float[Array, "b ... k"], grid: str = "half_pixel"
+) -> Int[Array, "b ..."]:
     """Resize labels to the size of `logits` by nearest neighbour on a grid of GRIDS."""
-    for axis in (1, 2):
+    for axis in range(1, labels.ndim):
         if labels.shape[axis] != logits.shape[axis]:
             rows = GRIDS[grid](labels.shape[axis], logits.shape[axis])
             labels = labels.take(rows, axis=axis)

@@ -12,6 +12,7 @@ from flax import struct, traverse_util
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from usam_jax.data.loader import IGNORED
 from usam_jax.models.common.prompts import batch_images, batch_prompts
 from usam_jax.models.common.spec import ModelSpec, group_of, merge_params, split_params
 from usam_jax.training import losses, skipping
@@ -110,7 +111,7 @@ def make_train_step(
 ) -> TrainStep:
     """Return the jitted step (state, batch) -> (state, metrics), batches sharded over the mesh.
 
-    A batch holds `image` uint8[b h w], `label` uint8[b h w] and the prompts. BatchNorm and Dice use
+    A batch holds `image` and `label` as in `data.loader` and the prompts. BatchNorm and Dice use
     the whole batch or, if `train.statistics` is "device", each device's share on its own, as
     published. `train.grad_accum_steps` splits the batch into as many equal micro-batches, which run
     one after the other. Frozen parameters have no gradient. Dropout and simulated clicks depend on
@@ -118,7 +119,8 @@ def make_train_step(
     mean over the first prediction and those after each of so many simulated clicks. Donates `state`.
     """
     placed = jax.tree.map(lambda x: x.sharding, target)
-    segmentation_loss = losses.make_loss(train)
+    # Only windows have slices that do not count: of cases shorter than a window.
+    segmentation_loss = losses.make_loss(train, IGNORED if spec.dims == 3 else None)
     groups = mesh.size if train.statistics == "device" else 1
     update_if = skipping.update_if(mesh)
 

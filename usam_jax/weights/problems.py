@@ -44,6 +44,9 @@ class Problems:
         self.unknown: list[str] = []
         self.misshapen: list[str] = []
         self.not_finite: list[str] = []
+        self.shapes: list[
+            tuple[tuple[int, ...], tuple[int, ...]]
+        ] = []  # got and expected, if wrong
 
     def check(
         self,
@@ -59,6 +62,7 @@ class Problems:
         self.used.update(names)
         there = [name for name in names if name in tensors]
         wrong = [name for name in there if tensors[name].shape != shape]
+        self.shapes += [(tensors[name].shape, shape) for name in wrong]
         faulty = non_finite((name, tensors[name]) for name in there)
         self.missing += [name for name in new if name not in tensors]
         self.misshapen += [f"{name}: got {tensors[name].shape}, expected {shape}" for name in wrong]
@@ -77,6 +81,7 @@ class Problems:
             lines = [
                 f"these weights are not those of {source} with config.model: {fields}",
                 *lines,
+                *describe_channels(self.shapes, config),
                 "Check config.model against the file.",
             ]
         if found := self.not_finite:
@@ -86,3 +91,22 @@ class Problems:
             ]
         if lines:
             raise WeightsError("\n".join(lines))
+
+
+def describe_channels(
+    shapes: list[tuple[tuple[int, ...], tuple[int, ...]]], config: ConfigDict
+) -> list[str]:
+    """Return a line if a first layer has other input channels than `config.model.slices`.
+
+    `shapes` are pairs of found and expected shapes.
+    """
+    slices = config.get("slices", 1)
+    for got, expected in shapes if slices > 1 else ():
+        differing = [(a, b) for a, b in zip(got, expected, strict=False) if a != b]
+        if len(got) == len(expected) and differing in ([(1, slices)], [(3, slices)]):
+            channels = differing[0][0]
+            fitting = "1" if channels == 1 else "1 or 3"
+            taken = f"{channels} channel{'s' * (channels > 1)}"
+            expected_words = f"expected {fitting}: the first layer of these weights takes {taken}."
+            return [f"config.model.slices: got {slices}, {expected_words}"]
+    return []

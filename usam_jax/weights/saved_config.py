@@ -9,13 +9,16 @@ from ml_collections import ConfigDict
 from usam_jax.utils.errors import UserError
 from usam_jax.utils.renamed_fields import RENAMED
 
-SCHEMA_VERSION = 3
-# Fields that version 3 added, with the values that earlier versions used.
-ADDED = {
-    "optimizer": {"decay_power": 0.9, "clip_norm": 0.0},
-    "train": {"ce_weight": 0.4, "dice_weight": 0.6, "dice": "squared"},
-    "prompts": {"rounds": 3},
-    "eval": {"max_clicks": 20},
+SCHEMA_VERSION = 4
+# Fields that each version added, with the values that earlier versions used.
+ADDED: dict[int, dict[str, dict[str, Any]]] = {
+    3: {
+        "optimizer": {"decay_power": 0.9, "clip_norm": 0.0},
+        "train": {"ce_weight": 0.4, "dice_weight": 0.6, "dice": "squared"},
+        "prompts": {"rounds": 3},
+        "eval": {"max_clicks": 20},
+    },
+    4: {"model": {"slices": 1}, "data": {"slices": 1}},
 }
 
 
@@ -46,9 +49,10 @@ def upgrade(saved: dict[str, Any]) -> dict[str, Any]:
                 config["model"].pop(name)
             config["optimizer"]["learning_rates"].pop("backbone")
         config["optimizer"] |= {"name": "adamw", "momentum": 0.9, "nesterov": True}
-    if version < SCHEMA_VERSION:
-        for section, fields in ADDED.items():
+    for sections in (x for added_in, x in ADDED.items() if version < added_in):
+        for section, fields in sections.items():
             config[section] = fields | config.get(section, {})
+    if version < 3:
         if "phantom_seed" in config.get("data", {}):
             config["data"]["anatomy"] = "single"
         if config["model"].get("name") in ("usam", "sam_s"):

@@ -11,15 +11,16 @@ from usam_jax.models.common import registry
 
 
 def forward_flop(config: ConfigDict) -> float:
-    """Return the FLOP of the forward pass of `config.model` for one slice, without prompts.
+    """Return the FLOP of the forward pass per predicted slice, without prompts.
 
     Nothing is computed. A multiply-add counts as two; sums, activations and normalisation do not
     count, and neither do the forms of `models.ops` for CPUs.
     """
-    model, size = registry.make_model(config), config.image_size
-    image = jax.ShapeDtypeStruct((1, size, size), jnp.float32)
+    model = registry.make_model(config)
+    image = jax.ShapeDtypeStruct((1, *registry.input_shape(config)), jnp.float32)
     traced = jax.make_jaxpr(lambda variables, x: model.apply(variables, x, None))
-    return count_flop(traced(registry.variable_shapes(config), image).jaxpr)
+    slices = config.slices if registry.get(config.name).dims == 3 else 1
+    return count_flop(traced(registry.variable_shapes(config), image).jaxpr) / slices
 
 
 def count_flop(jaxpr: Any) -> float:

@@ -180,7 +180,8 @@ class GreyConv(nn.Module):
     """Square convolution of a grey image with a kernel for three equal channels.
 
     One channel of the summed kernel gives what three equal channels give, with a third of the
-    products (15 ms a batch -> 2 ms on two CPU cores).
+    products (15 ms a batch -> 2 ms on two CPU cores). The slices of a window are channels of their
+    own: a kernel for three of them has the shape of that for a grey image.
     """
 
     features: int
@@ -190,11 +191,13 @@ class GreyConv(nn.Module):
     padding: int | None = None  # default: what keeps the size if `stride` is 1, else none
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w 1"]) -> Float[Array, "b i j e"]:
-        size, init = self.size, torch_uniform(3 * self.size * self.size)
-        kernel = self.param("kernel", init, (size, size, 3, self.features))
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j e"]:
+        is_grey = x.shape[-1] == 1
+        size, channels = self.size, 3 if is_grey else x.shape[-1]
+        init = torch_uniform(channels * size * size)
+        kernel = self.param("kernel", init, (size, size, channels, self.features))
         bias = self.param("bias", init, (self.features,)).astype(self.dtype)
-        kernel = kernel.sum(2, keepdims=True).astype(self.dtype)
+        kernel = (kernel.sum(2, keepdims=True) if is_grey else kernel).astype(self.dtype)
         default = size // 2 if self.stride == 1 else 0
         padding = default if self.padding is None else self.padding
         return ops.convolve(x, kernel, stride=self.stride, padding=padding) + bias
@@ -244,7 +247,7 @@ class DepthwiseConv(nn.Module):
 class ConvUnit(nn.Module):
     """Convolution, BatchNorm and an activation, if any, of a map with any number of channels.
 
-    With `grey`, the input is a grey image and the kernel has three input channels (`GreyConv`).
+    With `grey`, the input is a grey image or a window, for which the kernel is that of `GreyConv`.
     """
 
     features: int

@@ -44,7 +44,7 @@ class Prompts:
 
 
 def batch_images(images: Array) -> Array:
-    """Convert slices uint8[b h w] to grey values float32[b h w] in [0, 1]."""
+    """Convert slices or windows uint8[b ...] to grey values float32[b ...] in [0, 1]."""
     return images.astype(jnp.float32) / 255
 
 

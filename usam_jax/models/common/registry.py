@@ -86,6 +86,7 @@ def make_config(name: str) -> ConfigDict:
     config.name = full_name(name)
     config.num_classes = 3
     config.image_size = 224
+    config.slices = 1
     config.dtype = "float32"
     config.update(spec.config())
     return config
@@ -109,10 +110,16 @@ def make_model(config: ConfigDict) -> nn.Module:
         if not ok:
             raise UsageError(f"config.model.{field}: got {config[field]!r}, expected {expected}")
 
+    if spec.dims not in (2, 3) or (spec.dims == 3 and spec.promptable):
+        raise UsageError(
+            f"config.model.name: got {config.name} with SPEC.dims = {spec.dims} and promptable = "
+            f"{spec.promptable}, expected 2, or 3 for a network that takes no prompts"
+        )
     check(config.dtype in DTYPES, "dtype", " or ".join(DTYPES))
     check(config.num_classes >= 2, "num_classes", "2 or more (background included)")
     spec = spec.at(config)
     check(spec.image_size.accepts(config.image_size), "image_size", spec.image_size.words)
+    check(spec.slices.accepts(config.slices), "slices", spec.slices.words)
     model = spec.build(config)
     if spec.promptable != is_promptable(model):
         raise UsageError(
@@ -122,9 +129,16 @@ def make_model(config: ConfigDict) -> nn.Module:
     return model
 
 
-def image_shape(config: ConfigDict) -> tuple[int, ...]:
-    """Return the shape of an image of `config.model`, a square or a cube."""
-    return (config.image_size,) * get(config.name).dims
+def input_shape(config: ConfigDict) -> tuple[int, ...]:
+    """Return the shape of one input of `config.model`: [h w], [h w c] or [d h w].
+
+    A window of several slices is the channels of a network of slices, and the depth of one of
+    windows.
+    """
+    size, slices = (config.image_size,) * 2, config.slices
+    if get(config.name).dims == 3:
+        return (slices, *size)
+    return size if slices == 1 else (*size, slices)
 
 
 def is_promptable(model: nn.Module) -> bool:
@@ -133,7 +147,7 @@ def is_promptable(model: nn.Module) -> bool:
 
 
 def encode(model: nn.Module, variables: Any, images: Any) -> Any:
-    """Return what depends on images float[b h w] alone.
+    """Return what depends on images alone, float[b *s] with s of `input_shape`.
 
     This is the features of a promptable network, and the logits of any other.
     """
@@ -174,6 +188,6 @@ def _variable_shapes(config: FrozenConfigDict) -> dict[str, Any]:
 
 
 def _init(config: ConfigDict, key: Array) -> dict[str, Any]:
-    model, shape = make_model(config), image_shape(config)
-    variables = dict(model.init(key, jnp.zeros((1, *shape), jnp.float32), None))
+    images = jnp.zeros((1, *input_shape(config)), jnp.float32)
+    variables = dict(make_model(config).init(key, images, None))
     return {name: tree for name, tree in variables.items() if name != "aux_logits"}

@@ -18,7 +18,7 @@ GREY_MEAN, GREY_STD = 0.1364736, 0.23238614  # mean and std of CARE, grey in [0,
 
 @dataclasses.dataclass(frozen=True)
 class SizeRule:
-    """The side lengths, in pixels, of the square images that a network takes."""
+    """The side lengths of the square images that a network takes, or the slices of its windows."""
 
     accepts: Callable[[int], bool]
     words: str  # completes the sentence "expected ..."
@@ -35,6 +35,11 @@ def exactly(size: int) -> SizeRule:
     return SizeRule(lambda side: side == size, f"{size}, the only size that the network takes")
 
 
+def odd() -> SizeRule:
+    """Return the rule for windows with a middle slice."""
+    return SizeRule(lambda size: size > 0 and size % 2 == 1, "an odd number")
+
+
 @dataclasses.dataclass(frozen=True)
 class InputSpec:
     """Normalisation of grey values in [0, 1]: part of the network, not of the data."""
@@ -43,10 +48,18 @@ class InputSpec:
     mean: float = GREY_MEAN
     std: float = GREY_STD
 
-    def normalize(self, images: Float[Array, "b ..."], dtype: Any) -> Float[Array, "b ... c"]:
-        """Return `(images - mean) / std`, computed in float32 and repeated in each channel."""
-        x = ((images.astype(jnp.float32) - self.mean) / self.std)[..., None]
-        return jnp.broadcast_to(x, (*images.shape, self.channels)).astype(dtype)
+    def normalize(
+        self, images: Float[Array, "b ..."], dtype: Any, dims: int = 2
+    ) -> Float[Array, "b ... c"]:
+        """Return `(images - mean) / std`, computed in float32, with channels last.
+
+        An image of `dims` axes is repeated in each channel. One more axis is that of the slices of
+        a window, which are the channels.
+        """
+        x = (images.astype(jnp.float32) - self.mean) / self.std
+        if images.ndim == dims + 1:
+            x = jnp.broadcast_to(x[..., None], (*images.shape, self.channels))
+        return x.astype(dtype)
 
 
 def refuse_prompts(prompts: Any) -> None:
@@ -60,9 +73,10 @@ class ModelSpec:
     """Description of a network: the `SPEC` of a file of `usam_jax/models`, or of a user's file.
 
     The module that `build` returns is called as `module(images, prompts, train)`, with images
-    float[b h w] and grey in [0, 1], and returns logits float32[b h w k]; with 3 `dims`, images and
-    logits have an axis of slices before h. Other training outputs are
-    sown as `self.sow("aux_logits", NAME, logits)` and weighted in `loss_weights`.
+    float[b h w] and grey in [0, 1], and returns logits float32[b h w k]. With `config.model.slices`
+    above 1, images are float[b h w c], the slices of a window being the channels. With `dims` 3 they
+    are windows float[b d h w], and logits are float32[b d h w k]. Other training outputs are sown as
+    `self.sow("aux_logits", NAME, logits)` and weighted in `loss_weights`.
     """
 
     # The network's own fields of `config.model`, each with a comment.
@@ -76,10 +90,12 @@ class ModelSpec:
     # How labels shrink to the size of a smaller output, a key of training.losses.GRIDS.
     label_grid: str = "half_pixel"
     image_size: SizeRule = dataclasses.field(default_factory=lambda: multiple_of(1))
+    # What `config.model.slices` may be: the slices of a window.
+    slices: SizeRule = dataclasses.field(default_factory=odd)
     input: InputSpec = InputSpec()
     promptable: bool = False  # The module takes prompts and has `encode` and `decode`.
     stochastic: bool = False  # The module needs the rng "dropout" in training.
-    dims: int = 2  # spatial dimensions of an image: 2, or 3, which training does not read yet
+    dims: int = 2  # spatial dimensions: 2 for slices, 3 for windows of slices
     paper: str = ""  # arXiv id, or where it was published
     code: str = ""  # repository@commit that the golden values come from
     pretrained: str = ""  # default initial weights of training, a file in weights/

@@ -38,7 +38,7 @@ class PatchEmbed(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w 1"]) -> Float[Array, "b i j d"]:
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j d"]:
         size = self.patch_size
         return GreyConv(self.width, size, size, self.dtype, name="proj")(x)
 
