@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import jax
 from ml_collections import ConfigDict
 
-from benchmarks.flop import count_flop
 from benchmarks.results import Row
 from benchmarks.training import make_batch, measure_forward, measure_step
 from benchmarks.zoo import count_gflop
 from configs import care
 from usam_jax.models.common import registry
+from usam_jax.models.common.flop import count_flop
 from usam_jax.training import loop
 from usam_jax.utils.mesh import make_mesh
 

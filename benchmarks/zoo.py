@@ -8,10 +8,10 @@ from collections.abc import Mapping
 
 import jax
 
-from benchmarks.flop import count_flop
 from benchmarks.results import ROOT
 from usam_jax import models
 from usam_jax.models.common import registry
+from usam_jax.models.common.flop import forward_flop
 from usam_jax.utils.files import atomic_write
 from usam_jax.weights.maps import find_maps
 
@@ -27,10 +27,7 @@ HEADER = (
 
 def count_gflop(name: str) -> float:
     """Return the operations of a network's forward pass of one slice, in GFLOP."""
-    config = models.make_config(name)
-    shape = jax.ShapeDtypeStruct((1, *registry.image_shape(config)), "float32")
-    apply = models.make_model(config).apply
-    return count_flop(apply, models.variable_shapes(config), shape) / 1e9
+    return forward_flop(models.make_config(name)) / 1e9
 
 
 def link_paper(paper: str) -> str:

@@ -1,4 +1,4 @@
-"""A network in a file of the user's own, from the command line, and the faults of such files."""
+"""A network in a file of the user's own, from the command line, and faults of such files."""
 
 import json
 

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks import zoo
-from benchmarks.flop import count_flop
 from usam_jax.models import ops
 from usam_jax.models.common import registry
+from usam_jax.models.common.flop import count_flop
 
 
 def test_page_of_networks_is_up_to_date():
