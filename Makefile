@@ -2,22 +2,25 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-fast faults parity lint types
+.PHONY: demo test test-fast faults parity viewer lint types
 
 demo: .venv/run.stamp  ## train and evaluate a small U-SAM on generated CT phantoms
 	$(BIN)/python -m usam_jax.main --config=configs/phantom.py --workdir=runs/demo
 
 test: .venv/dev.stamp  ## all tests that need no torch
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not parity and not faults"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not parity and not faults and not browser"
 
 test-fast: .venv/dev.stamp  ## the tests that start no processes and compile little: about a minute
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not parity and not faults"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not parity and not faults and not browser"
 
 faults: .venv/dev.stamp  ## several processes, kills and broken files (docs/reliability.md): some ten minutes
 	$(BIN)/python -m pytest -m faults
 
 parity: .venv/parity.stamp  ## the tests that compare with PyTorch
 	$(BIN)/python -m pytest -m parity
+
+viewer: .venv/browser.stamp  ## the tests of the viewer's page, in Chromium (apt-get install chromium)
+	$(BIN)/python -m pytest -m browser
 
 lint: .venv/dev.stamp  ## style, and which module may import which
 	$(BIN)/ruff check .
@@ -40,4 +43,8 @@ types: .venv/dev.stamp  ## types
 
 .venv/parity.stamp: requirements-parity.txt requirements-dev.txt requirements.txt | .venv/bin/python
 	$(BIN)/pip install -r requirements-parity.txt
+	@touch $@
+
+.venv/browser.stamp: requirements-browser.txt requirements-dev.txt requirements.txt | .venv/bin/python
+	$(BIN)/pip install -r requirements-browser.txt
 	@touch $@

@@ -55,6 +55,7 @@ BENCHMARKS = {
     "report": Benchmark(
         "evaluation:measure_evaluation", "model, scores and report of an evaluation", ("cpu",)
     ),
+    "viewer": Benchmark("viewer:measure_viewer", "the viewer's page in Chromium", ("cpu",)),
     "startup": Benchmark("startup:measure_startup", "time to the first training step"),
     "cost": Benchmark("cost:measure_cost", "cost against image size, classes, points", ("cpu",)),
     "scaling": Benchmark("scaling:measure_scaling", "bytes that a step sends on 8 devices"),
@@ -85,7 +86,7 @@ def measure(name: str, fail: Callable[[str], Any]) -> None:
 
     cv2.setNumThreads(1)
     xla_flags.use_fast_convolutions()
-    if name != "click":  # the Predictor's users run with the allocator's defaults
+    if name not in ("click", "viewer"):  # the Predictor's users run with the allocator's defaults
         runtime.keep_memory()
     expected = BENCHMARKS[name].devices
     if (found := jax.default_backend()) not in expected:

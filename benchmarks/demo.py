@@ -1,6 +1,6 @@
 """The demo as recorded: docs/demo/record.json and README.md's pictures.
 
-README.md states the figures that the record has; a test compares the two.
+README.md states the values that the record has; a test compares the two.
 """
 
 import json

@@ -8,7 +8,7 @@ from usam_jax.utils.files import atomic_write
 
 # Between the marks stands a table of the results whose names match the pattern from their start.
 TABLE = re.compile(r"(<!-- results: (.+?) -->\n).*?(<!-- end of results -->)", re.DOTALL)
-HEADER = "| what | first measured | at commit | last measured | at commit | unit |"
+HEADER = "| what | first value | at commit | last value | at commit | unit |"
 
 
 def write_page(page: pathlib.Path, results: pathlib.Path) -> None:

@@ -1,5 +1,6 @@
 """Shared setup: eight virtual devices, checked shapes, small data sets and runs."""
 
+import fcntl
 import importlib
 import inspect
 import os
@@ -13,7 +14,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 # Tests compile the same programs many times, in this process and in others.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "jax")
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+# By default the folder is part of each program's key, so that no other clone could use it.
+os.environ["JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES"] = "none"
 
 import numpy as np
 import pytest
@@ -144,6 +147,24 @@ def config_maker(name: str, **changes):
         return config
 
     return make
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory):
+    """A function that returns the folder that `make` fills, once for all of pytest's workers."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def get(name: str, make) -> pathlib.Path:
+        with (base / f"{name}.lock").open("a+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not lock.tell():
+                (base / name).mkdir()
+                make(base / name)
+                lock.write("made")
+        return base / name
+
+    return get
 
 
 @pytest.fixture

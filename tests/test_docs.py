@@ -23,7 +23,11 @@ LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 COMMAND = re.compile(r"(?:python -m [a-z_.]+|usam-[a-z-]+) [^`\n#|]*")
 SHARED_FLAGS = {"config", "debug", "help"}
 # Tools take the flags of the module that they share; a run with its own config has its own fields.
-SOURCES = {"usam-train": "usam_jax.main", "usam-predict": "usam_jax.predict"}
+SOURCES = {
+    "usam-train": "usam_jax.main",
+    "usam-predict": "usam_jax.predict",
+    "usam-view": "usam_jax.viewer",
+}
 
 
 def snippets(page, language: str) -> list[str]:

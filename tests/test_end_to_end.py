@@ -9,11 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
 from conftest import ROOT, write_care
 
+from usam_jax.utils.files import write_json
 from usam_jax.utils.workdir import EvaluationFolder, Workdir
 
 SMALL = {
@@ -30,11 +32,9 @@ SMALL = {
 }
 
 
-@pytest.fixture(scope="module")
-def care_root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("care")
-    write_care(root, num_train=12, num_test=6)
-    return root
+@pytest.fixture(scope="session")
+def care_root(made_once):
+    return made_once("care", lambda root: write_care(root, num_train=12, num_test=6))
 
 
 def command(*arguments: str, config: str = "configs/care.py", **fields: str) -> list[str]:
@@ -58,8 +58,10 @@ def run(arguments: list[str], **changes: str) -> subprocess.CompletedProcess[str
     )
 
 
-def small(care_root, folder, **changes: str) -> dict[str, str]:
-    return {**SMALL, "data.root": str(care_root), "data.packed_dir": str(folder), **changes}
+def small(care_root, packed_dir=None, **changes: str) -> dict[str, str]:
+    """Fields of a small run, whose packed data all runs on `care_root` share by default."""
+    packed_dir = packed_dir or care_root.with_name("care_packed")
+    return {**SMALL, "data.root": str(care_root), "data.packed_dir": str(packed_dir), **changes}
 
 
 def read_metrics(workdir) -> list[dict]:
@@ -68,14 +70,18 @@ def read_metrics(workdir) -> list[dict]:
     return [{name: x for name, x in row.items() if "speed/" not in name} for row in rows]
 
 
-@pytest.fixture(scope="module")
-def unbroken(care_root, tmp_path_factory):
-    """The workdir of a small run that was not interrupted, and the finished process."""
-    folder = tmp_path_factory.mktemp("unbroken")
-    workdir = folder / "run"
-    done = run(command(f"--workdir={workdir}", **small(care_root, folder)))
-    assert done.returncode == 0, done.stderr
-    return workdir, done
+@pytest.fixture(scope="session")
+def unbroken(care_root, made_once):
+    """The workdir of a small run that was not interrupted, and what it printed."""
+
+    def train(folder):
+        done = run(command(f"--workdir={folder / 'run'}", **small(care_root)))
+        assert done.returncode == 0, done.stderr
+        write_json(folder / "printed.json", {"stdout": done.stdout, "stderr": done.stderr})
+
+    folder = made_once("unbroken", train)
+    printed = json.loads((folder / "printed.json").read_text())
+    return folder / "run", types.SimpleNamespace(**printed)
 
 
 def test_run_writes_only_known_paths(unbroken):
@@ -94,10 +100,12 @@ def paths_of(kind) -> list:
 
 
 def test_run_writes_table_summary_and_pictures(unbroken):
-    workdir, done = unbroken
-    assert "normal rectum" in done.stdout and "tumour" in done.stdout
-    assert "3 points per class from the ground truth" in done.stdout
-    assert "training: " in done.stderr and "left" in done.stderr and "slices/s" in done.stderr
+    workdir, printed = unbroken
+    assert "normal rectum" in printed.stdout and "tumour" in printed.stdout
+    assert "3 points per class from the ground truth" in printed.stdout
+    assert (
+        "training: " in printed.stderr and "left" in printed.stderr and "slices/s" in printed.stderr
+    )
     folder = workdir / "eval" / "test_points3"
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["num_slices"] == 6
@@ -105,7 +113,7 @@ def test_run_writes_table_summary_and_pictures(unbroken):
     assert set(summary["pooled"]["dice"]) == {"normal rectum", "tumour", "mean"}
     assert (folder / "predictions.png").stat().st_size > 10_000
     assert "3 points per class from the ground truth" in (folder / "report.html").read_text()
-    assert "paper: U-SAM-B/P, 3 points per class" in done.stdout
+    assert "paper: U-SAM-B/P, 3 points per class" in printed.stdout
     rows = read_metrics(workdir)
     trained = [row for row in rows if "train/loss" in row]
     assert [row["step"] for row in trained] == list(range(1, 9))
@@ -125,34 +133,57 @@ def test_run_writes_table_summary_and_pictures(unbroken):
     assert {"jax", "flax", "orbax-checkpoint"} <= set(record["versions"])
 
 
-def test_killed_run_resumes_bit_for_bit(unbroken, care_root, tmp_path):
-    workdir = tmp_path / "run"
-    arguments = command(f"--workdir={workdir}", **small(care_root, tmp_path))
-    process = subprocess.Popen(arguments, cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL)
-    checkpoints = workdir / "checkpoints"
-    deadline = time.monotonic() + 200
-    while not any(path.name.isdigit() for path in checkpoints.glob("*")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    killed_at = len(read_metrics(workdir)) if (workdir / "metrics.jsonl").is_file() else 0
+@pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGINT", marks=pytest.mark.faults)])
+def test_killed_and_stopped_run_resumes_bit_for_bit(unbroken, care_root, tmp_path, name):
+    workdir, expected = tmp_path / "run", read_metrics(unbroken[0])
+    arguments = command(f"--workdir={workdir}", **small(care_root))
+    process = start(arguments)
+    wait_for(process, lambda: any(x.name.isdigit() for x in workdir.glob("checkpoints/*")))
+    process.kill()
+    process.communicate()
+    killed_at = num_metrics(workdir)
+    assert killed_at < len(expected)
+
+    process = start(arguments)
+    wait_for(process, lambda: num_metrics(workdir) > killed_at)
+    process.send_signal(signal.Signals[name])
+    _, text = process.communicate()
+    assert process.returncode == 130, text
+    assert "resuming from step" in text
+    assert f"{name}: stopped after step" in text and "rerun the same command to resume" in text
+    assert num_metrics(workdir) < len(expected)
+
     done = run(arguments)
     assert done.returncode == 0, done.stderr
-    expected = read_metrics(unbroken[0])
-    assert killed_at < len(expected)
     assert "resuming from step" in done.stderr
     assert read_metrics(workdir) == expected  # bit for bit, every loss and metric
 
 
-def test_eval_mode_repeats_metrics_and_takes_other_prompts(unbroken, care_root, tmp_path):
+def num_metrics(workdir) -> int:
+    return len(read_metrics(workdir)) if (workdir / "metrics.jsonl").is_file() else 0
+
+
+def start(arguments: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        arguments, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(process: subprocess.Popen[str], condition) -> None:
+    deadline = time.monotonic() + 200
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_eval_mode_repeats_metrics_and_takes_other_prompts(unbroken, care_root):
     workdir, _ = unbroken
     before = json.loads((workdir / "eval" / "test_points3" / "summary.json").read_text())
-    done = run(command("--mode=eval", f"--workdir={workdir}", **small(care_root, tmp_path)))
+    done = run(command("--mode=eval", f"--workdir={workdir}", **small(care_root)))
     assert done.returncode == 0, done.stderr
     after = json.loads((workdir / "eval" / "test_points3" / "summary.json").read_text())
     assert after["pooled"] == before["pooled"]
-    fields = small(care_root, tmp_path, **{"prompts.kind": "none", "eval.split": "val"})
+    fields = small(care_root, **{"prompts.kind": "none", "eval.split": "val"})
     done = run(command("--mode=eval", f"--workdir={workdir}", **fields))
     assert done.returncode == 0, done.stderr
     assert "note: the model was trained with other prompts: 3 points per class" in done.stdout
@@ -161,12 +192,20 @@ def test_eval_mode_repeats_metrics_and_takes_other_prompts(unbroken, care_root, 
     assert summary["num_slices"] == 4
 
 
-def test_run_starts_from_another_runs_weights(unbroken, care_root, tmp_path):
-    fields = small(care_root, tmp_path, init_from=str(unbroken[0]), **{"train.num_epochs": "1"})
-    done = run(command(f"--workdir={tmp_path / 'run'}", **fields))
+def test_run_from_weights_starts_after_failed_commands(unbroken, care_root, tmp_path):
+    workdir = tmp_path / "run"
+    for wrong in ({"data.root": "nowhere"}, {"init_from": "nowhere.pth"}):
+        done = run(command(f"--workdir={workdir}", **small(care_root, **wrong)))
+        assert done.returncode in (3, 5), done.stderr
+    # The failed commands do not claim the workdir.
+    fields = small(care_root, init_from=str(unbroken[0]), **{"eval.every_epochs": "4"})
+    done = run(command(f"--workdir={workdir}", **fields))
     assert done.returncode == 0, done.stderr
-    first = read_metrics(tmp_path / "run")[0]["train/loss"]
+    first = read_metrics(workdir)[0]["train/loss"]
     assert first < 0.97 * read_metrics(unbroken[0])[0]["train/loss"]
+    done = run(command(f"--workdir={workdir}", **{**fields, "train.num_epochs": "1"}))
+    assert done.returncode == 2
+    assert "config.train.num_epochs: got 1, expected 4" in done.stderr
 
 
 class Harm:
@@ -183,7 +222,7 @@ def test_run_rejects_malicious_checkpoint_unexecuted(care_root, tmp_path):
     harm = tmp_path / "harm"
     path = tmp_path / "sam.pth"
     path.write_bytes(pickle.dumps({"model": Harm(str(harm))}))
-    fields = small(care_root, tmp_path, init_from=str(path))
+    fields = small(care_root, init_from=str(path))
     done = run(command(f"--workdir={tmp_path / 'run'}", **fields))
     assert done.returncode == 5
     assert str(path) in done.stderr and "Traceback" not in done.stderr
@@ -206,7 +245,7 @@ def test_run_rejects_malicious_checkpoint_unexecuted(care_root, tmp_path):
 def test_wrong_input_exits_with_its_code_and_no_traceback(
     care_root, tmp_path, arguments, fields, code, message
 ):
-    given = small(care_root, tmp_path, **fields)
+    given = small(care_root, **fields)
     done = run(command(*arguments, f"--workdir={tmp_path / 'run'}", **given))
     assert done.returncode == code, done.stderr
     assert message in done.stderr
@@ -214,7 +253,7 @@ def test_wrong_input_exits_with_its_code_and_no_traceback(
 
 
 def test_debug_shows_the_traceback(care_root, tmp_path):
-    given = small(care_root, tmp_path, **{"data.root": "nowhere"})
+    given = small(care_root, **{"data.root": "nowhere"})
     done = run(command("--debug", f"--workdir={tmp_path / 'run'}", **given))
     assert done.returncode == 3
     assert "Traceback" in done.stderr
@@ -245,13 +284,11 @@ def test_full_disk_while_packing_is_a_named_error(care_root, tmp_path):
 @pytest.mark.faults
 def test_full_disk_while_saving_keeps_last_good_checkpoint(unbroken, care_root, tmp_path):
     workdir = tmp_path / "run"
-    first = command(f"--workdir={workdir}", **small(care_root, tmp_path))
-    process = subprocess.Popen(first, cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL)
-    while not any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")):
-        assert process.poll() is None
-        time.sleep(0.02)
+    first = command(f"--workdir={workdir}", **small(care_root))
+    process = start(first)
+    wait_for(process, lambda: any(x.name.isdigit() for x in workdir.glob("checkpoints/*")))
     process.kill()
-    process.wait()
+    process.communicate()
     kept = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
     limited = run([sys.executable, "-c", LIMITED, "500000", *first[3:]])
     assert limited.returncode == 5, limited.stderr
@@ -270,19 +307,6 @@ def test_real_slices_train_and_evaluate(care_samples, tmp_path):
     ).all()
 
 
-def test_failed_first_command_does_not_claim_the_workdir(unbroken, care_root, tmp_path):
-    workdir = tmp_path / "run"
-    for wrong in ({"data.root": "nowhere"}, {"init_from": "nowhere.pth"}):
-        done = run(command(f"--workdir={workdir}", **small(care_root, tmp_path, **wrong)))
-        assert done.returncode in (3, 5), done.stderr
-    one_epoch = small(care_root, tmp_path, **{"train.num_epochs": "1"})
-    done = run(command(f"--workdir={workdir}", **one_epoch))
-    assert done.returncode == 0, done.stderr
-    done = run(command(f"--workdir={workdir}", **small(care_root, tmp_path)))
-    assert done.returncode == 2
-    assert "config.train.num_epochs: got 4, expected 1" in done.stderr
-
-
 @pytest.mark.faults
 def test_damaged_last_checkpoint_is_skipped(unbroken, care_root, tmp_path):
     workdir = tmp_path / "run"
@@ -291,28 +315,8 @@ def test_damaged_last_checkpoint_is_skipped(unbroken, care_root, tmp_path):
     for path in last.rglob("*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[:20])
-    fields = small(care_root, tmp_path, **{"data.packed_dir": str(unbroken[0].parent)})
-    done = run(command(f"--workdir={workdir}", **fields))
+    done = run(command(f"--workdir={workdir}", **small(care_root)))
     assert done.returncode == 0, done.stderr
     assert f"{last}: skipped" in done.stderr and "resuming from step" in done.stderr
     assert read_metrics(workdir) == read_metrics(unbroken[0])
     assert (workdir / "damaged" / last.name).is_dir()
-
-
-@pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGINT", marks=pytest.mark.faults)])
-def test_signal_saves_and_exits_with_130(unbroken, care_root, tmp_path, name):
-    workdir = tmp_path / "run"
-    arguments = command(f"--workdir={workdir}", **small(care_root, tmp_path))
-    process = subprocess.Popen(
-        arguments, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True
-    )
-    while not (workdir / "metrics.jsonl").is_file() or not read_metrics(workdir):
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.Signals[name])
-    _, text = process.communicate()
-    assert process.returncode == 130, text
-    assert f"{name}: stopped after step" in text and "rerun the same command to resume" in text
-    done = run(arguments)
-    assert done.returncode == 0, done.stderr
-    assert read_metrics(workdir) == read_metrics(unbroken[0])

@@ -1,18 +1,15 @@
 """A network in a file of the user's own: training, exact resume, prediction and export."""
 
 import json
-import signal
-import subprocess
 import sys
 import textwrap
-import time
 
 import jax
 import nibabel
 import numpy as np
 import pytest
-from conftest import ROOT, phantom_config
-from test_end_to_end import command, environment, read_metrics, run
+from conftest import phantom_config
+from test_end_to_end import command, read_metrics, run, start, wait_for
 
 from usam_jax import models
 from usam_jax.data.phantoms.anatomy import make_patient
@@ -73,11 +70,10 @@ FIELDS = {
 }
 
 
-@pytest.fixture(scope="module")
-def network(tmp_path_factory):
-    path = tmp_path_factory.mktemp("network") / "toy.py"
-    path.write_text(textwrap.dedent(NETWORK))
-    return path
+@pytest.fixture(scope="session")
+def network(made_once):
+    folder = made_once("network", lambda x: (x / "toy.py").write_text(textwrap.dedent(NETWORK)))
+    return folder / "toy.py"
 
 
 def train_command(network, folder, workdir, **fields: str) -> list[str]:
@@ -85,20 +81,25 @@ def train_command(network, folder, workdir, **fields: str) -> list[str]:
     return command(f"--workdir={workdir}", config=f"configs/phantom.py:{network}", **fields)
 
 
-@pytest.fixture(scope="module")
-def trained(network, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("own")
-    done = run(train_command(network, folder, folder / "run"))
-    assert done.returncode == 0, done.stderr
-    return folder, done
+@pytest.fixture(scope="session")
+def trained(network, made_once):
+    """The folder of a finished run and of its packed data, and what the run printed."""
+
+    def train(folder):
+        done = run(train_command(network, folder, folder / "run"))
+        assert done.returncode == 0, done.stderr
+        (folder / "printed.txt").write_text(done.stderr)
+
+    folder = made_once("own", train)
+    return folder, (folder / "printed.txt").read_text()
 
 
 def test_own_network_trains_and_evaluates(trained, network):
-    folder, done = trained
+    folder, printed = trained
     summary = json.loads((folder / "run/eval/test_none/summary.json").read_text())
     assert (summary["prompts"], summary["automatic"]) == ("none (automatic)", True)
     assert summary["num_slices"] == 16
-    assert "evaluating val" in done.stderr and "evaluating test" in done.stderr
+    assert "evaluating val" in printed and "evaluating test" in printed
     rows = [x for x in read_metrics(folder / "run") if "train/loss" in x]
     assert {"lr/body", "lr/heads", "grad_norm/body"} <= set(rows[0])
     assert rows[-1]["train/loss"] < rows[0]["train/loss"]
@@ -112,13 +113,10 @@ def test_own_network_resumes_exactly(trained, network):
     folder, _ = trained
     workdir = folder / "killed"
     arguments = train_command(network, folder, workdir)
-    process = subprocess.Popen(arguments, cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 200
-    while not any(path.name.isdigit() for path in workdir.glob("checkpoints/*")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process = start(arguments)
+    wait_for(process, lambda: any(x.name.isdigit() for x in workdir.glob("checkpoints/*")))
+    process.kill()
+    process.communicate()
     done = run(arguments)
     assert done.returncode == 0, done.stderr
     assert "resuming from step" in done.stderr

@@ -14,7 +14,7 @@ from benchmarks.accelerator.context import add, settings
 
 # Parts of the model by the place that an operation comes from; the first match counts.
 PARTS = (
-    ("update", r"cond/"),
+    ("update", r"/update/"),
     ("image encoder: attention's products", r"attn/(qkv|proj)/|attn.*dot_general"),
     ("image encoder: rest of attention", r"/attn"),
     ("image encoder: MLP", r"image_encoder/.*/mlp"),

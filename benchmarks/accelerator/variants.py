@@ -17,8 +17,7 @@ from flax import linen as nn
 
 from usam_jax.models import ops
 from usam_jax.models.common import conv_encoder, layers, up_block
-from usam_jax.models.ops import cpu
-from usam_jax.models.ops.conv import pixel_shuffle
+from usam_jax.models.ops import attention, conv, cpu, norm
 from usam_jax.models.sam import image_encoder
 from usam_jax.training import optimizer
 
@@ -94,6 +93,7 @@ ATTENTION: dict[str, list[Change]] = {
     "XLA's, bias as an array": attention_form("xla", "bias as an array"),
     "cuDNN, no bias (a bound)": attention_form("cudnn", "no bias"),
     "the form for CPUs": [(ops, "relative_attention", cpu.relative_attention)],
+    "the reference": [(ops, "relative_attention", attention.relative_attention)],
     "tanh GELU (another function)": [(ops, "gelu", tanh_gelu)],
 }
 
@@ -146,12 +146,13 @@ def joined_without_ones(
     x = ops.convolve(x, both.reshape(2, 2, d, 4 * f), padding=0 if padded_first else 1)
     empty = jnp.zeros((1, h, w, 0), x.dtype)
     of_bias = cpu.up_conv_conv(empty, up_kernel[:, :, :0], up_bias, upper)
-    x = pixel_shuffle(x, (2, 2))[:, 1:-1, 1:-1] + of_bias
+    x = conv.pixel_shuffle(x, (2, 2))[:, 1:-1, 1:-1] + of_bias
     return x + (bias if skip is None else ops.convolve(skip, lower, padding=1) + bias)
 
 
 UP_CONVOLUTION: dict[str, list[Change]] = {
     UNCHANGED: [],
+    "the reference": [(ops, "up_concat_conv", conv.up_concat_conv)],
     "two convolutions summed": [(ops, "up_concat_conv", summed_convolutions)],
     "joined, the form for CPUs": [(ops, "up_concat_conv", cpu.up_concat_conv)],
     "joined, without the channel of ones": [(ops, "up_concat_conv", joined_without_ones)],
@@ -181,7 +182,7 @@ def one_pass_forward(x: Any, scale: Any, bias: Any, axes: tuple[int, ...], epsil
 
 def one_pass_normalise() -> Callable[..., Any]:
     normalise = jax.custom_vjp(lambda *x: one_pass_forward(*x)[0], nondiff_argnums=(3, 4))
-    normalise.defvjp(one_pass_forward, cpu._normalise_backward)
+    normalise.defvjp(one_pass_forward, cpu.normalise_backward)
 
     def op(x: Any, scale: Any, bias: Any, *, axes: tuple[int, ...], epsilon: float) -> Any:
         return normalise(x, scale, bias, axes, epsilon)
@@ -201,6 +202,7 @@ class NoNorm(nn.Module):
 
 BATCH_NORM: dict[str, list[Change]] = {
     UNCHANGED: [],
+    "the reference": [(ops, "normalise", norm.normalise)],
     "gradient written out, the form for CPUs": [(ops, "normalise", cpu.normalise)],
     "mean and variance in one pass": [(ops, "normalise", one_pass_normalise())],
     "no norm (a bound)": [(layers, "BatchNorm", NoNorm)],
@@ -231,7 +233,7 @@ PARTS: dict[str, tuple[Callable[[int, bool], Case], dict[str, list[Change]], set
     "a block of the image encoder": (
         attention_block,
         ATTENTION,
-        {x for x in ATTENTION if "bias " in x and "bound" not in x} | {"the form for CPUs"},
+        {x for x in ATTENTION if ("bias " in x and "bound" not in x) or x.startswith("the ")},
     ),
     "up1": (up_block_case, UP_CONVOLUTION, set(UP_CONVOLUTION)),
     "a conv unit at full size": (conv_unit, BATCH_NORM, set(BATCH_NORM) - {"no norm (a bound)"}),

@@ -42,6 +42,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--eval_batch", type=int, default=128, help="the same in evaluation (default: 128)")
     add("--devices", type=int, default=1, help="GPUs, 8 to a host (default: 1)")
     add("--out", type=pathlib.Path, default=pathlib.Path("runs/compile_for"), help="folder")
+    add("--reference", action="store_true", help="leave out the forms for GPUs (models/ops/gpu.py)")
     add("--commit", help="the commit to record, if the project is not a git repository here")
 
 
@@ -75,6 +76,7 @@ def examine(
     """Compile one program, print what it does and return its totals and the failed checks."""
     from benchmarks.compile_for import kernels, programs
     from benchmarks.hlo import bytes_by_kind, collectives
+    from usam_jax.models.ops.gpu import forms
 
     each = {"train": arguments.batch, "eval": arguments.eval_batch, "click": 1}[name]
     batch = each * mesh.size
@@ -82,8 +84,10 @@ def examine(
     size = config.model.get("variant", arguments.network)
     title = f"{name}, {size}, {arguments.dtype}, batch {each}"
     title += f" on each of {mesh.size} devices" * (mesh.size > 1)
+    title += ", references" * arguments.reference
     start = time.perf_counter()
-    lowered = programs.PROGRAMS[name](config, mesh)
+    with forms(not arguments.reference):
+        lowered = programs.PROGRAMS[name](config, mesh)
     compiled = lowered.compile()
     took, text = time.perf_counter() - start, compiled.as_text()
     path = arguments.out / f"{title.replace(', ', '_').replace(' ', '_')}.hlo.txt.gz"
@@ -113,9 +117,9 @@ def examine(
     return [
         (f"predicted step: {title}", whole.seconds * 1e3, "ms"),
         (f"predicted speed: {title}", each / whole.seconds, "slices/s per device"),
-        (f"bytes of all kernels: {title}", whole.bytes / 1e9, "GB"),
-        (f"kernels: {title}", float(whole.kernels), ""),
-        (f"memory: {title}", memory / 1e9, "GB"),
+        (f"predicted bytes: {title}", whole.bytes / 1e9, "GB"),
+        (f"predicted kernels: {title}", float(whole.kernels), ""),
+        (f"predicted memory: {title}", memory / 1e9, "GB"),
     ], problems
 
 

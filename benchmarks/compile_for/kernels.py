@@ -9,6 +9,7 @@ import collections
 import math
 import re
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import NamedTuple
 
 from benchmarks.accelerator.profile_table import part_of
@@ -28,6 +29,7 @@ NO_KERNEL = (
 )
 TARGET = re.compile(r'custom_call_target="([^"]*)"')
 PLACE = re.compile(r'op_name="([^"]*)"')
+TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 WINDOW = re.compile(r"window=\{size=([\dx]+)")
 WORKSPACE = re.compile(r"\b[su]8\[(\d+)\]")
 CONTRACTED = re.compile(r'"lhs_contracting_dimensions":\["(\d+)"')
@@ -98,7 +100,8 @@ def flop(call: str, result: ArrayType, operands: tuple[ArrayType, ...], line: st
 def read(text: str) -> list[Kernel]:
     """The kernels of an optimised HLO program for a GPU, with those of branches and loops.
 
-    A loop's kernels count once for each trip if XLA knows their number, else once.
+    Of several branches the one that moves the most counts. A loop's kernels count once for each
+    trip if XLA knows their number, else once.
     """
     lines: dict[str, list[tuple[str, str, str, str]]] = collections.defaultdict(list)
     results: dict[str, str] = {}
@@ -126,11 +129,12 @@ def read(text: str) -> list[Kernel]:
     def walk(name: str) -> Iterator[Kernel]:
         for result, opcode, rest, line in lines[name]:
             if opcode in CONTAINERS:
-                trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
-                for branches, one in CALLED.findall(line):
-                    for called in (branches or one).split(","):
-                        inner = list(walk(called.strip().lstrip("%")))
-                        yield from inner * (int(trips[1]) if trips else 1)
+                called = [x for y in CALLED.findall(line) for x in re.split(r"[, ]+", y[0] or y[1])]
+                inner = [list(walk(x.lstrip("%"))) for x in called]
+                trips = TRIPS.search(line)
+                if opcode == "conditional":  # one branch runs: that which moves the most
+                    inner = [max(inner, key=lambda x: sum(y.bytes for y in x))]
+                yield from list(chain.from_iterable(inner)) * (int(trips[1]) if trips else 1)
             elif opcode not in NO_KERNEL:
                 names = re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
                 yield make_kernel(result, opcode, [results.get(x, "") for x in names], line)
@@ -156,13 +160,18 @@ def read(text: str) -> list[Kernel]:
     return list(walk(entry))
 
 
+def add(a: Total, b: Total) -> Total:
+    """Return the sum of two rows."""
+    return Total(a.seconds + b.seconds, a.bytes + b.bytes, a.flop + b.flop, a.kernels + b.kernels)
+
+
 def by_part(kernels: Iterable[Kernel], gpu: Gpu) -> dict[str, Total]:
     """Sums by part of the model, the slowest first, then "the whole"."""
     rows: dict[str, Total] = {}
     for kernel in kernels:
-        one = (kernel.seconds(gpu), kernel.bytes, kernel.flop, 1)
+        one = Total(kernel.seconds(gpu), kernel.bytes, kernel.flop, 1)
         for part in (part_of(kernel.place), "the whole"):
-            rows[part] = Total(*map(sum, zip(rows.get(part, (0, 0, 0, 0)), one, strict=True)))
+            rows[part] = add(rows.get(part, Total(0.0, 0, 0, 0)), one)
     whole = rows.pop("the whole", Total(0.0, 0, 0, 0))
     return {**dict(sorted(rows.items(), key=lambda x: -x[1].seconds)), "the whole": whole}
 

@@ -1,4 +1,4 @@
-"""The training step, an evaluation and a click, lowered for a mesh without computing anything."""
+"""Training step, evaluation and click, lowered for a mesh without computing anything."""
 
 from collections.abc import Callable
 from typing import Any
@@ -63,7 +63,7 @@ def click(config: ConfigDict, mesh: Mesh) -> Any:
         lambda v, x: registry.encode(model, v, batch_images(x)), variables, images
     )
     given = jax.tree.map(lambda x: place(x, mesh), (features, pad_clicks([NO_CLICKS])))
-    return _decode.lower(model, variables, *given)  # type: ignore[attr-defined]
+    return _decode.lower(model, variables, *given)
 
 
 def place(x: Any, mesh: Mesh) -> jax.ShapeDtypeStruct:

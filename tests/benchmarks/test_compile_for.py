@@ -1,4 +1,4 @@
-"""`python -m benchmarks compile_for`: its reader of a GPU's program, its checks, its refusal."""
+"""`python -m benchmarks compile_for`: its reader of programs, its checks, its refusal."""
 
 import types
 
@@ -19,8 +19,8 @@ PROGRAM = """HloModule step
 
 %updated (q: f32[4]) -> f32[4] {
   %q = f32[4]{0} parameter(0)
-  %n = f32[4]{0} negate(%q), metadata={op_name="jit(step)/cond/neg"}
-  ROOT %m = f32[4]{0} add(%n, %q), metadata={op_name="jit(step)/cond/add"}
+  %n = f32[4]{0} negate(%q), metadata={op_name="jit(step)/update/neg"}
+  ROOT %m = f32[4]{0} add(%n, %q), metadata={op_name="jit(step)/update/add"}
 }
 
 %same (q: f32[4]) -> f32[4] {

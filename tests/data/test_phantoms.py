@@ -224,6 +224,22 @@ def test_write_nnunet_names_unsuitable_folder(tmp_path):
         _write(tmp_path / "dataset.json", num_train=1, num_test=0)
 
 
+@pytest.mark.parametrize("content", ["[1]", "{", '{"labels": {}}'])
+def test_write_nnunet_keeps_a_foreign_description(tmp_path, content):
+    (tmp_path / "dataset.json").write_text(content)
+    with pytest.raises(UsageError, match="is not a description that this program wrote"):
+        _write(tmp_path, num_train=1, num_test=0)
+    assert _names(tmp_path) == ["dataset.json"]
+
+
+def test_write_nnunet_keeps_files_of_the_user(tmp_path):
+    (tmp_path / "labelsTr").mkdir()
+    (tmp_path / "labelsTr" / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="1 files do not belong to the requested phantoms"):
+        _write(tmp_path, num_train=1, num_test=0)
+    assert _names(tmp_path) == ["labelsTr/notes.txt"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [(["--num_train=1", "--num_test=0", "--size=16"], 0), (["--num_train=0"], 2), (["b"], 2)],

@@ -14,6 +14,7 @@ from conftest import ROOT, write_care
 
 from usam_jax.data import contact_sheet, loader, splits, validation
 from usam_jax.data.datasets import registry
+from usam_jax.data.datasets.registry import find_left_out
 from usam_jax.data.packed import format as packed_format
 from usam_jax.data.packed import prepare
 from usam_jax.utils.errors import DataError, UsageError
@@ -320,6 +321,20 @@ def test_prepare_leaves_foreign_folders_alone(nnunet, tmp_path):
     with pytest.raises(UsageError, match="something else than a packed data set"):
         prepare.prepare(config.data, root)
     assert files(root, "Tr", 0)[0].is_file()
+    user = tmp_path / "user"
+    (user / "sub").mkdir(parents=True)
+    for lock, manifest, progress in (
+        ("1", {}, {}),
+        ("", {"mine": 1}, {}),
+        ("", {}, {"settings": 1}),
+    ):
+        (user / "lock").write_text(lock)
+        (user / "manifest.json").write_text(json.dumps(manifest))
+        (user / "sub" / "progress.json").write_text(json.dumps(progress))
+        before = {x: x.read_bytes() for x in user.rglob("*") if x.is_file()}
+        with pytest.raises(UsageError, match="something else than a packed data set"):
+            prepare.prepare(config.data, user)
+        assert before == {x: x.read_bytes() for x in user.rglob("*") if x.is_file()}
     assert run(tmp_path / "nowhere", tmp_path / "new").returncode == 3
     assert run(root).returncode == 2
     assert run(root, "--check", "--sheet=x.jpg").returncode == 2
@@ -391,3 +406,27 @@ def test_prepare_lists_what_it_leaves_out(nnunet, tmp_path):
     names = {x["where"].rsplit("/", 1)[-1] for x in findings if x["kind"] == "left-out"}
     assert names == {"p9_0000.mha", "p9"}
     assert (tmp_path / "packed" / "manifest.json").is_file()
+
+
+def test_open_packed_names_a_manifest_that_lacks_fields(nnunet, tmp_path):
+    _, config = nnunet
+    packed = prepare.prepare(config.data, tmp_path / "here")
+    (record, *_) = packed.manifest["splits"]["train"]
+    for changes in (
+        {"splits": []},
+        {"arrays": 5},
+        {"settings": {"version": packed_format.VERSION}},
+        {"splits": {"train": [{k: x for k, x in record.items() if k != "crc32"}]}},
+        {"splits": {"train": [record | {"values": {"low": 1}}]}},
+    ):
+        content = packed.manifest | changes
+        (packed.folder / "manifest.json").write_text(json.dumps(content))
+        with pytest.raises(DataError, match=r"manifest\.json: damaged \(.*pack again"):
+            packed_format.open_packed(packed.folder)
+
+
+def test_find_left_out_names_a_split_of_word_without_labels(tmp_path, word_config):
+    for name in ("imagesTr", "labelsTr", "imagesVal", "LabelsVal"):
+        (tmp_path / name).mkdir()
+    left_out = find_left_out(word_config(tmp_path, tmp_path / "packed").data)
+    assert left_out == {tmp_path / "imagesVal": "has no labelsVal next to it"}

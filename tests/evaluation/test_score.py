@@ -201,9 +201,12 @@ def test_score_names_dataset_json_files_that_disagree(folders, capsys):
         ([GIVEN, "--policy=none"], "policy"),
         ([GIVEN, "--tolerance=-1"], "tolerance"),
         ([GIVEN, f"--out={__file__}"], "cannot be written"),
+        ([GIVEN, "--out={folders}/broken"], "broken: cannot be written"),
     ],
 )
 def test_score_rejects_wrong_usage(folders, options, text, capsys):
+    (folders / "broken").symlink_to(folders / "nowhere")
+    options = [x.format(folders=folders) for x in options]
     assert call(score, folders / "a", folders / "labels", *options) == 2
     assert text in capsys.readouterr().err
 

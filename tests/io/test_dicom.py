@@ -488,3 +488,16 @@ def test_check_seg_names_the_file_for_any_library_error(tmp_path, monkeypatch):
     monkeypatch.setattr(highdicom.seg, "Segmentation", lambda *_a, **_k: {}["no such key"])
     with pytest.raises(DataError, match=r"series_\d+.dcm: cannot be the source .*no such key"):
         dicom_seg.check_seg(series, CLASSES)
+
+
+def test_read_series_lists_files_that_may_be_slices(tmp_path):
+    paths = write_series(tmp_path, make_stored(), make_affine())
+    for name in ("IM9", "zeros", "slice.dcm.gz", "notes.txt", "IM1.jpg", "mask.nii"):
+        (tmp_path / name).write_bytes(bytes(200 if name == "zeros" else 0))
+    series = dicom.read_series(tmp_path)
+    assert {x.name for x in series.unknown} == {"IM9", "zeros", "slice.dcm.gz"}
+    assert series.uid == pydicom.dcmread(paths[0]).SeriesInstanceUID
+    paths[2].write_bytes(paths[2].read_bytes()[:200])  # its header ends before the UID
+    for chosen in (None, "series"):
+        with pytest.raises(DataError, match=rf"{paths[2].name}: has no SeriesInstanceUID, unlike"):
+            dicom.read_series(tmp_path, chosen)

@@ -164,3 +164,73 @@ def test_open_volume_names_a_broken_link(tmp_path):
     (tmp_path / "ct.nii.gz").symlink_to(tmp_path / "moved.nii.gz")
     with pytest.raises(DataError, match=r"ct\.nii\.gz: is a broken link to .*moved\.nii\.gz"):
         nifti.open_volume(tmp_path / "ct.nii.gz")
+
+
+NRRD = (
+    "NRRD0004",
+    "type: short",
+    "dimension: 3",
+    "sizes: 20 18 5",
+    "endian: little",
+    "encoding: raw",
+)
+MHA = ("ObjectType = Image", "NDims = 3", "DimSize = 20 18 5", "ElementType = MET_SHORT")
+SPACE = "space: left-posterior-superior"
+AXES = "space directions: (0.8,0,0) (0,0.8,0) (0,0,3)"
+SIZE = "ElementSpacing = 0.8 0.8 3"
+
+
+def write_text_header(path: pathlib.Path, fields) -> None:
+    """Write VOXELS as NRRD or MetaImage with more fields in the header."""
+    if path.suffix == ".nrrd":
+        lines = [*NRRD, *fields, "", ""]
+    else:
+        lines = [*MHA, *fields, "ElementDataFile = LOCAL", ""]
+    path.write_bytes("\n".join(lines).encode() + VOXELS.tobytes("F"))
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("a.nrrd", (), "the spacing of its header is missing, expected positive"),
+        ("a.nrrd", (SPACE,), "the spacing of its header is missing, expected positive"),
+        ("a.nrrd", ("spacings: 1 nan 1",), "the spacing of its header is 1 nan 1"),
+        ("a.nrrd", (SPACE, AXES, 'space units: "cm" "cm" "cm"'), "the unit of its header is cm"),
+        ("a.mha", (), "the spacing of its header is missing, expected positive"),
+        ("a.mha", ("ElementSpacing = 1 1 -3",), "the spacing of its header is 1 1 -3"),
+        ("a.mha", (SIZE, "DistanceUnits = um"), "the unit of its header is um"),
+        ("a.mha", (SIZE, "TransformMatrix = 2 0 0 0 2 0 0 0 2"), r"lengths \[2\.0, 2\.0, 2\.0\]"),
+        ("a.mha", (SIZE, "HeaderSize = 100"), "headersize of the header is 100, expected 0"),
+        ("a.mha", (SIZE, "ElementToIntensityFunctionSlope = 2"), "slope of the header is 2"),
+        ("a.mha", (SIZE, "BinaryData = False"), r"the voxels cannot be read \(File cannot be read"),
+    ],
+)
+def test_itk_headers_that_are_uncertain_are_refused(tmp_path, name, fields, message):
+    write_text_header(tmp_path / name, fields)
+    with pytest.raises(DataError, match=rf"{name}: .*{message}"):
+        nifti.read_slices(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "axes", "warning"),
+    [
+        ("a.nrrd", (SPACE, AXES), "LPS", ""),
+        ("a.nrrd", ("space: RAS", AXES), "RAS", ""),
+        ("a.nrrd", ("space: scanner-xyz", AXES), "LPS", r"no orientation \(space: scanner-xyz\)"),
+        ("a.nrrd", ("space dimension: 3", AXES), "LPS", r"no orientation \(space: none\)"),
+        ("a.nrrd", ("spacings: 0.8 0.8 3",), "LPS", r"no orientation \(space: none\)"),
+        ("a.mha", (SIZE, "ElementToIntensityFunctionSlope = 1.0"), "LPS", ""),
+        ("a.mha", ("ElementSize = 0.08 0.08 0.3",), "LPS", "0.08 x 0.08 x 0.3 mm are not those of"),
+    ],
+)
+def test_itk_headers_are_read_or_doubted(tmp_path, name, fields, axes, warning):
+    write_text_header(tmp_path / name, fields)
+    assert nifti.read_geometry(tmp_path / name).file_axes == axes
+    found = nifti.header_warning(tmp_path / name)
+    assert bool(found) == bool(warning) and re.search(warning, found)
+
+
+def test_open_volume_names_affines_that_are_not_finite(tmp_path):
+    save(tmp_path / "ct.nii", srow_x=[-0.8, 0, 0, np.inf])
+    with pytest.raises(DataError, match=r"has the affine \[\[-0\.8.*inf\].*, expected finite"):
+        nifti.open_volume(tmp_path / "ct.nii")

@@ -10,6 +10,7 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
+import SimpleITK
 from dicom_files import write_series
 
 from usam_jax.data.datasets.care import load_care_slice
@@ -58,6 +59,41 @@ def fuzz_nifti(folder: pathlib.Path, count: int, seed: int = 0) -> None:
             nifti.read_slices(path)
             nifti.header_warning(path)
             nifti.read_labels(path, 100)
+
+
+def fuzz_itk(folder: pathlib.Path, ending: str, count: int, seed: int = 0) -> None:
+    """Read `count` .mha or .nrrd files with a changed value or byte in the text header."""
+    path, rng = folder / f"ct{ending}", random.Random(seed)
+    image = SimpleITK.GetImageFromArray(np.arange(60, dtype=np.int16).reshape(3, 4, 5))
+    SimpleITK.WriteImage(image, str(path))
+    header, mark, voxels = path.read_bytes().rpartition(b"LOCAL\n" if ending == ".mha" else b"\n\n")
+    lines = (header + mark).splitlines(keepends=True)
+    words = (
+        b"0",
+        b"-1",
+        b"nan",
+        b"1e400",
+        b"99999999999",
+        b"True",
+        b"none",
+        b"x\xff",
+        b"1 2 3 4 5",
+    )
+    for _ in range(count):
+        changed = list(lines)
+        i = rng.randrange(len(changed))
+        name, separator, _ = changed[i].partition(b"=" if ending == ".mha" else b":")
+        if separator and rng.random() < 0.7:
+            changed[i] = name + separator + b" " + rng.choice(words) + b"\n"
+        elif rng.random() < 0.3:
+            del changed[i]
+        data = bytearray(b"".join(changed))
+        if rng.random() < 0.5:
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        path.write_bytes(data + voxels)
+        with only_named_errors(path):
+            nifti.read_slices(path)
+            nifti.header_warning(path)
 
 
 def fuzz_dicom(folder: pathlib.Path, count: int, seed: int = 0) -> None:
@@ -162,6 +198,11 @@ def fuzz_npz(folder: pathlib.Path, count: int, seed: int = 0) -> None:
 
 def test_fuzzed_nifti_headers_give_named_errors(tmp_path):
     fuzz_nifti(tmp_path, 300)
+
+
+@pytest.mark.parametrize("ending", [".mha", ".nrrd"])
+def test_fuzzed_itk_headers_give_named_errors(tmp_path, ending):
+    fuzz_itk(tmp_path, ending, 300)
 
 
 def test_fuzzed_dicom_tags_give_named_errors(tmp_path):

@@ -65,17 +65,23 @@ def nchw(x) -> np.ndarray:
     return np.asarray(x).transpose(0, 3, 1, 2)
 
 
-def check_stages(
-    file: str, data_set: str, num_classes: int, mode: str, batch: int, count: int, variables
-):
+def capture(model, method: str = "__call__"):
+    """A jitted method that returns its output and all activations, by path of their module."""
+
+    def run(variables, *inputs):
+        return model.apply(
+            variables, *inputs, method=method, capture_intermediates=True, mutable=["intermediates"]
+        )
+
+    def call(variables, *inputs):
+        output, state = jax.jit(run)(variables, *inputs)
+        return output, traverse_util.flatten_dict(state["intermediates"], sep="/")
+
+    return call
+
+
+def check_stages(file: str, mode: str, model, variables, logits, calls):
     golden = load(file)
-    model = make_model(model_config(num_classes=num_classes))
-    prompts = make_prompts(mode, batch, count)
-    images = jnp.asarray(recipe.images(batch))
-    logits, state = jax.jit(
-        lambda v, x, p: model.apply(v, x, p, capture_intermediates=True, mutable=["intermediates"])
-    )(variables, images, prompts)
-    calls = traverse_util.flatten_dict(state["intermediates"], sep="/")
     for stage, place in PLACES.items():
         found = calls[f"{place}/__call__"][0]
         assert_probe(golden, stage, found if stage.startswith("block") else nchw(found), 2e-5)
@@ -92,18 +98,32 @@ def check_stages(
     _, sampled = recipe.probe("logits", nchw(logits))
     np.testing.assert_allclose(sampled, golden["value"][row], rtol=0, atol=1e-5)
     labels = np.asarray(logits.argmax(-1))
-    counts = [np.bincount(x.ravel(), minlength=num_classes) for x in labels]
+    counts = [np.bincount(x.ravel(), minlength=model.num_classes) for x in labels]
     np.testing.assert_array_equal(counts, golden["label_counts"])
 
 
+@pytest.fixture(scope="module")
+def care_encoded(care_variables):
+    """Features of two images, which all prompt modes share, and the activations before them."""
+    encode = capture(make_model(model_config()), "encode")
+    return encode(care_variables, jnp.asarray(recipe.images(2)))
+
+
 @pytest.mark.parametrize("mode", ["no_prompt", "points", "box", "points_box"])
-def test_care_stages_equal_the_published_ones(mode, care_variables):
-    check_stages(f"care_eval_{mode}", "usam_care", 3, mode, 2, 6, care_variables)
+def test_care_stages_equal_the_published_ones(mode, care_variables, care_encoded):
+    model = make_model(model_config())
+    features, calls = care_encoded
+    logits, decoded = capture(model, "decode")(care_variables, features, make_prompts(mode, 2, 6))
+    check_stages(f"care_eval_{mode}", mode, model, care_variables, logits, calls | decoded)
 
 
 def test_word_stages_equal_the_published_ones():
-    variables = convert.from_usam(recipe.state_dict("usam_word"), model_config(num_classes=17))
-    check_stages("word_eval_points", "usam_word", 17, "points", 1, 48, variables)
+    config = model_config(num_classes=17)
+    model = make_model(config)
+    variables = convert.from_usam(recipe.state_dict("usam_word"), config)
+    inputs = jnp.asarray(recipe.images(1)), make_prompts("points", 1, 48)
+    logits, calls = capture(model)(variables, *inputs)
+    check_stages("word_eval_points", "points", model, variables, logits, calls)
 
 
 def train_batch(step: int):
@@ -130,24 +150,45 @@ def make_grad_fn():
     return jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
 
 
-def run_steps(variables, tx, num_steps: int):
-    """Losses [steps, 3] (total, cross entropy, Dice), and gradients and state after step 0."""
-    params, frozen = split_params(variables["params"], SPEC)
-    rest = {k: v for k, v in variables.items() if k != "params"}
-    opt_state = tx.init(params)
-    update_fn = jax.jit(tx.update)
-    rows, first = [], None
-    for step in range(num_steps):
-        images, labels, prompts = train_batch(step)
-        (loss, (parts, logits, stats)), grads = make_grad_fn()(
-            params, frozen, rest, images, labels, prompts
-        )
-        rows.append([float(loss), float(parts["ce"]), float(parts["dice"])])
-        updates, opt_state = update_fn(grads, opt_state, params)
-        first = first or (grads, updates, stats, logits)
-        params = jax.tree.map(lambda p, u: p + u, params, updates)
+def make_gradients(params, frozen, rest, step: int):
+    """Losses [3] (total, cross entropy, Dice), gradients, statistics and logits of a step."""
+    (loss, (parts, logits, stats)), grads = make_grad_fn()(params, frozen, rest, *train_batch(step))
+    return [float(loss), float(parts["ce"]), float(parts["dice"])], grads, stats, logits
+
+
+@pytest.fixture(scope="module")
+def first_step(care_variables):
+    """`make_gradients` of the step that both optimisers begin with."""
+    return make_gradients(*split_variables(care_variables), 0)
+
+
+def split_variables(variables):
+    """Trainable parameters, frozen ones, and the other collections."""
+    return *split_params(variables["params"], SPEC), {
+        k: v for k, v in variables.items() if k != "params"
+    }
+
+
+def run_steps(variables, tx, num_steps: int, first_step):
+    """Losses [steps, 3] and the updates of step 0."""
+    quick = {"xla_backend_optimization_level": 0}  # the update is less work than its compilation
+
+    @functools.partial(jax.jit, compiler_options=quick)
+    def update(grads, opt_state, params):
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, updates
+
+    params, frozen, rest = split_variables(variables)
+    opt_state = jax.jit(tx.init, compiler_options=quick)(params)
+    losses, grads, stats, _ = first_step
+    params, opt_state, first_updates = update(grads, opt_state, params)
+    rows = [losses]
+    for step in range(1, num_steps):
         rest = {**rest, "batch_stats": stats}
-    return np.array(rows), first
+        losses, grads, stats, _ = make_gradients(params, frozen, rest, step)
+        rows.append(losses)
+        params, opt_state, _ = update(grads, opt_state, params)
+    return np.array(rows), first_updates
 
 
 def torch_tensors(tree, collection: str = "params") -> dict[str, np.ndarray]:
@@ -169,7 +210,7 @@ def has_gradient(name: str) -> bool:
     return not before_norm and not name.endswith("k_proj.bias")
 
 
-def test_adamw_steps_equal_the_published_ones(care_variables):
+def test_adamw_steps_equal_the_published_ones(care_variables, first_step):
     golden = load("care_train_points")
     config = ConfigDict(
         {
@@ -180,7 +221,8 @@ def test_adamw_steps_equal_the_published_ones(care_variables):
         }
     )
     tx = optimizer.make_optimizer(config, optimizer.polynomial_decay(num_steps=100), SPEC)
-    rows, (grads, updates, stats, logits) = run_steps(care_variables, tx, 4)
+    rows, updates = run_steps(care_variables, tx, 4, first_step)
+    _, grads, stats, logits = first_step
     np.testing.assert_allclose(rows[0], golden["losses"][0], rtol=0, atol=1e-6)
     for row, expected, atol in zip(rows, golden["losses"], [1e-5, 1e-4, 5e-4, 2e-3], strict=True):
         np.testing.assert_allclose(row, expected, rtol=0, atol=atol)
@@ -214,9 +256,9 @@ def test_adamw_steps_equal_the_published_ones(care_variables):
     assert checked == {"grad": 507, "update": 507, "stats": 36}
 
 
-def test_sgd_steps_equal_the_published_ones(care_variables):
+def test_sgd_steps_equal_the_published_ones(care_variables, first_step):
     golden = load("care_sgd_points")["losses"]
-    rows, _ = run_steps(care_variables, optax.sgd(0.02), 5)
+    rows, _ = run_steps(care_variables, optax.sgd(0.02), 5, first_step)
     np.testing.assert_allclose(rows[0], golden[0], rtol=0, atol=1e-6)
     np.testing.assert_allclose(rows, golden, rtol=0, atol=2e-5)
 

@@ -7,6 +7,7 @@ import pytest
 from conftest import model_config, phantom_config
 
 from usam_jax.models import Prompts, init_variables, make_model
+from usam_jax.models.common.layers import SHARED, BatchNorm
 from usam_jax.models.sam import interactive
 from usam_jax.utils.errors import UsageError
 
@@ -80,3 +81,22 @@ def test_click_maps_peak_at_the_given_points():
 def test_interactive_usam_needs_a_skip():
     with pytest.raises(UsageError, match=r"config\.model\.num_skips: got 0"):
         make_model(small_config("usam", interactive=True, num_skips=0))
+
+
+def test_batch_norm_shares_the_statistics_of_a_pass():
+    norm, key = BatchNorm(), jax.random.key(0)
+    first = 3 + 2 * jax.random.normal(key, (4, 5, 5, 2))
+    second = jax.random.normal(jax.random.key(1), (4, 5, 5, 2))
+    variables = norm.init(key, first, True)
+
+    def both(first):
+        _, changed = norm.apply(variables, first, True, mutable=["batch_stats", SHARED])
+        given = {**variables, SHARED: changed[SHARED]}
+        return norm.apply(given, second, True), changed["batch_stats"]
+
+    y, stats = both(first)
+    mean, deviation = first.mean((0, 1, 2)), first.std((0, 1, 2))
+    np.testing.assert_allclose(y, (second - mean) / deviation, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(stats["mean"], 0.1 * mean, rtol=1e-5)
+    gradient = jax.grad(lambda x: both(x)[0].sum())(first)
+    assert jnp.abs(gradient).max() > 1e-3  # through the statistics

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import recipe
-from conftest import model_config
+from conftest import model_config, phantom_config
 from flax import linen as nn
 from flax import traverse_util
 
@@ -27,6 +27,13 @@ PATCH_EMBEDDING = {"vit_b": 590_592, "vit_l": 787_456, "vit_h": 984_320}
 
 def tiny(**changes):
     return model_config(**{"variant": "tiny", "image_size": 112, **changes})
+
+
+def smallest(name: str = "usam", **changes):
+    """The smallest variant, for what does not depend on the number of blocks."""
+    config = phantom_config(name).model
+    config.update({"image_size": 112, **changes})
+    return config
 
 
 def make_variables(model):
@@ -79,7 +86,7 @@ def test_variables_match_the_published_checkpoint(name, num_classes):
 
 @pytest.mark.parametrize("name", ["usam", "sam_s"])
 def test_call_equals_decode_of_encode(name):
-    model = make_model(tiny(name=name))
+    model = make_model(smallest(name))
     images, points, labels, boxes = make_inputs()
     variables = make_variables(model)
     apply = jax.jit(model.apply)
@@ -100,7 +107,7 @@ def test_call_equals_decode_of_encode(name):
 
 @pytest.mark.parametrize("num_skips", range(5))
 def test_num_skips_uses_only_the_deepest_skips(num_skips):
-    model = make_model(tiny(num_skips=num_skips))
+    model = make_model(smallest(num_skips=num_skips))
     images, points, labels, _ = make_inputs(batch=1)
     variables = make_variables(model)
     features = jax.jit(lambda v, x: model.apply(v, x, method="encode"))(variables, images)
@@ -125,7 +132,7 @@ def test_mask_tokens_can_be_one_per_class():
 
 @pytest.mark.parametrize("image_size", [96, 160])
 def test_model_accepts_sizes_whose_windows_need_padding(image_size):
-    model = make_model(tiny(image_size=image_size))
+    model = make_model(smallest(image_size=image_size))
     images, points, labels, _ = make_inputs(image_size)
     logits = jax.jit(model.apply)(make_variables(model), images, Prompts(points, labels))
     assert logits.shape == (2, image_size, image_size, 3)
@@ -252,7 +259,7 @@ def test_prompt_encoder_replaces_padding_points():
 
 
 def test_mixed_batch_gives_each_image_the_logits_of_its_prompts():
-    model = make_model(tiny())
+    model = make_model(smallest())
     images, points, labels, boxes = make_inputs()
     variables = make_variables(model)
     apply = jax.jit(model.apply)

@@ -1,6 +1,7 @@
-"""CPU forms equal their references, and a program contains its platform's forms only."""
+"""Forms equal their references, and a program contains its platform's forms only."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +9,13 @@ import numpy as np
 import pytest
 import recipe
 from flax import linen as nn
+from jax._src.cudnn import fused_attention_stablehlo
 
 from benchmarks.hlo import products
 from usam_jax.models import ops
 from usam_jax.models.common.layers import ConvUnit
 from usam_jax.models.common.up_block import UpBlock
-from usam_jax.models.ops import activation, attention, conv, cpu, linear, norm
+from usam_jax.models.ops import activation, attention, conv, cpu, gpu, linear, norm
 from usam_jax.models.sam.image_encoder import Block
 from usam_jax.utils.mesh import batch_sharding, make_mesh, replicated
 
@@ -23,10 +25,18 @@ FORMS = {
     "gelu": (activation.gelu, cpu.gelu),
     "normalise": (norm.normalise, cpu.normalise),
     "max_pool": (conv.max_pool, cpu.max_pool),
+    "depthwise_conv": (conv.depthwise_conv, cpu.depthwise_conv),
     "up_conv": (conv.up_conv, cpu.up_conv),
     "up_concat_conv": (conv.up_concat_conv, cpu.up_concat_conv),
     "relative_attention": (attention.relative_attention, cpu.relative_attention),
     "self_attention": (attention.self_attention, cpu.self_attention),
+}
+
+GPU_FORMS = {
+    "gelu": gpu.gelu,
+    "normalise": gpu.normalise,
+    "up_concat_conv": gpu.up_concat_conv,
+    "relative_attention": gpu.relative_attention,
 }
 
 
@@ -58,6 +68,11 @@ def window_inputs() -> tuple:
     return q, k, v, normal(3, 2, 4, 4)
 
 
+def few_keys_inputs() -> tuple:
+    q, k, v, _ = window_inputs()
+    return q, k[:, :3], v[:, :3]
+
+
 CASES = {
     "matmul": ("matmul", (normal(2, 3, 4), normal(4, 5)), {}),
     "relu": ("relu", (normal(3, 40),), {}),
@@ -79,6 +94,7 @@ CASES = {
     ),
     "max_pool": ("max_pool", (distinct(2, 4, 6, 3),), {}),
     "max_pool 3x3": ("max_pool", (distinct(2, 6, 7, 2),), {"window": 3}),
+    "depthwise_conv": ("depthwise_conv", (normal(2, 4, 5, 3), normal(3, 3, 1, 3)), {}),
     "up_conv": ("up_conv", (normal(2, 3, 5, 4), normal(2, 2, 4, 6), normal(6)), {}),
     "up_concat_conv joined": ("up_concat_conv", up_inputs(4, 2), {}),
     "up_concat_conv joined, no skip": ("up_concat_conv", up_inputs(4, 0), {}),
@@ -90,15 +106,15 @@ CASES = {
     "relative_attention one token": ("relative_attention", attention_inputs(1, 8), {}),
     "self_attention biased": ("self_attention", window_inputs(), {}),
     "self_attention": ("self_attention", (*window_inputs()[:3], None), {}),
+    "self_attention fewer keys": ("self_attention", (*few_keys_inputs(), None), {}),
 }
 # Of the largest number of each array. float32: sums of some hundred products in another order.
 # bfloat16 keeps 8 bits (0.004): several roundings of numbers that partly cancel (0.022 at most).
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.03}
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("case", CASES)
-def test_cpu_form_equals_reference(case, dtype):
+def assert_form_equals_reference(case: str, dtype: str, form) -> None:
+    """Compare values and gradients."""
     name, inputs, static = CASES[case]
     stays_float32 = {
         "normalise": (1, 2),
@@ -115,7 +131,7 @@ def test_cpu_form_equals_reference(case, dtype):
         above = jax.tree.map(lambda y: jnp.asarray(recipe.normal("above", y.shape), y.dtype), found)
         return found, vjp(above)
 
-    expected, found = (jax.jit(functools.partial(run, form))() for form in FORMS[name])
+    expected, found = (jax.jit(functools.partial(run, x))() for x in (FORMS[name][0], form))
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         assert a.dtype == b.dtype
@@ -123,12 +139,40 @@ def test_cpu_form_equals_reference(case, dtype):
         np.testing.assert_allclose(a, b, rtol=0, atol=TOLERANCE[dtype] * max(1, abs(b).max()))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("case", CASES)
+def test_cpu_form_equals_reference(case, dtype):
+    assert_form_equals_reference(case, dtype, FORMS[CASES[case][0]][1])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("case", [x for x, (name, *_) in CASES.items() if name in GPU_FORMS])
+def test_gpu_form_equals_reference(case, dtype, monkeypatch):
+    """Attention by XLA in place of cuDNN, with the inputs that cuDNN gets."""
+    plain = functools.partial(jax.nn.dot_product_attention, scale=1.0)
+    monkeypatch.setattr(gpu, "by_cudnn", plain)
+    monkeypatch.setattr(gpu, "cudnn_refusal", lambda *_: "")
+    monkeypatch.setattr(gpu, "MIN_PIXELS", 0)
+    assert_form_equals_reference(case, dtype, GPU_FORMS[CASES[case][0]])
+
+
+@pytest.mark.parametrize("mean", [0.0, 3.0, 100.0])
+def test_variance_in_one_pass_errs_less_than_its_input(mean):
+    exact = mean + np.asarray(normal(64, 64, 5), np.float64)
+    x = jnp.asarray(exact, jnp.bfloat16)
+    scale = {"scale": jnp.ones(5), "bias": jnp.zeros(5), "axes": (0, 1), "epsilon": 1e-5}
+    one, two = (np.asarray(f(x, **scale)[2]) for f in (gpu.normalise, norm.normalise))
+    rounding = abs(np.asarray(x, np.float64).var((0, 1)) - exact.var((0, 1))).max()
+    assert abs(one - two).max() <= max(0.1 * rounding, 1e-6)
+
+
 def test_cases_cover_every_op_with_a_cpu_form():
     one_form = {"convolve", "pixel_shuffle"}
     chosen = {name for name in ops.__all__ if hasattr(cpu, name)} - one_form
     assert chosen == FORMS.keys() == {name for name, *_ in CASES.values()}
+    assert GPU_FORMS.keys() == {name for name in ops.__all__ if hasattr(gpu, name)}
     for name, (reference, _) in FORMS.items():
-        assert getattr(ops, name).__wrapped__.__wrapped__ is reference
+        assert inspect.unwrap(getattr(ops, name)) is inspect.unwrap(reference)
 
 
 def test_relu_propagates_nan():
@@ -228,3 +272,58 @@ def test_program_for_two_platforms_has_no_choice_on_a_cpu():
 def test_bfloat16_products_are_bfloat16_on_each_platform(platform):
     found = products(lower([platform], "bfloat16"))
     assert {x.multiplied for x in found} == {("bf16", "bf16")}
+
+
+@pytest.fixture
+def with_cudnn(monkeypatch):
+    """JAX believes that cuDNN is installed, so its attention can be lowered without a GPU."""
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91200)
+    gpu.cudnn_refusal.cache_clear()
+    with gpu.forms(True):
+        yield
+    gpu.cudnn_refusal.cache_clear()
+
+
+def lowered_gradient(platform: str, dtype: str = "bfloat16") -> str:
+    function, arguments = gradient_function(dtype)
+    return jax.jit(function).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
+
+
+def test_gpu_forms_are_in_programs_for_cuda_alone(with_cudnn):
+    text = lowered_gradient("cuda")
+    assert "__cudnn$fmhaSoftmax" in text and "__cudnn$fmhaSoftmaxBackward" in text
+    assert {x.multiplied for x in products(text)} == {("bf16", "bf16")}
+    for platform in ("cpu", "tpu"):
+        text = lowered_gradient(platform)
+        with gpu.forms(False):
+            plain = lowered_gradient(platform)
+        assert "cudnn" not in text
+        assert products(text) == products(plain)
+
+
+def test_gpu_forms_are_not_traced_without_a_gpu():
+    assert not gpu.wanted()
+    assert "cudnn" not in lowered_gradient("cuda")
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "reason"),
+    [
+        ((1, 16, 2, 64), "float32", "got float32, expected bfloat16 or float16"),
+        ((1, 16, 2, 192), "bfloat16", "got 192 channels a head with those of the bias"),
+        ((1, 16, 2, 64), "bfloat16", ""),
+        ((1, 16, 2, 60), "bfloat16", "multiple of 8"),
+    ],
+)
+def test_cudnn_refusal_names_the_reason(shape, dtype, reason, with_cudnn):
+    found = gpu.cudnn_refusal(shape, dtype)
+    assert reason in found and bool(found) == bool(reason)
+
+
+def test_attention_without_cudnn_says_so_once(capsys):
+    q, k, v, *tables = (jnp.asarray(x) for x in attention_inputs(2, 8))
+    gpu.say_once.cache_clear()
+    for _ in range(2):
+        found = gpu.relative_attention(q, k, v, *tables)
+    np.testing.assert_array_equal(found, attention.relative_attention(q, k, v, *tables))
+    assert capsys.readouterr().err.count("attention without cuDNN, which is slower") == 1

@@ -157,3 +157,63 @@ def test_predict_checks_a_seg_before_predicting(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(volume, "predict_slices", None)
     assert run("-i", tmp_path / "ct", "-o", tmp_path / "m.dcm") == 3
     assert "FrameOfReferenceUID (0020,0052) is missing" in capsys.readouterr().err
+
+
+def test_predict_counts_damaged_slices_without_ending(tmp_path, capsys):
+    for path in write_series(tmp_path / "ct", HU, AFFINE):
+        path.rename(path.with_suffix(""))
+    last = tmp_path / "ct" / "IM9"
+    last.write_bytes(bytes(500))
+    report = tmp_path / "r.json"
+    for options in ((), ("--skip_existing",)):
+        arguments = ("-i", tmp_path / "ct", "-o", tmp_path / "m.nii", f"--report={report}")
+        assert run(*arguments, *options) == 4
+        assert f"{last}: lies among slices, but is not DICOM" in capsys.readouterr().err
+        assert str(last) in json.loads(report.read_text())["left_out"]
+
+
+def test_predict_warns_of_a_series_in_two_folders(tmp_path, capsys):
+    paths = write_series(tmp_path / "a", HU, AFFINE)
+    (tmp_path / "in" / "b").mkdir(parents=True)
+    (tmp_path / "a").rename(tmp_path / "in" / "a")
+    (tmp_path / "in" / "a" / paths[2].name).rename(tmp_path / "in" / "b" / paths[2].name)
+    write_series(tmp_path / "in" / "c", HU, AFFINE, series="other")
+    report = tmp_path / "r.json"
+    assert run("-i", tmp_path / "in", "-o", tmp_path / "m", f"--report={report}") == 0
+    found = json.loads(report.read_text())["volumes"]
+    warned = [x for x, entry in found.items() if "same series" in "".join(entry["warnings"])]
+    assert warned == [str(tmp_path / "in" / "b")]
+    assert f"same series as those in {tmp_path / 'in' / 'a'}" in capsys.readouterr().err
+
+
+def test_predict_chooses_a_series(tmp_path, capsys):
+    for name in ("portal", "native"):
+        write_series(tmp_path / "ct", HU, AFFINE, series=name)
+    write_ct(tmp_path / "v.nii")
+    arguments = ("-i", tmp_path / "ct", "-o", tmp_path / "m.nii")
+    assert run(*arguments) == 3
+    assert "holds 2 series, expected one" in capsys.readouterr().err
+    assert run(*arguments, "--series=none") == 3
+    assert run(*arguments, "--series=portal") == 0
+    assert run("-i", tmp_path / "v.nii", "-o", tmp_path / "n.nii", "--series=portal") == 2
+    assert "--series: got no DICOM series" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("volumes", [[], {"x": 7}, 5])
+def test_predict_keeps_a_report_of_another_form(tmp_path, volumes, capsys):
+    report = tmp_path / "r.json"
+    report.write_text(json.dumps({"checkpoint": "x", "volumes": volumes}))
+    arguments = ("-i", write_ct(tmp_path / "ct.nii"), "-o", tmp_path / "m.nii")
+    assert run(*arguments, f"--report={report}", "--skip_existing") == 2
+    assert "is not a report that this program wrote" in capsys.readouterr().err
+
+
+def test_predict_refuses_a_mask_without_a_name(tmp_path, capsys):
+    assert run("-i", write_ct(tmp_path / "ct.nii"), "-o", tmp_path / ".nii.gz") == 2
+    assert "expected NAME.nii.gz" in capsys.readouterr().err
+
+
+def test_predict_writes_masks_above_their_cts(tmp_path):
+    write_ct(tmp_path / "in" / "sub" / "c.nii")
+    assert run("-i", tmp_path / "in" / "sub", "-o", tmp_path / "in") == 0
+    assert (tmp_path / "in" / "c.nii.gz").is_file()

@@ -12,7 +12,9 @@ from network_results import CLASSES, PATIENTS, make_run, make_shown
 from test_own_network import NETWORK
 
 from tools import ablation, compare_networks
+from usam_jax.evaluation import published_results
 from usam_jax.evaluation.network_run import shown_path
+from usam_jax.models.common import registry
 from usam_jax.utils import cli
 from usam_jax.utils.workdir import Workdir
 
@@ -109,6 +111,7 @@ def test_failing_network_ends_only_its_runs(run, fast, tmp_path, capsys):
         (["--networks=unet@points3"], "unet@points3: config.prompts.kind: got 'points', expected"),
         (["--networks=unet", "--against=usam@none"], "--against: got usam@none, expected one of"),
         (["--networks=unet", "--seeds=0,0"], "--seeds: got .*, expected different integers"),
+        (["--networks=unet", "--seeds=0,a"], r"--seeds: got \['0', 'a'\], expected"),
         (["--networks=unet", "--config.model.width=3"], "width: no such field"),
     ],
 )
@@ -116,6 +119,13 @@ def test_wrong_networks_are_named_before_any_run(arguments, expected, run, fast,
     assert run(*arguments) == 2
     assert re.search(expected, capsys.readouterr().err)
     assert fast[0] == [] and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("kind", ["care", "word", "phantom"])
+def test_networks_of_the_papers_tables_exist(kind):
+    rows = published_results.compared_networks(kind)
+    assert len(rows) == {"care": 12, "word": 13, "phantom": 14}[kind]
+    assert {network for network, _ in rows} <= set(registry.names())
 
 
 def test_foreign_outputs_are_kept(run, fast, tmp_path, capsys):

@@ -288,6 +288,27 @@ def test_check_config_rejects_changed_config_of_a_run(tmp_path):
     assert "config.prompts.kind: got 'none', expected 'points'" in str(caught.value)
 
 
+def test_check_config_keeps_files_of_the_user(tmp_path):
+    for name, content in (("config.json", '{"mine": 1}'), ("metrics.csv", "a,b"), ("run.json", "")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / name).write_text(content)
+        with pytest.raises(UsageError, match=rf"is not a run, since its config\.json .*\n.*{name}"):
+            run_checkpoint.check_config(folder, phantom_config())
+
+
+def test_check_config_accepts_a_run_without_checkpoint(tmp_path):
+    for name in ("data.json", "run.json", "metrics.jsonl"):  # as a kill leaves it
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "config.json").write_text(phantom_config().to_json_best_effort())
+    run_checkpoint.check_config(tmp_path, phantom_config())
+
+
+def test_check_config_names_a_workdir_that_is_not_utf_8(tmp_path):
+    with pytest.raises(UsageError, match="expected a path in UTF-8"):
+        run_checkpoint.check_config(tmp_path / "caf\udce9", phantom_config())
+
+
 def test_best_step_rejects_checkpoint_of_another_model(tmp_path):
     config = phantom_config()
     with pytest.raises(WeightsError, match="has no finished checkpoint"):

@@ -5,6 +5,7 @@ import time
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 from dicom_files import write_series
 from viewer_server import (
@@ -27,6 +28,8 @@ from usam_jax.predict.slices import Options
 from usam_jax.predict.volume import Request, predict_volume
 from usam_jax.viewer import planes
 from usam_jax.viewer.case import Paths, points_path
+from usam_jax.viewer.slice_state import Prompts
+from usam_jax.viewer.worker import Superseded
 
 HU, LABELS = make_volume()
 
@@ -198,6 +201,32 @@ def test_propagation_is_stopped_on_request(served):
     time.sleep(0.2)
     state = served.get("state")
     assert state["busy"] is None and 1 <= len(state["propagated"]) <= 3
+
+
+def test_clicks_refine_what_was_propagated(served):
+    served.click(4, [[30, 30, 2]])
+    served.post("propagate", {"slice": 4, "first": 4, "last": 5}, 202)
+    before = served.wait(lambda x: x["busy"] is None) and served.desk.case.session.labels_of(5)
+    assert (before == 2).any()
+    labels = served.click(5, [[44, 4, 1]])
+    kept = (before > 0) & (labels == before)
+    assert labels[4, 44] == 1 and kept.sum() > 0.5 * (before > 0).sum()
+    served.post("slice", {"slice": 5, "action": "clear_prompts"})
+    assert served.get("state")["propagated"] == []
+
+
+def test_points_file_prompts_a_new_session(folder, tmp_path):
+    paths = Paths(folder / "ct.nii.gz", tmp_path / "mask.nii.gz")
+    with Served([paths], Stub(True)) as served:
+        served.ready()
+        click_all(served)
+        served.post("save", {"format": "nifti"})
+        labels = served.desk.case.session.labels.copy()
+    other = Paths(folder / "ct.nii.gz", tmp_path / "other.nii.gz")
+    with Served([other], Stub(True), points=points_path(paths.mask)) as served:
+        served.ready()
+        served.wait(lambda x: x["prompted"] == [3, 6, 7])
+        np.testing.assert_array_equal(served.desk.case.session.labels, labels)
 
 
 def test_click_preempts_the_automatic_mask(folder, tmp_path):
@@ -407,15 +436,13 @@ def test_dicom_is_saved_as_seg_and_nifti(tmp_path):
     write_series(tmp_path / "series", np.ascontiguousarray(HU[..., ::-1]), affine)
     paths = Paths(tmp_path / "series", tmp_path / "mask.dcm")
     with Served([paths], Stub(), names=["series"]) as served:
-        assert served.ready()["formats"] == ["nifti", "dicom-seg"]
+        assert served.ready()["formats"] == ["dicom-seg", "nifti"]
         click_all(served)
         assert served.post("save", {"format": "dicom-seg"})["path"] == str(paths.mask)
         assert served.post("save", {"format": "nifti"})["path"].endswith("mask.nii.gz")
         labels = served.desk.case.session.labels.copy()
     source = output.read_source(paths.ct)
     np.testing.assert_array_equal(labels, expected_labels(source, False))
-    import pydicom
-
     seg = pydicom.dcmread(paths.mask)
     assert {x.SegmentAlgorithmType for x in seg.SegmentSequence} == {"SEMIAUTOMATIC"}
     files = {x: i for i, x in enumerate(uids(read_series(paths.ct).files))}
@@ -431,8 +458,6 @@ def test_dicom_is_saved_as_seg_and_nifti(tmp_path):
 
 
 def uids(files):
-    import pydicom
-
     return [pydicom.dcmread(x, stop_before_pixels=True).SOPInstanceUID for x in files]
 
 
@@ -543,10 +568,14 @@ def test_newer_prompts_supersede_older_ones(served):
     worker = served.desk.worker
     worker.predictor.network.delay = 0.1
     served.desk.case.session.has_automatic[:] = True
-    from usam_jax.viewer.slice_state import Prompts
-    from usam_jax.viewer.worker import Superseded
-
     futures = [worker.predict(2, Prompts(((float(x), 5.0, 1),))) for x in (4, 8, 12)]
     futures[-1].result(timeout=10)
     assert isinstance(futures[1].exception(timeout=10), Superseded)
     assert served.get("prompts/2")["points"] == [[12, 5, 1]]
+
+
+def test_click_counts_though_its_page_is_gone(served):
+    served.desk.worker.predictor.network.delay = 0.05
+    assert served.desk.worker.predict(2, Prompts(((4.0, 5.0, 1),))).cancel()
+    served.wait(lambda x: x["prompted"] == [2])
+    assert served.get("state")["problem"] == ""

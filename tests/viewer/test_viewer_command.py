@@ -1,14 +1,21 @@
 """The flags of `usam-view`: what it serves, and what it refuses before any work."""
 
+import http.client
 import json
+import os
 import pathlib
+import re
 import signal
 import socket
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 from absl.testing import flagsaver
-from viewer_server import CLASSES, make_volume, write_volume
+from conftest import ROOT
+from viewer_server import CLASSES, make_volume, stroke_body, write_volume
 
 from usam_jax.utils import cli
 from usam_jax.viewer import __main__ as command
@@ -128,6 +135,46 @@ def test_port_in_use_is_refused(folder, capsys):
         port = other.getsockname()[1]
         assert run("-i", "ct.nii.gz", f"--port={port}", "--nobrowser") == 2
     assert f"--port: got {port}" in capsys.readouterr().err
+
+
+def start(*arguments):
+    """A viewer in a process of its own, its port and its token."""
+    command_line = [sys.executable, "-m", "usam_jax.viewer", "--nobrowser", *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(command_line, stderr=subprocess.PIPE, text=True, env=environment)
+    for line in process.stderr:
+        if found := re.search(r"http://127\.0\.0\.1:(\d+)/#token=(\S+)", line):
+            return process, int(found[1]), found[2]
+    raise AssertionError("the viewer did not start")
+
+
+def send(port, token, method, path, body=None):
+    """Send a request to a viewer and return its JSON."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request(method, f"/api/{path}", body, {"X-Token": token})
+    content = json.loads(connection.getresponse().read())
+    connection.close()
+    return content
+
+
+def test_nothing_is_lost_by_sigkill(folder):
+    process, port, token = start("-i", folder / "ct.nii.gz")
+    for number in range(9):
+        content = {"slice": number, "box": [number, 2, 3, 2], "label": 1 + number % 3}
+        send(port, token, "POST", "paint", stroke_body(content, np.ones(6, np.uint8)))
+    state = send(port, token, "POST", "undo")
+    assert "jaxlib" not in pathlib.Path(f"/proc/{process.pid}/maps").read_text()
+    time.sleep(0.5)  # all but the last second is promised; a stroke is on the disk at once
+    process.kill()
+    process.communicate()
+    process, port, token = start("-i", folder / "ct.nii.gz")
+    again = send(port, token, "GET", "state")
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130 and "not exported yet, kept in" in errors
+    for name in ("edited", "undo", "redo", "volume_ml", "filled"):
+        assert again[name] == state[name]
+    assert len(again["edited"]) == 8 and "restored 10 actions" in again["warnings"][-1]
 
 
 def test_browser_gets_the_token_through_a_private_file(monkeypatch):

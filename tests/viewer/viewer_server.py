@@ -100,11 +100,12 @@ def make_model(stub):
 class Served:
     """A viewer of the volumes `paths`, served in a thread, and its client. A context manager."""
 
-    def __init__(self, paths, stub=None, names=None, load_fn=None, model=None):
+    def __init__(self, paths, stub=None, names=None, load_fn=None, model=None, points=None):
         model = make_model(stub) if stub else model
         worker = Worker((lambda: Predictor(stub)) if stub else load_fn)
         names = names or [x.ct.name for x in paths]
-        self.desk = Desk(names, paths, model.classes if model else CLASSES, worker, model)
+        classes = model.classes if model else CLASSES
+        self.desk = Desk(names, paths, classes, worker, model, points=points)
         self.desk.open(0)
         self.bound = serve.bind(0)
         self.port = self.bound.getsockname()[1]

@@ -11,6 +11,7 @@ import numpy as np
 
 from usam_jax.data.values import GreyValues
 from usam_jax.io.geometry import Geometry
+from usam_jax.io.volume_files import compose
 from usam_jax.utils.errors import DataError
 from usam_jax.utils.files import checksum
 
@@ -102,7 +103,7 @@ def files_named(folder: pathlib.Path, end: str) -> dict[str, pathlib.Path]:
     for file in sorted(os.listdir(folder)):
         if file.startswith(".") or not file.lower().endswith(end.lower()):
             continue
-        name = file[: -len(end)]
+        name = compose(file[: -len(end)])
         if name in found:
             raise DataError(f"{folder / file} and {found[name]} are one case", "remove one of them")
         found[name] = folder / file

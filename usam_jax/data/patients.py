@@ -5,6 +5,7 @@ import dataclasses
 import pathlib
 
 from usam_jax.data.case import Case, Cases
+from usam_jax.io.volume_files import compose
 from usam_jax.utils.errors import DataError, list_some, reading
 
 PATIENTS = "patients.csv"
@@ -19,10 +20,12 @@ def with_patients(cases: Cases, table: pathlib.Path) -> Cases:
         return cases
     problem, fix = "found no readable columns name and patient", "correct or delete the file"
     with reading(table, problem, fix), table.open(newline="", encoding="utf-8-sig") as file:
-        patient_of = {row["name"].strip(): row["patient"].strip() for row in csv.DictReader(file)}
+        rows = list(csv.DictReader(file))
+        patient_of = {compose(row["name"].strip()): row["patient"].strip() for row in rows}
 
     def find(split: str, case: Case) -> str | None:
-        return patient_of.get(f"{split}/{case.name}") or patient_of.get(case.name)
+        name = compose(case.name)
+        return patient_of.get(f"{split}/{name}") or patient_of.get(name)
 
     unknown = [
         f"{split}/{x.name}"

@@ -24,7 +24,7 @@ from usam_jax.io.nifti import (
     require_same_grid,
 )
 from usam_jax.utils import console
-from usam_jax.utils.errors import DataError, require_unbroken
+from usam_jax.utils.errors import DataError, require_file
 
 
 def volume_cases(
@@ -61,8 +61,8 @@ def volume_case(name: str, image: pathlib.Path, label: pathlib.Path, data: Confi
     """The case of an image and its label, unusable if one of them cannot be read."""
     try:
         for path, other in ((image, label), (label, image)):
-            require_unbroken(path)
-            if not path.is_file():
+            require_file(path)
+            if not path.exists():
                 raise DataError(f"{path} is not there, which {other} needs", "copy it again")
         geometry, stamp = read_geometry(image), source_stamp(image, label)
     except DataError as error:

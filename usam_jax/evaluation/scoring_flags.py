@@ -30,6 +30,7 @@ def require_complete(left_out: Iterable[str]) -> None:
 
 def require_writable(folder: pathlib.Path) -> None:
     """Raise UsageError if the folder can neither be written to nor be created."""
-    existing = next(x for x in (folder, *folder.resolve().parents) if x.exists())
+    places = (folder, *folder.resolve().parents)  # a broken link cannot become a folder
+    existing = next(x for x in places if x.exists() or x.is_symlink())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise UsageError(f"{folder}: cannot be written; give another folder with --out")

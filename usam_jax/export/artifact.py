@@ -23,6 +23,7 @@ from usam_jax.models import Prompts, make_model
 from usam_jax.models.common import registry
 from usam_jax.models.common.prompts import batch_images
 from usam_jax.models.common.spec import InputSpec
+from usam_jax.models.ops import gpu
 from usam_jax.training import run_record
 from usam_jax.utils import console
 from usam_jax.utils.errors import UsageError, WeightsError
@@ -96,7 +97,8 @@ def make_artefact(config: ConfigDict, variables: Variables) -> bytes:
         "previous": ((b, side, side, config.num_classes), jnp.float32),
     }
     shapes = [jax.ShapeDtypeStruct(*arguments[name]) for name in inputs_of(config)]
-    exported = jax.export.export(jax.jit(predict), platforms=PLATFORMS)(*shapes)
+    with gpu.forms(False):  # cuDNN's attention has no stable format and needs a certain GPU
+        exported = jax.export.export(jax.jit(predict), platforms=PLATFORMS)(*shapes)
     return bytes(exported.serialize())
 
 

@@ -4,18 +4,12 @@ import pathlib
 from typing import NamedTuple
 
 from usam_jax.io import dicom
-from usam_jax.io.volume_files import EXPECTED, is_pair_data, volume_ending, volume_name
+from usam_jax.io.side_files import is_side_file
+from usam_jax.io.volume_files import EXPECTED, compose, is_pair_data, volume_ending, volume_name
 from usam_jax.utils.errors import DataError, list_some, unreadable
 
-# Files that lie next to volumes but are not images of a patient.
-SIDE_ENDINGS = (
-    *(".json", ".jsonl", ".csv", ".tsv", ".txt", ".md", ".pdf", ".xml", ".html", ".log"),
-    *(".yaml", ".yml", ".toml", ".xlsx", ".docx", ".png", ".jpg", ".jpeg", ".pkl", ".npz"),
-    *(".py", ".sh", ".bval", ".bvec", ".sha256", ".md5"),
-)
 PROBABILITIES = "_probabilities"  # of the case NAME, in the volume NAME_probabilities
 EMPTY = "holds no volume"
-SIDE_NAMES = ("dicomdir", "thumbs.db", "desktop.ini", "readme", "license", "licence")
 
 
 class Cohort(NamedTuple):
@@ -37,7 +31,7 @@ def find_cohort(
     """Find the volumes in a folder at any depth.
 
     With `with_series`, the DICOM series below it count as volumes. Hidden files, documents such as
-    tables, and the folder `skipped` do not count.
+    tables, pictures named after a volume, and the folder `skipped` in it do not count.
     Raises DataError if the folder cannot be read.
     """
     cohort = Cohort({}, {}, [])
@@ -46,7 +40,7 @@ def find_cohort(
     except OSError as error:
         raise unreadable(folder, error) from error
     walk(folder, entries, cohort, with_series, {folder.resolve()})
-    if skipped is None:
+    if skipped is None or folder.resolve() not in skipped.resolve().parents:
         return cohort
 
     def counts(path: pathlib.Path) -> bool:
@@ -72,6 +66,7 @@ def walk(
     """
     top = top or folder
     names = {x.name.lower() for x in entries}
+    volumes = {volume_name(x) for x in entries if volume_ending(x)}
     for path in entries:
         if path.name.startswith("."):
             continue
@@ -86,7 +81,7 @@ def walk(
                 add(path, volume_name(path), cohort, top)
             elif f"{volume_name(path)}.hdr".lower() not in names:
                 cohort.left_out[path] = "its header, the .hdr of the pair, is not there"
-        elif not is_side_file(path):
+        elif not is_side_file(path, volumes):
             cohort.left_out[path] = f"is not a volume by its name, expected {EXPECTED}"
 
 
@@ -120,17 +115,11 @@ def enter(
 
 def add(path: pathlib.Path, name: str, cohort: Cohort, top: pathlib.Path) -> None:
     """Add a volume under its name below `top`."""
-    key = (path.parent.relative_to(top) / name).as_posix()
+    key = compose((path.parent.relative_to(top) / name).as_posix())
     if key in cohort.volumes:
         cohort.twins.append((cohort.volumes[key], path))
     else:
         cohort.volumes[key] = path
-
-
-def is_side_file(path: pathlib.Path) -> bool:
-    """Whether a file is hidden, or a document by its name."""
-    name = path.name.lower()
-    return name.startswith(".") or name.endswith(SIDE_ENDINGS) or name in SIDE_NAMES
 
 
 def find_others(folder: pathlib.Path, end: str) -> dict[pathlib.Path, str]:
@@ -138,11 +127,14 @@ def find_others(folder: pathlib.Path, end: str) -> dict[pathlib.Path, str]:
 
     `end` may be in any letter case. Raises OSError if the folder cannot be read.
     """
-    others = [x for x in sorted(folder.iterdir()) if not x.name.lower().endswith(end.lower())]
+    entries = sorted(folder.iterdir())
+    others = [x for x in entries if not x.name.lower().endswith(end.lower())]
+    names = {x.name[: -len(end)] for x in entries if x.name.lower().endswith(end.lower())}
+    names |= {volume_name(x) for x in entries if volume_ending(x)}
     return {
         x: f"is not named NAME{end}"
         for x in others
-        if not (is_side_file(x) and (x.is_file() or x.name.startswith(".")))
+        if not (is_side_file(x, names) and (x.is_file() or x.name.startswith(".")))
     }
 
 

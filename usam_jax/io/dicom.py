@@ -14,13 +14,16 @@ from pydicom.pixels import get_decoder
 from pydicom.uid import UID
 
 from usam_jax.io.dicom_files import (
+    DICOMDIR,
     Header,
     fault,
     find_slices,
+    list_files,
     path_of,
     read_file,
     read_numbers,
-    split_files,
+    series_uid,
+    starts_as_dicom,
 )
 from usam_jax.io.geometry import MAX_OFF_VOXELS, Geometry, as_slices, make_geometry
 from usam_jax.utils.errors import DataError, reading
@@ -43,18 +46,27 @@ class Series:
     """A CT series: HU float32[n h w], oriented as by `nifti.read_slices`, and its files.
 
     `files` follow the third axis of the file grid (`geometry.affine`, `geometry.file_axes`), which
-    may run from the head down. `notes` list the files of the folder that were left out.
+    may run from the head down. `uid` is the SeriesInstanceUID. `notes` list the files of the folder
+    that were left out, and `unknown` those of them that may be damaged slices.
     """
 
     hu: np.ndarray
     geometry: Geometry
     files: tuple[pathlib.Path, ...]
+    uid: str
     notes: tuple[str, ...]
+    unknown: tuple[pathlib.Path, ...] = ()
 
 
 def is_series(folder: pathlib.Path) -> bool:
-    """Whether the folder itself holds DICOM files. Raises DataError as `split_files`."""
-    return folder.is_dir() and bool(split_files(folder)[0])
+    """Whether the folder itself holds DICOM files other than the index of a medium (DICOMDIR).
+
+    Files that cannot be read do not count. Raises DataError if the folder cannot be read.
+    """
+    if not folder.is_dir():
+        return False
+    names = (x for x in list_files(folder) if x.name.upper() != DICOMDIR)
+    return any(starts_as_dicom(x) for x in names if x.is_file())
 
 
 def read_series(folder: pathlib.Path, chosen: str | None = None) -> Series:
@@ -64,7 +76,7 @@ def read_series(folder: pathlib.Path, chosen: str | None = None) -> Series:
     all slices of one series, in HU, on one regular grid.
     """
     with reading(folder, "not a readable series"):
-        headers, notes = find_slices(folder, chosen)
+        headers, notes, unknown = find_slices(folder, chosen)
         for header in headers:
             check_slice(header)
         check_alike(headers)
@@ -74,7 +86,8 @@ def read_series(folder: pathlib.Path, chosen: str | None = None) -> Series:
             frame[:] = read_hu(header)
         voxels = frames.transpose(2, 1, 0)
         hu, geometry = as_slices(voxels, affine), make_geometry(voxels.shape, affine)
-        return Series(hu, geometry, tuple(path_of(x) for x in headers), notes)
+        files, uid = tuple(path_of(x) for x in headers), series_uid(headers[0])
+        return Series(hu, geometry, files, uid, notes, unknown)
 
 
 def check_slice(header: Header) -> None:

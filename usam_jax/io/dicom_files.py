@@ -10,9 +10,12 @@ import numpy as np
 import pydicom
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from usam_jax.io.side_files import is_document, is_image
+from usam_jax.io.volume_files import volume_ending
 from usam_jax.utils.errors import DataError, list_some, reading, unreadable
 
 Header = pydicom.FileDataset
+DICOMDIR = "DICOMDIR"  # the index of a CD, at its top
 
 
 def quiet_pydicom() -> None:
@@ -28,24 +31,47 @@ def quiet_pydicom() -> None:
 quiet_pydicom()
 
 
-def split_files(folder: pathlib.Path) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
-    """The folder's DICOM files, recognised by their content, and its other files, by name.
+def list_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The folder's files by name, without the files `._NAME` that macOS adds.
 
-    The files `._NAME` that macOS adds do not count. Raises DataError if a file cannot be read.
+    Raises DataError if the folder cannot be read.
     """
-    dicom: list[pathlib.Path] = []
-    others: list[pathlib.Path] = []
     try:
         names = sorted(x for x in folder.iterdir() if not x.name.startswith("._"))
     except OSError as error:
         raise unreadable(folder, error) from error
-    for path in (x for x in names if not x.is_dir()):
+    return [x for x in names if not x.is_dir()]
+
+
+def split_files(folder: pathlib.Path) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
+    """The folder's DICOM files, recognised by their content, and its other files, by name.
+
+    Raises DataError if a file cannot be read.
+    """
+    dicom: list[pathlib.Path] = []
+    others: list[pathlib.Path] = []
+    for path in list_files(folder):
         try:
-            with path.open("rb") as stream:
-                (dicom if is_dicom(stream.read(132)) else others).append(path)
+            (dicom if read_start(path) else others).append(path)
         except OSError as error:
             raise unreadable(path, error) from error
     return dicom, others
+
+
+def starts_as_dicom(path: pathlib.Path) -> bool:
+    """Whether a file can be read and is DICOM."""
+    try:
+        return read_start(path)
+    except OSError:
+        return False
+
+
+def read_start(path: pathlib.Path) -> bool:
+    """Whether a file is DICOM by its first bytes. Raises OSError if it cannot be read."""
+    if path.exists() and not path.is_file():  # reading a named pipe would wait for ever
+        return False
+    with path.open("rb") as stream:
+        return is_dicom(stream.read(132))
 
 
 def is_dicom(start: bytes) -> bool:
@@ -93,6 +119,11 @@ def read_header(path: pathlib.Path) -> Header:
     return header
 
 
+def series_uid(header: Header) -> str:
+    """The SeriesInstanceUID of a file, "" if it has none."""
+    return str(header.get("SeriesInstanceUID") or "")
+
+
 def read_numbers(header: Header, keyword: str, count: int, lengths: bool = False) -> np.ndarray:
     """Read the numbers of a tag as float64[count].
 
@@ -109,12 +140,17 @@ def read_numbers(header: Header, keyword: str, count: int, lengths: bool = False
     return numbers
 
 
-def find_slices(folder: pathlib.Path, chosen: str | None) -> tuple[list[Header], tuple[str, ...]]:
+def find_slices(
+    folder: pathlib.Path, chosen: str | None
+) -> tuple[list[Header], tuple[str, ...], tuple[pathlib.Path, ...]]:
     """Read the headers of the folder's slices, and make notes on its other files.
 
-    Raises DataError if there are no slices, or as `choose_series`.
+    The last of the results are those other files that by their names may be damaged slices. Raises
+    DataError if there are no slices, or as `choose_series`.
     """
     dicom, others = split_files(folder)
+    named = (is_document, is_image, volume_ending)
+    unknown = tuple(x for x in others if not any(is_known(x) for is_known in named))
     localisers: list[pathlib.Path] = []
     series: dict[str, list[Header]] = {}
     for path in dicom:
@@ -124,7 +160,7 @@ def find_slices(folder: pathlib.Path, chosen: str | None) -> tuple[list[Header],
         elif "LOCALIZER" in str(header.get("ImageType")):
             localisers.append(path)
         else:
-            series.setdefault(str(header.get("SeriesInstanceUID")), []).append(header)
+            series.setdefault(series_uid(header), []).append(header)
     if broken := [x for x in others if x.suffix.lower() == ".dcm"]:
         raise DataError(f"{broken[0]}: is not a DICOM file", "copy it again, or remove it")
     notes = tuple(
@@ -133,10 +169,13 @@ def find_slices(folder: pathlib.Path, chosen: str | None) -> tuple[list[Header],
         for kind, paths in (("not a DICOM slice", others), ("localiser", localisers))
         if paths
     )
+    if len(series) > 1 and "" in series:
+        problem = "has no SeriesInstanceUID, unlike other files of the folder"
+        raise fault(series[""][0], problem, "copy it again, or remove it")
     if not series:
         found = "; ".join(notes) or f"{folder}: holds no file"
         raise DataError(found, "expected the slices of one CT series; give the folder with them")
-    return choose_series(folder, series, chosen), notes
+    return choose_series(folder, series, chosen), notes, unknown
 
 
 def choose_series(

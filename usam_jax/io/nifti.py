@@ -3,6 +3,7 @@
 Read: .nii, .nii.gz, .hdr with .img, .mha and .nrrd, in any letter case. Written: NIfTI.
 """
 
+import dataclasses
 import pathlib
 from collections.abc import Iterable
 from typing import Any
@@ -22,9 +23,9 @@ from usam_jax.io.geometry import (
 )
 from usam_jax.io.itk_file import open_itk
 from usam_jax.io.nifti_file import IMAGES, open_nifti, read_raw_header
-from usam_jax.io.volume import Volume
+from usam_jax.io.volume import Volume, size_warning
 from usam_jax.io.volume_files import EXPECTED, ITK_ENDINGS, NIFTI_ENDINGS, volume_ending
-from usam_jax.utils.errors import DataError, reading, unreadable
+from usam_jax.utils.errors import DataError, reading, require_file, unreadable
 from usam_jax.utils.files import atomic_write
 
 ENDINGS = NIFTI_ENDINGS
@@ -37,11 +38,14 @@ def open_volume(path: pathlib.Path) -> Volume:
     """
     if (ending := volume_ending(path)) is None:
         raise DataError(f"{path}: is not a volume by its name, expected {EXPECTED}")
+    require_file(path)
     try:
         path.open("rb").close()  # libraries call a file without read permission damaged
     except OSError as error:
         raise unreadable(path, error) from error
-    return open_itk(path) if ending.lower() in ITK_ENDINGS else open_nifti(path)
+    volume = open_itk(path) if ending.lower() in ITK_ENDINGS else open_nifti(path)
+    doubts = (*volume.warnings, size_warning(volume.affine))
+    return dataclasses.replace(volume, warnings=tuple(filter(None, doubts)))
 
 
 def read_geometry(path: pathlib.Path) -> Geometry:

@@ -17,15 +17,18 @@ from nibabel.spatialimages import HeaderDataError
 
 from usam_jax.io.geometry import MAX_OFF_VOXELS, distance_mm
 from usam_jax.io.gzip_file import ending_warning, max_content_bytes, open_stream, read_to_end
-from usam_jax.io.volume import Volume, require_usable
+from usam_jax.io.volume import (
+    MAX_SPACING_DIFFERENCE,
+    SAVE_AGAIN,
+    Volume,
+    require_usable,
+)
 from usam_jax.io.volume_files import PAIR_ENDINGS, volume_ending, volume_name
 from usam_jax.utils.errors import DataError, reading
 
 LOGGER = logging.getLogger("usam_jax.nifti_header")
 LOGGER.disabled = True  # repairs become warnings that name the file
 DAMAGED = "not a readable NIfTI file"
-MAX_SPACING_DIFFERENCE = 0.01  # relative, between pixdim and sform; rounding makes less
-SAVE_AGAIN = "save it again with one voxel size"
 HEADERS = (nibabel.Nifti1Header, nibabel.Nifti2Header)
 PAIR_HEADERS = (nibabel.nifti1.Nifti1PairHeader, nibabel.nifti2.Nifti2PairHeader)
 IMAGES = {

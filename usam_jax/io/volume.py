@@ -10,6 +10,9 @@ import numpy as np
 from usam_jax.io.geometry import max_shear_degrees
 from usam_jax.utils.errors import DataError
 
+MAX_SPACING_DIFFERENCE = 0.01  # relative, between two fields for it; rounding makes less
+SAVE_AGAIN = "save it again with one voxel size"
+MIN_SPACING_MM, MAX_SPACING_MM = 0.1, 25.0
 MAX_SHEAR_DEGREES = 0.5  # as by rounded direction cosines; distances change by less than 0.5 %
 
 
@@ -30,6 +33,15 @@ class Volume:
     header: Any = None
 
 
+def size_warning(affine: np.ndarray) -> str:
+    """A warning if voxels are much smaller or larger than those of any CT of a patient, else ""."""
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    if spacing.min() >= MIN_SPACING_MM and spacing.max() <= MAX_SPACING_MM:
+        return ""
+    found = " x ".join(f"{x:.3g}" for x in spacing)
+    return f"voxels of {found} mm are not those of a CT of a patient: is the header in mm?"
+
+
 def require_usable(volume: Volume) -> Volume:
     """The volume. Raises DataError if it is not a 3-D volume of numbers on a usable grid."""
     path, shape, dtype = volume.path, volume.shape, volume.dtype
@@ -43,10 +55,13 @@ def require_usable(volume: Volume) -> Volume:
         )
     if min(shape) < 1:
         raise DataError(f"{path}: has the shape {shape}, expected positive numbers")
+    if not np.isfinite(volume.affine).all():
+        found = f"has the affine {volume.affine[:3].tolist()}, expected finite numbers"
+        raise DataError(f"{path}: {found}", "export it again")
     matrix = volume.affine[:3, :3]
     with np.errstate(all="ignore"):
         spacing, size = np.linalg.norm(matrix, axis=0), np.linalg.det(matrix)
-    if not np.isfinite([*volume.affine.flat, *spacing, size]).all() or abs(size) < 1e-9:
+    if not np.isfinite([*spacing, size]).all() or abs(size) < 1e-9:
         raise DataError(
             f"{path}: has a spacing of {spacing.tolist()} mm, expected positive numbers along "
             "three directions",

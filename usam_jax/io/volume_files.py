@@ -1,6 +1,7 @@
 """Which files are volumes, told by the endings of their names in any letter case."""
 
 import pathlib
+import unicodedata
 
 NIFTI_ENDINGS = (".nii.gz", ".nii")
 PAIR_ENDINGS = (".hdr", ".img")  # NIfTI as two files
@@ -24,6 +25,14 @@ def volume_ending(path: pathlib.PurePath) -> str | None:
 def volume_name(path: pathlib.PurePath) -> str:
     """The file's name without the ending of a volume, or else without its last suffix."""
     return path.name.removesuffix(volume_ending(path) or path.suffix)
+
+
+def compose(name: str) -> str:
+    """A name with composed accents.
+
+    macOS copies files with decomposed ones, which look the same.
+    """
+    return unicodedata.normalize("NFC", name)
 
 
 def is_pair_data(path: pathlib.PurePath) -> bool:

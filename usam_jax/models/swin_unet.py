@@ -11,7 +11,16 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from usam_jax.models import ops
-from usam_jax.models.common.layers import Dtype, GreyConv, LayerNorm, Mlp, conv, linear
+from usam_jax.models.common.layers import (
+    Dtype,
+    GreyConv,
+    Init,
+    LayerNorm,
+    Mlp,
+    conv,
+    drop_path,
+    linear,
+)
 from usam_jax.models.common.spec import ModelSpec, multiple_of, refuse_prompts
 from usam_jax.models.common.windows import window_partition, window_unpartition
 from usam_jax.utils.errors import UsageError
@@ -97,9 +106,9 @@ class Block(nn.Module):
         shift = self.window // 2 if self.shifted and min(x.shape[1:3]) > self.window else 0
         attention = WindowAttention(self.head_dim, self.window, shift, self.dtype, name="attn")
         mlp = Mlp(4 * x.shape[-1], ops.gelu, self.dtype, **INITS, name="mlp")
-        drop_path = nn.Dropout(self.drop_rate, broadcast_dims=(1, 2, 3), deterministic=not train)
-        x = x + drop_path(attention(LayerNorm(EPSILON, name="norm1")(x)))
-        return x + drop_path(mlp(LayerNorm(EPSILON, name="norm2")(x)))
+        drop = drop_path(self.drop_rate, train)
+        x = x + drop(attention(LayerNorm(EPSILON, name="norm1")(x)))
+        return x + drop(mlp(LayerNorm(EPSILON, name="norm2")(x)))
 
 
 class PatchMerging(nn.Module):
@@ -122,11 +131,12 @@ class PatchExpanding(nn.Module):
     scale: int
     features: int
     dtype: Dtype
+    kernel_init: Init = INITS["kernel_init"]
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b i j e"]:
-        features = self.features * self.scale**2
-        x = linear(features, x.shape[-1], self.dtype, "expand", bias=False, **INITS)(x)
+        features, d = self.features * self.scale**2, x.shape[-1]
+        x = linear(features, d, self.dtype, "expand", False, self.kernel_init)(x)
         x = ops.pixel_shuffle(x, (self.scale, self.scale))
         return LayerNorm(EPSILON, name="norm")(x)
 

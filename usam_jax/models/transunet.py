@@ -17,6 +17,7 @@ from usam_jax.models.common.layers import (
     InstanceNorm,
     LayerNorm,
     Mlp,
+    PatchConv,
     conv,
     linear,
     torch_uniform,
@@ -120,15 +121,16 @@ class ResBlock(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """The pixels of a map to tokens with learned positions."""
+    """The pixels, or patches, of a map to tokens with learned positions."""
 
     width: int
     dropout: float
     dtype: Dtype
+    patch_size: int = 1
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w d"], train: bool) -> Float[Array, "b t e"]:
-        x = conv(self.width, x.shape[-1], 1, self.dtype, "patch_embeddings")(x)
+        x = PatchConv(self.width, self.patch_size, self.dtype, name="patch_embeddings")(x)
         x = x.reshape(x.shape[0], -1, self.width)
         positions = self.param("position_embeddings", nn.initializers.zeros, (1, *x.shape[1:]))
         x = x + positions.astype(self.dtype)

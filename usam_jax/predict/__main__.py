@@ -17,6 +17,7 @@ left out because they are not volumes; the masks of the others are written.
 
 import pathlib
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 from absl import flags
@@ -75,13 +76,15 @@ def make_options() -> Options:
     )
 
 
-def check_flags(several: bool) -> None:
-    """Raise UsageError if flags contradict each other, or do not allow `several` volumes."""
+def check_flags(inputs: Iterable[pathlib.Path], several: bool) -> None:
+    """Raise UsageError if flags contradict each other or do not fit the (`several`) inputs."""
     prompted = POINTS.value or BOX.value
     if several and prompted:
         raise UsageError("--points, --box: got a folder of several volumes, expected one volume")
     if PROPAGATE.value and not prompted:
         raise UsageError("--propagate: got no prompts, expected --points or --box")
+    if SERIES.value and not any(x.is_dir() for x in inputs):
+        raise UsageError("--series: got no DICOM series as input, expected one")
 
 
 def check_all_outputs(
@@ -119,6 +122,22 @@ def note_prompts(network: Network) -> None:
         console.info(f"note: the model is used {what} prompts, but was trained with: {trained}")
 
 
+def unread_slices(entry: dict[str, Any]) -> dict[pathlib.Path, str]:
+    """The files among the slices of a volume that may be damaged slices, with the reason."""
+    return {
+        pathlib.Path(x): "lies among slices, but is not DICOM" for x in entry.get("left_out", ())
+    }
+
+
+def warn_of_twin(path: pathlib.Path, entry: dict[str, Any], others: dict[str, Any]) -> None:
+    """Add a warning to the entry of a series if another folder holds slices of the same series."""
+    uid = entry.get("series")
+    if twin := next((x for x, other in others.items() if uid and other.get("series") == uid), None):
+        warning = f"the slices are of the same series as those in {twin}: a copy, or a part of it?"
+        entry["warnings"].append(warning)
+        console.info(f"warning: {path}: {warning}")
+
+
 def predict_all(
     network: Network,
     inputs: dict[str, pathlib.Path],
@@ -128,9 +147,10 @@ def predict_all(
 ) -> dict[str, Any]:
     """Predict all volumes, and return each one's entry in the report by path.
 
-    The report also has the files and folders that were left out. --skip_existing skips volumes whose outputs exist. If one of several volumes cannot be
-    predicted, its error is printed and the others are predicted; the error of a single volume is
-    raised. The report is written in any case.
+    The report also has the files and folders that were left out, `left_out`, to which files among the
+    slices of a series that are not DICOM are added. --skip_existing skips volumes whose outputs exist. If one of several volumes
+    cannot be predicted, its error is printed and the others are predicted; the error of a single
+    volume is raised. The report is written in any case.
     """
     report = pathlib.Path(REPORT.value) if REPORT.value else None
     earlier = read_json(report).get("volumes", {}) if report and SKIP_EXISTING.value else {}
@@ -140,10 +160,14 @@ def predict_all(
             entry = earlier.get(str(path), {"mask": str(masks[name])})
             if SKIP_EXISTING.value and is_done(masks[name], PROBABILITIES.value):
                 results[str(path)] = entry | {"status": "there already"}
+                left_out |= unread_slices(entry)
                 continue
             require_folder(masks[name].parent)
             try:
-                results[str(path)] = predict_volume(network, path, masks[name], request)
+                entry = predict_volume(network, path, masks[name], request)
+                warn_of_twin(path, entry, results)
+                results[str(path)] = entry
+                left_out |= unread_slices(entry)
             except DataError as error:
                 results[str(path)] = {"status": "failed", "error": str(error)}
                 if len(inputs) == 1:
@@ -168,7 +192,7 @@ def main(_config: ConfigDict | None, arguments: list[str]) -> None:
     output.require_elsewhere(out, source)
     inputs, left_out, _ = output.find_inputs(source, out)
     several = list(inputs.values()) != [source]  # a folder that is not a series itself
-    check_flags(several)
+    check_flags(inputs.values(), several)
     output.require_output(out, several)
     masks = {name: out / f"{name}.nii.gz" if several else out for name in inputs}
     check_all_outputs(source, out, inputs, masks)

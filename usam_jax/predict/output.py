@@ -58,7 +58,7 @@ def read_source(path: pathlib.Path, chosen: str | None = None) -> Source:
 
 
 class Labelling(NamedTuple):
-    """What the outputs say about labels: names, step of the checkpoint, and the prompts in words.
+    """What outputs say about labels: names, the checkpoint's step, the prompts in words.
 
     `checkpoint_step` is None without a checkpoint. `prompted` says whether a person took part.
     """
@@ -189,7 +189,8 @@ def require_output(path: pathlib.Path, several: bool) -> None:
         raise UsageError(f"-o: got {path}, expected a folder for the masks of several volumes")
     if not several and path.is_dir():
         raise UsageError(f"-o: got the folder {path}, expected a file for one volume")
-    if not several and not path.name.endswith((*ENDINGS, ".dcm")):
+    is_named = path.name.endswith((*ENDINGS, ".dcm")) and not path.name.startswith(".")
+    if not several and not is_named:
         raise UsageError(f"-o: got {path}, expected NAME.nii.gz, NAME.nii or NAME.dcm (DICOM-SEG)")
 
 

@@ -9,13 +9,21 @@ from usam_jax.io.cohort import PROBABILITIES
 from usam_jax.io.nifti_file import read_raw_header
 from usam_jax.io.volume_files import PAIR_ENDINGS, volume_ending, volume_name
 from usam_jax.utils.errors import DataError, reading
+from usam_jax.utils.files import read_json
 from usam_jax.utils.outputs import Output, is_json_with
 
 PROBABILITY_STEP = 1 / 255
 FIX = "Move it, or give another -o."
 
 is_class_list = is_json_with("labels", "source", "checkpoint_step", "prompts")
-is_report = is_json_with("checkpoint", "volumes")
+
+
+def is_report(path: pathlib.Path) -> bool:
+    """Whether a file is a report of this program: an entry for each volume."""
+    if not is_json_with("checkpoint", "volumes")(path):
+        return False
+    volumes = read_json(path)["volumes"]
+    return isinstance(volumes, dict) and all(isinstance(x, dict) for x in volumes.values())
 
 
 def class_list_path(mask: pathlib.Path) -> pathlib.Path:

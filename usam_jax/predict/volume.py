@@ -110,7 +110,7 @@ def predict_volume(
     output.write_labels(mask, source, labels, describe(network, clicks, options))
     ml = float(np.prod(source.geometry.spacing_mm)) / 1000
     names = enumerate(network.classes[1:], start=1)
-    return {
+    entry = {
         "status": "done",
         "mask": str(mask),
         "slices": predicted,
@@ -118,6 +118,10 @@ def predict_volume(
         "volume_ml": {name: round(float((labels == i).sum()) * ml, 3) for i, name in names},
         "warnings": warnings,
     }
+    if source.series:
+        unknown = [str(x) for x in source.series.unknown]
+        entry |= {"series": source.series.uid, "left_out": unknown}
+    return entry
 
 
 def describe(network: Network, clicks: dict[int, Clicks], options: Options) -> output.Labelling:

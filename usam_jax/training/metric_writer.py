@@ -4,8 +4,6 @@ import json
 import pathlib
 from typing import Any, Self
 
-from tensorboardX import SummaryWriter
-
 from usam_jax.utils.files import write_csv, write_text
 from usam_jax.utils.workdir import Workdir
 
@@ -35,6 +33,9 @@ class MetricWriter:
             lines = self.path.read_text().splitlines(keepends=True)
             kept = [x for x in lines if x.endswith("\n") and json.loads(x)["step"] <= first_step]
             write_text(self.path, "".join(kept))
+        # Not above: it imports torch if that is installed, for 2 seconds of each command.
+        from tensorboardX import SummaryWriter
+
         self.file = self.path.open("a", buffering=1)
         self.board = SummaryWriter(str(self.workdir.tensorboard), purge_step=first_step + 1)
 

@@ -8,12 +8,14 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from usam_jax.models.common.prompts import BACKGROUND, FOREGROUND, PADDING, Prompts
 
 WINDOW = 9  # pixels: side of the window in which errors are counted
 POWER = 4  # of that count: larger values draw clicks closer to the centres of error regions
+WEIGHT = 0.3  # of the loss at the clicked pixels, which are few among all pixels
 
 
 def with_room(prompts: Prompts, rounds: int) -> Prompts:
@@ -97,3 +99,17 @@ def add_click(
 def choose(which: Bool[Array, " b"], a: Prompts, b: Prompts) -> Prompts:
     """Return the prompts of `a` for the images of `which`, and those of `b` for the others."""
     return jax.tree.map(lambda x, y: jnp.where(which.reshape(-1, *(1,) * (x.ndim - 1)), x, y), a, b)
+
+
+def click_loss(logits: Float[Array, "b h w k"], prompts: Prompts) -> Float[Array, ""]:
+    """Return the cross-entropy at the pixels of the clicks, as a mean over the clicks.
+
+    It is 0 without clicks.
+    """
+    assert prompts.points_xy is not None and prompts.point_classes is not None
+    assert prompts.given is not None
+    x, y = jnp.moveaxis(jnp.rint(prompts.points_xy).astype(jnp.int32), -1, 0)
+    at_clicks = jax.vmap(lambda image, y, x: image[y, x])(logits, y, x)
+    loss = optax.softmax_cross_entropy_with_integer_labels(at_clicks, prompts.point_classes)
+    given = prompts.given[:, :-1] & (prompts.point_labels != PADDING)
+    return (loss * given).sum() / jnp.maximum(given.sum(), 1)

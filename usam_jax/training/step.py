@@ -13,10 +13,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from usam_jax.data.loader import IGNORED
-from usam_jax.models.common.layers import SHARED
 from usam_jax.models.common.prompts import batch_images, batch_prompts
 from usam_jax.models.common.spec import ModelSpec, group_of, merge_params, split_params
-from usam_jax.training import losses, simulated_clicks
+from usam_jax.training import losses, skipping
+from usam_jax.training.interactive_loss import interactive_loss
 from usam_jax.utils.errors import UsageError
 from usam_jax.utils.mesh import batch_sharding, place_state, replicated
 
@@ -122,6 +122,7 @@ def make_train_step(
     # Only windows have slices that do not count: of cases shorter than a window.
     segmentation_loss = losses.make_loss(train, IGNORED if spec.dims == 3 else None)
     groups = mesh.size if train.statistics == "device" else 1
+    update_if = skipping.update_if(mesh)
 
     def group_loss(
         trainable: Any, variables: Any, batch: dict[str, Any], key: Any
@@ -204,8 +205,7 @@ def make_train_step(
             | rates_fn(state.step - state.num_skipped)
         )
         good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(optax.tree.norm(grads))
-        # `lax.cond`, not `where`: selecting per array would keep both copies alive.
-        state = jax.lax.cond(good, update, lambda state, *_: state, state, grads, stats)
+        state = update_if(good, update, state, grads, stats)
         return dataclasses.replace(
             state,
             step=state.step + 1,
@@ -219,55 +219,6 @@ def make_train_step(
         out_shardings=(placed, replicated(mesh)),
         donate_argnums=0,
     )
-
-
-def interactive_loss(
-    model: nn.Module,
-    variables: dict[str, Any],
-    batch: dict[str, Any],
-    rounds: int,
-    key: Any,
-    segmentation_loss: losses.LossFn,
-) -> tuple[Any, Any]:
-    """Return the loss over rounds of clicks, and metrics and the changed BatchNorm statistics.
-
-    The images are encoded once and decoded `rounds + 1` times: automatically, then after each
-    click, but images with prompts in the batch get those in place of the first click. The metrics
-    are means over the rounds.
-    """
-    labels = batch["label"].astype(jnp.int32)
-    given = batch_prompts(batch)
-    assert given is not None and given.point_labels is not None and given.given is not None
-    first_slot = given.point_labels.shape[1]
-    given = simulated_clicks.with_room(given, rounds)
-    blank = jnp.zeros((*labels.shape, model.num_classes), jnp.float32)
-    given = dataclasses.replace(given, previous=blank)
-    prompts = dataclasses.replace(given, given=jnp.zeros_like(given.given))
-
-    def apply(trees: Any, *arguments: Any, method: str, mutable: Any) -> tuple[Any, Any]:
-        given = {name: tree for name, tree in {**variables, **trees}.items() if tree}
-        return model.apply(given, *arguments, True, mutable=mutable, method=method)
-
-    images = batch_images(batch["image"])
-    features, stats = apply({}, images, method="encode", mutable=["batch_stats"])
-    # Clicks change the statistics of the decoder's maps. All rounds share those of the automatic
-    # one, and so do the running ones, which then fit all rounds in evaluation.
-    logits, changed = apply(
-        stats, features, prompts, method="decode", mutable=["batch_stats", SHARED]
-    )
-    shared = {SHARED: changed.pop(SHARED, {})}
-    rows = [segmentation_loss(logits, labels)]
-    # No `lax.scan`, even unrolled: XLA:CPU misses its fast convolutions there (4.5 s a step -> 0.9 s).
-    for number, round_key in enumerate(jax.random.split(key, rounds)):
-        slot = first_slot + number
-        prompts = simulated_clicks.add_click(prompts, logits, labels, slot, round_key)
-        if number == 0:
-            prompts = simulated_clicks.choose(given.given.any(1), given, prompts)
-        logits = apply({**stats, **shared}, features, prompts, method="decode", mutable=False)
-        rows.append(segmentation_loss(logits, labels))
-    values = [{"loss": loss, **terms} for loss, terms in rows]
-    metrics = jax.tree.map(lambda *x: jnp.stack(x).mean(), *values)
-    return metrics["loss"], (metrics, changed.get("batch_stats", {}))
 
 
 def sown(tree: dict[str, Any]) -> dict[str, Any]:

@@ -103,6 +103,14 @@ def require_unbroken(path: pathlib.Path) -> None:
         raise DataError(problem, "restore the file that it points at, or copy that file here")
 
 
+def require_file(path: pathlib.Path) -> None:
+    """Raise DataError if the path is a broken link, a folder, or a device such as a named pipe."""
+    require_unbroken(path)
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "a device or a pipe"
+        raise DataError(f"{path}: is {what}, expected a file", "put the file itself there")
+
+
 def list_some(items: list[str], limit: int = 20) -> str:
     """`items` as indented lines.
 

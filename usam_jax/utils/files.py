@@ -58,14 +58,18 @@ def describe_fault(error: json.JSONDecodeError) -> str:
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """The content of a JSON file, or an empty dict if it does not exist.
+    """The object in a JSON file, or an empty dict if the file does not exist.
 
     Raises UserError if it is damaged.
     """
     try:
-        return load_json(path) if path.is_file() else {}
+        content = load_json(path) if path.is_file() else {}
     except DataError as error:
         raise UserError(f"{error.problem}: damaged. Delete it and start again.") from error
+    if not isinstance(content, dict):
+        found = type(content).__name__
+        raise UserError(f"{path}: got a {found}, expected an object. Delete it and start again.")
+    return content
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:

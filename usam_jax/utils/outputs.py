@@ -56,10 +56,9 @@ def is_json_with(*keys: str) -> Callable[[pathlib.Path], bool]:
 
     def is_own(path: pathlib.Path) -> bool:
         try:
-            content = read_json(path)
+            return set(keys) <= read_json(path).keys()
         except (UserError, OSError):
             return False
-        return isinstance(content, dict) and set(keys) <= content.keys()
 
     return is_own
 

@@ -20,28 +20,35 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from usam_jax.io.cohort import describe_left_out
+from usam_jax.io.dicom import is_series
 from usam_jax.io.volume_files import volume_name
 from usam_jax.predict import output
 from usam_jax.utils import cli, console
-from usam_jax.utils.errors import DataError, UsageError
+from usam_jax.utils.errors import UsageError
 from usam_jax.utils.files import require_folder
 
 # Other programs have flags of the same names, and tests import several programs.
-define = {"allow_override": True}
 INPUT = flags.DEFINE_string(
-    "input", None, "A volume, or a folder of volumes.", short_name="i", **define
+    "input", None, "A volume, or a folder of volumes.", short_name="i", allow_override=True
 )
 OUTPUT = flags.DEFINE_string(
-    "output", None, "The mask, or a folder for the masks.", short_name="o", **define
+    "output", None, "The mask, or a folder for the masks.", short_name="o", allow_override=True
 )
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The workdir of a run.", **define)
-MASK = flags.DEFINE_string("mask", None, "A mask to start from.", **define)
-REFERENCE = flags.DEFINE_string("reference", None, "A mask to compare with.", **define)
-POINTS = flags.DEFINE_string("points", None, "Points and boxes to start from (.json).", **define)
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The workdir of a run.", allow_override=True)
+MASK = flags.DEFINE_string("mask", None, "A mask to start from.", allow_override=True)
+REFERENCE = flags.DEFINE_string("reference", None, "A mask to compare with.", allow_override=True)
+POINTS = flags.DEFINE_string(
+    "points", None, "Points and boxes to start from (.json).", allow_override=True
+)
 CLASSES = flags.DEFINE_list(
-    "classes", None, "Names in the order of the labels, if there is no checkpoint.", **define
+    "classes",
+    None,
+    "Names in the order of the labels, if there is no checkpoint.",
+    allow_override=True,
 )
-SERIES = flags.DEFINE_string("series", None, "The DICOM series of a folder of several.", **define)
+SERIES = flags.DEFINE_string(
+    "series", None, "The DICOM series of a folder of several.", allow_override=True
+)
 PORT = flags.DEFINE_integer("port", 0, "The port; 0 is a free one.", 0, 65535)
 BROWSER = flags.DEFINE_bool("browser", True, "Open the page in the browser.")
 FRESH = flags.DEFINE_bool("fresh", False, "Start again; the earlier session is kept aside.")
@@ -68,14 +75,14 @@ def run_viewer(_config: ConfigDict | None, arguments: list[str]) -> None:
         ) from error
     from usam_jax.viewer import planning
 
-    source = pathlib.Path(INPUT.value)
-    inputs, left_out, _ = output.find_inputs(source)
+    source = pathlib.Path(str(INPUT.value))
+    out = optional(OUTPUT.value) or default_output(source)
+    inputs, left_out, _ = output.find_inputs(source, out)
     for line in describe_left_out(left_out):
         console.info(f"left out: {line}")
     several = list(inputs.values()) != [source]
     if several and POINTS.value:
         raise UsageError("--points: got a folder of several volumes, expected one volume")
-    out = pathlib.Path(OUTPUT.value) if OUTPUT.value else default_output(source, several)
     planned = planning.plan(
         inputs, source, out, bool(OUTPUT.value), optional(MASK.value), optional(REFERENCE.value)
     )
@@ -97,15 +104,12 @@ def run_viewer(_config: ConfigDict | None, arguments: list[str]) -> None:
     )
 
 
-def default_output(source: pathlib.Path, several: bool) -> pathlib.Path:
-    """The mask in the current folder, or for several volumes the folder NAME_masks."""
-    resolved = source.resolve()
-    if several:
-        return pathlib.Path(f"{resolved.name}_masks")
-    name = volume_name(source) if source.is_file() else resolved.name
-    if not name:
-        raise DataError(f"{source}: has no name, expected a volume or a folder; give -o")
-    return pathlib.Path(f"{name}_mask.nii.gz")
+def default_output(source: pathlib.Path) -> pathlib.Path:
+    """The mask in the current folder, or for a folder of volumes the folder NAME_masks."""
+    if not source.is_dir():
+        return pathlib.Path(f"{volume_name(source)}_mask.nii.gz")
+    name = source.resolve().name or "volumes"
+    return pathlib.Path(f"{name}_mask.nii.gz" if is_series(source) else f"{name}_masks")
 
 
 def optional(path: str | None) -> pathlib.Path | None:

@@ -153,7 +153,7 @@ class Case:
         return mask.with_name(f"{volume_name(mask)}.dcm")
 
     def save(self, format_name: str) -> dict[str, Any]:
-        """Write the mask, its classes and its prompts, the mask last; return path and seconds.
+        """Write the mask, its classes and its prompts, and return path and seconds.
 
         Raises UserError or OSError if it cannot be written. The session keeps its state.
         """
@@ -203,13 +203,14 @@ class Case:
         wrong, dice = zip(*(compare_slice(a, b) for a, b in pairs), strict=True)
         return {"classes": rows, "wrong": wrong, "dice": dice}
 
-    def close(self) -> bool:
-        """Keep the automatic mask and close the autosave. Returns whether all is on the disk."""
+    def close(self) -> str:
+        """Keep the automatic mask and close the autosave. Returns what could not be written."""
+        problem = ""
         try:
             self.keep_automatic()
-        finally:
-            complete = self.autosave.close()
-        return complete
+        except OSError as error:  # it can be computed again
+            problem = f"{self.autosave.folder}: the automatic mask cannot be written ({error})"
+        return problem if self.autosave.close() else self.autosave.journal.problem
 
     def keep_automatic(self) -> None:
         """Write the automatic mask next to the output. Raises OSError if it cannot be written."""

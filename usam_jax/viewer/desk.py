@@ -75,8 +75,9 @@ class Desk:
         self.worker.leave()
         session = case.session
         saved = session.saved_revision == session.revision
-        if not case.close():
-            console.info(f"error: {case.autosave.journal.problem}")
+        problem = case.close()
+        if problem:
+            console.info(f"error: {problem}")
         elif not saved:
             console.info(f"not exported yet, kept in {case.autosave.folder}")
 

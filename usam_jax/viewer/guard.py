@@ -1,4 +1,4 @@
-"""Who may talk to the server: token, Host, Origin and sizes; and headers of every response."""
+"""Who may talk to the server, and the security headers of every response."""
 
 import hmac
 import json

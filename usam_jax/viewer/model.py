@@ -78,6 +78,13 @@ class SliceModel:
             self.cache.put(number, entry, entry.size)
         return entry
 
+    def prepare(self, number: int) -> None:
+        """Do ahead what the first click on a slice needs."""
+        entry = self.encode(number)
+        if self.predictor.network.interactive and entry.start is None:
+            predict_in_turn(self.predictor, entry.encoded, (), known=entry.known)
+            self.cache.put(number, entry, entry.size)
+
     def predict(self, number: int, prompts: Prompts, state: SliceState) -> np.ndarray:
         """Return labels uint8[h w] for prompts, on top of what was propagated to the slice."""
         entry = self.encode(number)

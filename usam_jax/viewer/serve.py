@@ -7,6 +7,7 @@ import os
 import pathlib
 import secrets
 import socket
+import sys
 import tempfile
 import webbrowser
 from collections.abc import Iterator
@@ -53,7 +54,7 @@ def serve(settings: Settings) -> None:
             address = f"http://{HOST}:{bound.getsockname()[1]}/#token={token}"
             console.info(f"open {address}\nCtrl-C stops the viewer")
             server = uvicorn.Server(make_config(desk, token))
-            with opened(address) if settings.browser else contextlib.nullcontext():
+            with opened(address) if settings.browser and has_screen() else contextlib.nullcontext():
                 server.run(sockets=[bound])
         finally:
             desk.close()
@@ -107,6 +108,13 @@ def bind(port: int) -> socket.socket:
             f"--port: got {port}, which cannot be used ({error.strerror}). Leave it out for a free one."
         ) from error
     return bound
+
+
+def has_screen() -> bool:
+    """Whether there is a screen for a browser with windows: others would take over the terminal."""
+    return sys.platform != "linux" or bool(
+        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    )
 
 
 @contextlib.contextmanager

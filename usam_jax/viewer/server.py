@@ -4,7 +4,7 @@ import asyncio
 import gzip
 import pathlib
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from starlette.applications import Starlette
@@ -59,6 +59,7 @@ class Api:
     def describe_state(self, case: Case, since: int) -> dict[str, Any]:
         """Return what the page shows besides pixels."""
         desk, worker, session = self.desk, self.desk.worker, case.session
+        busy = worker.busy()  # outside the lock: the worker takes its own lock before the session's
         with session.lock:
             slices = sorted(session.slices.items())
             history = session.history
@@ -79,7 +80,7 @@ class Api:
                 "model": worker.model,
                 "problem": worker.problem,
                 "autosave_problem": case.autosave.journal.problem,
-                "busy": worker.busy(),
+                "busy": busy,
                 "changed": changed.tolist(),
                 "filled": [np.flatnonzero(x).tolist() for x in session.counts[changed]],
                 "prompted": [i for i, x in slices if x.prompts != NO_PROMPTS],
@@ -292,4 +293,5 @@ def make_app(desk: Desk, token: str) -> App:
     routes = [Route(path, handler, methods=["GET"]) for path, handler in get.items()]
     routes += [Route(f"/api/{x}", handler, methods=["POST"]) for x, handler in post.items()]
     handlers = dict.fromkeys((HTTPException, *STATUS), refuse)
-    return Guard(Starlette(routes=routes, exception_handlers=handlers), token)  # type: ignore[arg-type]
+    app = Starlette(routes=routes, exception_handlers=handlers)
+    return Guard(cast(App, app), token)

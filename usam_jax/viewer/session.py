@@ -91,7 +91,7 @@ class Session:
             self.apply(f"propagation from slice {source}", source, {number: after}, group)
 
     def paint(self, number: int, corner: tuple[int, int], mask: np.ndarray, label: int) -> None:
-        """Paint `label` where `mask` bool[h w] is true; its top left pixel is at `corner` (x, y).
+        """Paint `label` where `mask` bool[h w], which starts at `corner` (x, y), is true.
 
         Label 0 erases. Raises Refused if the slice is locked or the mask leaves it.
         """
@@ -111,7 +111,7 @@ class Session:
             self.apply(f"{what} on slice {number}", number, {number: after})
 
     def clear(self, number: int, layer: str) -> None:
-        """Clear the `prompts` of a slice with all predictions that came from prompts, or its `edits`."""
+        """Clear the `edits` of a slice, or its `prompts` with the predictions from prompts."""
         with self.lock:
             before = self.require_unlocked(number)
             if layer == "prompts":

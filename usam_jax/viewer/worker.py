@@ -70,7 +70,7 @@ class Worker:
             self.case = self.slices = self.wanted = None
             self.stop()
             for _, future in self.clicks.values():
-                future.set_exception(Superseded("another volume was opened"))
+                fail(future, Superseded("another volume was opened"))
             self.clicks.clear()
             self.changed.wait_for(lambda: not self.working)
 
@@ -85,7 +85,7 @@ class Worker:
             future: Future[float] = Future()
             older = self.clicks.pop(number, None)
             if older:
-                older[1].set_exception(Superseded(f"newer prompts of slice {number}"))
+                fail(older[1], Superseded(f"newer prompts of slice {number}"))
             self.clicks[number] = prompts, future
             self.shown = number
             self.changed.notify_all()
@@ -130,7 +130,7 @@ class Worker:
             self.propagation = self.progress = None
 
     def busy(self) -> dict[str, Any] | None:
-        """Return what is going on: what, and the slices done and in total."""
+        """Return what is in progress, with the slices done and in total, or None."""
         with self.changed:
             if self.model == "loading":
                 return {"what": "loading the model", "done": 0, "total": 0}
@@ -223,7 +223,7 @@ class Worker:
         if self.wanted is not None:
             wanted, self.wanted = self.wanted, None
             if self.promptable:
-                return lambda: slices.encode(wanted) and None
+                return lambda: slices.prepare(wanted)
         if self.propagation and self.progress:
             propagation = self.propagation
             return lambda: self.propagate_one(case, propagation)
@@ -254,18 +254,28 @@ class Worker:
             case.keep_automatic()
 
 
+def fail(future: "Future[float]", error: Exception) -> None:
+    """Hand an error to who waits for a request, if anyone still does."""
+    if future.set_running_or_notify_cancel():
+        future.set_exception(error)
+
+
 def answer(
     slices: "SliceModel", case: Case, number: int, prompts: Prompts, future: "Future[float]"
 ) -> None:
-    """Predict a slice for its prompts, and hand the time in ms or the error to who waits."""
+    """Predict a slice for its prompts, and hand the time in ms or the error to who waits.
+
+    The prompts count even if the page that sent them is gone.
+    """
     start = time.monotonic()
     try:
         labels = slices.predict(number, prompts, case.session.slice_state(number))
         case.session.set_prompts(number, prompts, labels)
     except (UserError, Refused) as error:
-        future.set_exception(error)
+        fail(future, error)
     except Exception as error:
-        future.set_exception(error)
+        fail(future, error)
         raise
     else:
-        future.set_result((time.monotonic() - start) * 1000)
+        if future.set_running_or_notify_cancel():
+            future.set_result((time.monotonic() - start) * 1000)

@@ -26,6 +26,7 @@ from usam_jax.utils import console
 from usam_jax.utils.errors import UsageError, WeightsError, list_some
 from usam_jax.utils.files import read_json, require_folder
 from usam_jax.utils.mesh import all_processes
+from usam_jax.utils.outputs import is_json_with
 from usam_jax.utils.workdir import Workdir
 from usam_jax.weights import saved_config
 from usam_jax.weights.problems import require_finite
@@ -241,11 +242,15 @@ def check_config(workdir: pathlib.Path, config: ConfigDict) -> None:
         ) from error
     saved = read_config(workdir)
     paths = Workdir(workdir)
-    written = (paths.data, paths.run, paths.metrics, paths.metrics_csv, paths.progress)
-    if foreign := [str(x) for x in written if x.exists() and not saved]:
+    written = (paths.config, paths.data, paths.run, paths.metrics, paths.metrics_csv)
+    foreign = [str(x) for x in (*written, paths.progress) if x.exists()]
+    # A run that was killed before its first checkpoint has these files, too.
+    is_own = bool(saved) or is_json_with("model", "data", "train")(paths.config)
+    if foreign and not is_own:
         raise UsageError(
-            f"{workdir} is not a run, since it has no {paths.config.name}, but holds files that a "
-            f"run would replace:\n{list_some(foreign)}\nGive another --workdir."
+            f"{workdir} is not a run, since its {paths.config.name} is missing or of another program, "
+            f"but holds files that a run would replace:\n{list_some(foreign)}\n"
+            "Give another --workdir."
         )
     changed = [x for x in differences(config, saved) if saved and not FREE.match(x)]
     if changed:

@@ -32,11 +32,13 @@ def parts_of(root: pathlib.Path) -> dict[str, str]:
 
 
 def find_left_out(data: ConfigDict) -> dict[pathlib.Path, str]:
-    """What is not named NAME.nii.gz in the folders of the splits."""
+    """What is not named NAME.nii.gz in the folders of the splits, and a split without labels."""
     root = pathlib.Path(data.root)
     left_out: dict[pathlib.Path, str] = {}
     for part in parts_of(root).values():
         left_out |= others_of(root, part, ENDING, ENDING)
+    if (root / "imagesVal").is_dir() and not (root / "labelsVal").is_dir():
+        left_out[root / "imagesVal"] = "has no labelsVal next to it"
     return left_out
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import operator
 import pathlib
 import zlib
 from typing import Any
@@ -10,11 +11,16 @@ import numpy as np
 
 from usam_jax.data.case import Case, Cases, Slices
 from usam_jax.data.values import GreyValues, doubt
-from usam_jax.utils.errors import DataError, UserError
+from usam_jax.utils.errors import DataError, UserError, reading
 from usam_jax.utils.files import read_json
 
 VERSION = 4
 MANIFEST = "manifest.json"
+SETTINGS = ("kind", "classes", "image_size", "intensity", "window_hu", "clahe_limit")
+FIELDS = (
+    *("name", "patient", "num_slices", "stamp", "row", "foreground", "crc32", "geometry"),
+    "label_file",
+)
 PREPARE = "python -m tools.prepare SOURCE DEST"
 
 
@@ -87,7 +93,19 @@ def open_packed(folder: pathlib.Path) -> Packed:
             f"{folder}: has a {MANIFEST} {found}, expected version {VERSION}",
             f"pack the data set ({PREPARE})",
         )
+    with reading(folder / MANIFEST, "damaged", f"pack again ({PREPARE})"):
+        check_manifest(manifest)
     return Packed(folder, manifest)
+
+
+def check_manifest(manifest: dict[str, Any]) -> None:
+    """Raise KeyError, TypeError or AttributeError if a manifest lacks what is read from it."""
+    operator.itemgetter(*SETTINGS)(manifest["settings"])
+    pathlib.Path(manifest["arrays"])
+    for records in manifest["splits"].values():
+        for record in records:
+            operator.itemgetter(*FIELDS)(record)
+            record_values(record)
 
 
 def packed_cases(folder: pathlib.Path) -> Cases:

@@ -22,7 +22,7 @@ from usam_jax.data import splits
 from usam_jax.data.case import Cases, find_fault
 from usam_jax.data.class_names import require_class_names
 from usam_jax.data.datasets.registry import find_left_out, get_spec, list_cases
-from usam_jax.data.packed.build import CHECK, count_slices, hash_json, pack
+from usam_jax.data.packed.build import CHECK, PROGRESS, count_slices, hash_json, pack
 from usam_jax.data.packed.encode import is_unchanged, label_file
 from usam_jax.data.packed.format import MANIFEST, VERSION, Packed, open_packed, record_doubts
 from usam_jax.data.patients import shared_patients
@@ -31,6 +31,7 @@ from usam_jax.io.cohort import describe_count
 from usam_jax.utils import console
 from usam_jax.utils.errors import DISK_FULL, DataError, UsageError, list_some
 from usam_jax.utils.files import read_json, write_json
+from usam_jax.utils.outputs import is_json_with
 
 MIN_IMAGE_SIZE = 16  # pixels; each network says which sizes it takes
 
@@ -156,14 +157,26 @@ def require_usable(cases: Cases) -> None:
 
 
 def require_own(folder: pathlib.Path) -> None:
-    """Raise UsageError if the folder holds anything else, which packing could destroy."""
-    if folder.is_file() or (
-        folder.is_dir() and any(folder.iterdir()) and not (folder / "lock").is_file()
-    ):
+    """Raise UsageError if the folder holds anything else, which packing could destroy.
+
+    A packed data set has an empty file `lock`, and JSON files with the keys that packing writes.
+    """
+    is_used = folder.is_file() or (folder.is_dir() and any(folder.iterdir()))
+    if is_used and not is_own(folder):
         raise UsageError(
             f"{folder}: found a file, or a folder that holds something else than a packed data "
             "set; give a folder that does not exist yet"
         )
+
+
+def is_own(folder: pathlib.Path) -> bool:
+    """Whether a folder is that of a packed data set, even of one whose packing was interrupted."""
+    lock, manifest = folder / "lock", folder / MANIFEST
+    if not lock.is_file() or lock.stat().st_size:
+        return False
+    if manifest.is_file() and not is_json_with("settings", "splits")(manifest):
+        return False
+    return all(map(is_json_with("settings", "splits"), folder.glob(f"*/{PROGRESS}")))
 
 
 @contextlib.contextmanager

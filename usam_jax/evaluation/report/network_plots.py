@@ -1,4 +1,4 @@
-"""Plots of a comparison of networks: Dice against cost, and the same slices of all."""
+"""Plots of a comparison of networks: Dice against cost, and slices side by side."""
 
 import pathlib
 from typing import Any

@@ -10,6 +10,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from usam_jax.models import ops
+from usam_jax.models.common.windows import window_partition
 
 Dtype = jnp.dtype | type
 Init = Callable[..., Array]
@@ -111,6 +112,11 @@ class LayerNorm(nn.Module):
         return ops.normalise(x, scale, bias, axes=(x.ndim - 1,), epsilon=self.epsilon)[0]
 
 
+def drop_path(rate: float, train: bool) -> nn.Dropout:
+    """Dropout of whole maps float[b h w d], by sample and only if `train`."""
+    return nn.Dropout(rate, broadcast_dims=(1, 2, 3), deterministic=not train)
+
+
 class InstanceNorm(nn.Module):
     """Normalisation over the pixels of each image and channel, with eps 1e-5."""
 
@@ -134,6 +140,8 @@ class BatchNorm(nn.Module):
     collection `SHARED` is mutable leaves its statistics there, with their gradient, and a pass that
     is given them uses them in place of its own.
     """
+
+    repeats: int = 1  # pixels of the published network's map for each of `x`, all equal
 
     @nn.compact
     def __call__(self, x: Float[Array, "b *s d"], train: bool) -> Float[Array, "b *s d"]:
@@ -161,7 +169,7 @@ class BatchNorm(nn.Module):
         else:
             y, mean, var = ops.normalise(x, scale, bias, axes=axes, epsilon=epsilon)
         if not self.is_initializing():
-            count = x.size // channels
+            count = x.size // channels * self.repeats
             unbiased = var.ravel() * (count / max(count - 1, 1))
             running_mean.value = 0.9 * running_mean.value + 0.1 * mean.ravel()
             running_var.value = 0.9 * running_var.value + 0.1 * unbiased
@@ -180,6 +188,7 @@ class GreyConv(nn.Module):
     size: int
     stride: int
     dtype: Dtype
+    padding: int | None = None  # default: what keeps the size if `stride` is 1, else none
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j e"]:
@@ -189,8 +198,50 @@ class GreyConv(nn.Module):
         kernel = self.param("kernel", init, (size, size, channels, self.features))
         bias = self.param("bias", init, (self.features,)).astype(self.dtype)
         kernel = (kernel.sum(2, keepdims=True) if is_grey else kernel).astype(self.dtype)
-        padding = size // 2 if self.stride == 1 else 0
+        default = size // 2 if self.stride == 1 else 0
+        padding = default if self.padding is None else self.padding
         return ops.convolve(x, kernel, stride=self.stride, padding=padding) + bias
+
+
+class PatchConv(nn.Module):
+    """Square convolution whose stride is its size, which divides that of the map.
+
+    Patches do not overlap, so one matmul suffices.
+    """
+
+    features: int
+    size: int
+    dtype: Dtype
+    kernel_init: Init | None = None
+    bias_init: Init | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b i j e"]:
+        (b, h, w, d), size = x.shape, self.size
+        init = torch_uniform(d * size**2)
+        kernel = self.param("kernel", self.kernel_init or init, (size, size, d, self.features))
+        bias = self.param("bias", self.bias_init or init, (self.features,)).astype(self.dtype)
+        patches = window_partition(x, size).reshape(b, h // size, w // size, -1)
+        return ops.matmul(patches, kernel.reshape(-1, self.features).astype(self.dtype)) + bias
+
+
+class DepthwiseConv(nn.Module):
+    """Square convolution of each channel by itself, zero-padded to keep the size (which is odd)."""
+
+    size: int
+    dtype: Dtype
+    bias: bool = True
+    kernel_init: Init | None = None
+    bias_init: Init | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
+        d, init = x.shape[-1], torch_uniform(self.size**2)
+        kernel = self.param("kernel", self.kernel_init or init, (self.size, self.size, 1, d))
+        x = ops.depthwise_conv(x, kernel.astype(self.dtype))
+        if not self.bias:
+            return x
+        return x + self.param("bias", self.bias_init or init, (d,)).astype(self.dtype)
 
 
 class ConvUnit(nn.Module):

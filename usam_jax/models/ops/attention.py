@@ -32,9 +32,9 @@ def relative_attention(
 
 def self_attention(
     q: Float[Array, "b t n c"],
-    k: Float[Array, "b t n c"],
-    v: Float[Array, "b t n c"],
-    bias: Float[Array, "w n t t"] | None,
+    k: Float[Array, "b s n c"],
+    v: Float[Array, "b s n c"],
+    bias: Float[Array, "w n t s"] | None,
 ) -> Float[Array, "b t n c"]:
     """`softmax(q k / sqrt(c) + bias) v`, row i with `bias[i % w]` if any, where w divides b.
 

@@ -22,6 +22,20 @@ def convolve(
     )
 
 
+def depthwise_conv(
+    x: Float[Array, "b h w d"], kernel: Float[Array, "k l 1 d"]
+) -> Float[Array, "b h w d"]:
+    """Convolution of each channel with its own kernel of odd size, zero-padded to keep the size."""
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (1, 1),
+        [(n, n) for n in same_padding(kernel)],
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+    )
+
+
 def pair(value: int | tuple[int, int]) -> tuple[int, int]:
     """Return (h, w) of a size that is one for both axes or already two."""
     return (value, value) if isinstance(value, int) else value

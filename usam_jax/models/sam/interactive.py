@@ -17,13 +17,13 @@ from usam_jax.models.common.layers import Dtype, LayerNorm, average_pool, conv
 from usam_jax.models.sam.prompt_encoder import PADDING, Prompts
 
 CLICK_SIGMA = 3.0  # pixels of the model's input
-POINT_SIGMA = 1.0  # of the clicks that act on the logits themselves
-POINT_GAIN = 32.0  # lets a few hundred steps of a usual size outweigh the decoder's logits
+POINT_SIGMA = 0.7  # of the clicks that act on the logits themselves
+POINT_GAIN = 64.0  # lets a few hundred steps of a usual size outweigh the decoder's logits
 
 
 @struct.dataclass
 class Hints:
-    """What the extension adds: to the prompt tokens, the image embedding, the decoder, the logits.
+    """What the extension adds to prompt tokens, image embedding, decoder and logits.
 
     `maps` are added to the skips of U-SAM or to the upsampled maps of S, largest first.
     """

@@ -4,17 +4,13 @@ export const actions = {
   // Prompts.
 
   async addPoint(x, y, isNegative) {
-    const number = this.cross[0];
-    const { points, box } = this.store.promptsOf(number);
     const c = isNegative || this.nextNegative ? 0 : this.activeClass;
     this.nextNegative = false;
-    await this.setPrompts(number, { points: [...points, [x, y, c]], box });
+    await this.changePrompts(({ points, box }) => ({ points: [...points, [x, y, c]], box }));
   },
 
   async removePoint(index) {
-    const number = this.cross[0];
-    const { points, box } = this.store.promptsOf(number);
-    await this.setPrompts(number, { points: points.filter((_, i) => i !== index), box });
+    await this.changePrompts(({ points, box }) => ({ points: points.filter((_, i) => i !== index), box }));
   },
 
   dragBox(box) {
@@ -24,13 +20,22 @@ export const actions = {
 
   async dropBox(box) {
     this.draggedBox = null;
-    const number = this.cross[0];
-    await this.setPrompts(number, { points: this.store.promptsOf(number).points, box });
+    await this.changePrompts(({ points }) => ({ points, box }));
   },
 
-  async setPrompts(number, prompts) {
-    if (this.isLocked(number)) this.say(`Slice ${number} is locked; unlock it first (L).`);
-    else await this.store.setPrompts(number, prompts);
+  // Replaces the prompts of the displayed slice by what `change` makes of them.
+  async changePrompts(change) {
+    const number = this.cross[0];
+    if (this.isLocked(number)) {
+      this.say(`Slice ${number} is locked; unlock it first (L).`);
+      return;
+    }
+    try {
+      const before = await this.store.loadPrompts(number);
+      await this.store.setPrompts(number, change(before));
+    } catch (error) {
+      this.say(error);
+    }
     this.draw();
   },
 
@@ -112,6 +117,7 @@ export const actions = {
     return numbers.sort((a, b) => wrong[b] - wrong[a]);
   },
 
+  // The worst slice first, then one after the other.
   async moveToWorst() {
     if (!this.comparing) await this.toggleComparison();
     if (!this.comparison) return;
@@ -120,7 +126,10 @@ export const actions = {
       this.say("The mask equals the reference.");
       return;
     }
-    this.moveTo("axial", order[(order.indexOf(this.cross[0]) + 1) % order.length]);
+    const here = this.cross[0];
+    const isOnTheWay = here === this.lastWorst || here === order[0];
+    this.lastWorst = isOnTheWay ? order[(order.indexOf(here) + 1) % order.length] : order[0];
+    this.moveTo("axial", this.lastWorst);
   },
 
   async save() {

@@ -15,7 +15,8 @@ const MOUSE = [
   ["Middle drag, Space + left drag", "pan"],
   ["Shift + move", "the crosshair follows in all views"],
   ["Ctrl + click (not with a brush)", "make the class under the pointer the active one"],
-  ["Look: left click; left drag; double click", "set the crosshair; window; enlarge one view and back"],
+  ["Double click (where clicks do not prompt or paint)", "enlarge one view and back"],
+  ["Look: left click; left drag", "set the crosshair; window"],
   ["Prompt, axial view: left click", "a point of the active class (green, +)"],
   ["Prompt, axial view: right click", "a negative point (red, -)"],
   ["Prompt, axial view: left drag", "a box"],
@@ -59,6 +60,10 @@ function table(rows) {
 }
 
 export function fillHelp(element) {
+  const close = document.createElement("button");
+  close.textContent = "Close (Esc)";
+  close.addEventListener("click", () => (element.hidden = true));
+  element.append(close);
   for (const [title, rows] of [["Mouse", MOUSE], ["Keys", KEYS]]) {
     const heading = document.createElement("h2");
     heading.textContent = title;

@@ -6,7 +6,7 @@ import { WINDOWS } from "./keys.js";
 const MESSAGE_MS = 6000;
 const HINTS = {
   look: "Click: crosshair. Drag: window. Wheel: slices.",
-  prompt: "Left: point of the class. Right: negative point. Drag: box. Click on a marker: remove it.",
+  prompt: "Left: point on the target. Right: negative point. Drag: box. Click on a marker: remove it.",
   brush: "Drag: paint the class. Ctrl: erase.",
   erase: "Drag: erase to background.",
 };
@@ -14,8 +14,11 @@ const byId = (id) => document.getElementById(id);
 
 export function showMessage(content) {
   const isError = content instanceof Error;
+  const text = isError ? content.message : content;
+  const shown = [...byId("messages").children];
+  if (shown.some((x) => x.textContent === text)) return;
   const element = document.createElement("div");
-  element.textContent = isError ? content.message : content;
+  element.textContent = text;
   element.className = isError ? "bad" : "";
   byId("messages").append(element);
   setTimeout(() => element.remove(), isError ? 2 * MESSAGE_MS : MESSAGE_MS);
@@ -166,7 +169,9 @@ export class Panel {
     const { app } = this;
     const name = app.styles[app.activeClass].name;
     const next = app.nextNegative ? " The next click is negative." : "";
-    byId("hint").textContent = `${name}: ${HINTS[app.tool]}${next}`;
+    // A network with published prompts is told where, not which class.
+    const target = state.points_carry_class || app.isBrush() ? `${name}: ` : "";
+    byId("hint").textContent = `${target}${HINTS[app.tool]}${next}`;
     byId("pointer").textContent = this.describePointer();
     const { busy, autosave_problem: problem } = state;
     const total = busy?.total ? ` ${busy.done} of ${busy.total} slices` : "";

@@ -3,7 +3,10 @@
 import { planeGrid } from "./view.js";
 
 const KEPT_IMAGES = 400;
+const RETRY_MS = 2000; // after a request failed
 const NOTHING = { points: [], box: null };
+
+const parse = (bytes) => JSON.parse(new TextDecoder().decode(bytes));
 
 export class Store {
   constructor(api) {
@@ -14,6 +17,8 @@ export class Store {
     this.references = new Map();
     this.filled = new Map(); // slice -> classes on it
     this.prompts = new Map(); // slice -> {points, box}
+    this.oldPrompts = new Set(); // slices whose prompts are to be fetched again
+    this.quietUntil = 0; // no fetches before this time
     this.loading = new Set();
     this.sequence = 0;
     this.newest = new Map(); // slice -> sequence of its newest prompts
@@ -36,7 +41,7 @@ export class Store {
     state.changed.forEach((number, i) => {
       this.filled.set(number, state.filled[i]);
       this.expire(`axial/${number}`);
-      if (!this.isWaiting(number)) this.prompts.delete(number);
+      if (!this.isWaiting(number)) this.oldPrompts.add(number);
     });
     if (state.changed.length) {
       for (const key of this.labels.keys()) if (!key.startsWith("axial")) this.expire(key);
@@ -76,12 +81,13 @@ export class Store {
     const key = `${axis}/${index}`;
     let entry = this.labels.get(key);
     if (!entry) this.labels.set(key, (entry = { data: null, stale: true, ticket: 0 }));
-    if (entry.stale && !this.loading.has(`labels/${key}`)) {
+    const ticket = entry.ticket + 1;
+    const accept = (bytes) => {
+      if (entry.ticket === ticket) entry.data = new Uint8Array(bytes);
+    };
+    if (entry.stale && this.fetchOnce(`labels/${key}`, accept, () => (entry.stale = true))) {
       entry.stale = false;
-      const ticket = (entry.ticket += 1);
-      this.fetchOnce(`labels/${key}`, (bytes) => {
-        if (entry.ticket === ticket) entry.data = new Uint8Array(bytes);
-      });
+      entry.ticket = ticket;
     }
     return entry.data;
   }
@@ -100,40 +106,50 @@ export class Store {
     return null;
   }
 
-  fetchOnce(path, accept) {
-    if (this.loading.has(path)) return;
+  // Starts to fetch pixels, unless it is under way or the server has just failed.
+  fetchOnce(path, accept, reject = () => {}) {
+    if (this.loading.has(path) || performance.now() < this.quietUntil) return false;
     this.loading.add(path);
     this.api
       .getBytes(path)
       .then(accept)
-      .catch((error) => this.onError(error))
+      .catch((error) => {
+        reject();
+        this.quietUntil = performance.now() + RETRY_MS;
+        setTimeout(() => this.onChange(), RETRY_MS + 100);
+        this.onError(error);
+      })
       .finally(() => {
         this.loading.delete(path);
         this.onChange();
       });
+    return true;
   }
 
-  // The prompts of a slice, none while they are fetched.
+  // The prompts of a slice, the last known ones while they are fetched.
   promptsOf(number) {
-    const found = this.prompts.get(number);
-    if (found) return found;
+    if (this.isWaiting(number)) return this.prompts.get(number);
     if (!this.state.prompted.includes(number)) return NOTHING;
-    this.fetchPrompts(number);
-    return NOTHING;
+    const found = this.prompts.get(number);
+    if (!found || this.oldPrompts.has(number)) {
+      const accept = (bytes) => {
+        this.oldPrompts.delete(number);
+        if (!this.isWaiting(number)) this.prompts.set(number, parse(bytes));
+      };
+      this.fetchOnce(`prompts/${number}`, accept);
+    }
+    return found ?? NOTHING;
   }
 
-  fetchPrompts(number) {
-    const path = `prompts/${number}`;
-    if (this.loading.has(path)) return;
-    this.loading.add(path);
-    this.api
-      .getJson(path)
-      .then((found) => this.prompts.set(number, found))
-      .catch((error) => this.onError(error))
-      .finally(() => {
-        this.loading.delete(path);
-        this.onChange();
-      });
+  // The prompts of a slice as the server has them, to which new ones can be added.
+  async loadPrompts(number) {
+    if (this.isWaiting(number)) return this.prompts.get(number);
+    if (!this.state.prompted.includes(number)) return NOTHING;
+    if (!this.prompts.has(number) || this.oldPrompts.has(number)) {
+      this.prompts.set(number, await this.api.getJson(`prompts/${number}`));
+      this.oldPrompts.delete(number);
+    }
+    return this.prompts.get(number);
   }
 
   isWaiting(number) {
@@ -151,7 +167,7 @@ export class Store {
       if (this.newest.get(number) === reply.sequence) this.setLabels(number, reply.labels);
     } catch (error) {
       if (this.newest.get(number) !== sequence) return; // newer prompts have replaced these
-      this.prompts.delete(number);
+      this.oldPrompts.add(number);
       this.onError(error);
     } finally {
       if (this.newest.get(number) === sequence) this.newest.delete(number);

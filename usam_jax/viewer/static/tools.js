@@ -18,7 +18,7 @@ export class Mouse {
     canvas.addEventListener("pointerup", (event) => this.up(event));
     canvas.addEventListener("pointercancel", () => this.cancel());
     canvas.addEventListener("pointerleave", () => this.app.setPointer(null));
-    canvas.addEventListener("dblclick", () => this.app.tool === "look" && this.app.enlarge(view.axis));
+    canvas.addEventListener("dblclick", () => this.takesClicks() || this.app.enlarge(view.axis));
     canvas.addEventListener("wheel", (event) => this.scroll(event), { passive: false });
     canvas.addEventListener("contextmenu", (event) => event.preventDefault());
     canvas.addEventListener("auxclick", (event) => event.preventDefault());
@@ -34,6 +34,11 @@ export class Mouse {
     this.drag = { kind, start: [event.clientX, event.clientY], last: [event.clientX, event.clientY], at, moved: false };
     if (kind === "pick") app.pickClass(view.axis, at.plane);
     if (kind === "brush") app.startStroke(at.plane, event.ctrlKey || event.metaKey);
+  }
+
+  // Whether clicks in this view prompt or paint.
+  takesClicks() {
+    return this.view.axis === "axial" && this.app.tool !== "look";
   }
 
   // What a press begins.
