@@ -12,7 +12,9 @@ from network_results import CLASSES, PATIENTS, make_run, make_shown
 from test_own_network import NETWORK
 
 from tools import ablation, compare_networks
+from usam_jax.evaluation import published_results
 from usam_jax.evaluation.network_run import shown_path
+from usam_jax.models.common import registry
 from usam_jax.utils import cli
 from usam_jax.utils.workdir import Workdir
 
@@ -117,6 +119,13 @@ def test_wrong_networks_are_named_before_any_run(arguments, expected, run, fast,
     assert run(*arguments) == 2
     assert re.search(expected, capsys.readouterr().err)
     assert fast[0] == [] and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("kind", ["care", "word", "phantom"])
+def test_networks_of_the_papers_tables_exist(kind):
+    rows = published_results.compared_networks(kind)
+    assert len(rows) == {"care": 12, "word": 13, "phantom": 14}[kind]
+    assert {network for network, _ in rows} <= set(registry.names())
 
 
 def test_foreign_outputs_are_kept(run, fast, tmp_path, capsys):

@@ -131,7 +131,7 @@ class Encoder(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w 1"]) -> tuple[Float[Array, "b _ _ _"], ...]:
+    def __call__(self, x: Float[Array, "b h w c"]) -> tuple[Float[Array, "b _ _ _"], ...]:
         maps = []
         for i, features in enumerate(self.widths):
             x = PatchEmbed(features, i == 0, self.dtype, name=f"patch_embed{i + 1}")(x)
@@ -268,7 +268,7 @@ class MissFormer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "b h w"], prompts: None = None, train: bool = False
+        self, images: Float[Array, "b h w *c"], prompts: None = None, train: bool = False
     ) -> Float[Array, "b h w k"]:
         refuse_prompts(prompts)
         x, dtype = SPEC.input.normalize(images, self.dtype), self.dtype
