@@ -8,7 +8,6 @@ import runpy
 import shlex
 
 import jax
-import numpy as np
 import pytest
 from conftest import ROOT
 
@@ -121,14 +120,25 @@ def test_adding_a_model_snippet_runs(capsys, monkeypatch):
 
 
 def test_readme_states_the_recorded_dice_of_the_demo():
-    record = json.loads((ROOT / "docs/demo/record.json").read_text())
-    values = [100 * x for run in record["runs"] for x in run["dice"].values()]
+    run = json.loads((ROOT / "docs/demo/record.json").read_text())["runs"][0]
     text = (ROOT / "README.md").read_text()
     table = text.split("<!-- demo -->")[1].split("<!-- end of demo -->")[0]
-    low, high = map(int, re.search(r"(\d+) to (\d+) %", table).groups())
-    assert (low, high) == (int(np.floor(min(values))), int(np.ceil(max(values))))
-    assert f"{record['runs'][0]['steps']} of 8 slices" in table
+    clicks = ", ".join(f"{100 * run['clicks']['dice'][n]:.0f}" for n in (1, 3, 10))
+    for stated in (
+        f"{run['steps']} of 8 slices | {run['seconds'] / 60:.0f} minutes | none (automatic) |",
+        f"none (automatic) | {100 * run['dice']['none']:.0f} %",
+        f"3 points per class from the ground truth | {100 * run['dice']['points3']:.0f} %",
+        f"1, 3, 10 clicks of a robot user | {clicks} %",
+    ):
+        assert stated in table
     # Nowhere else, so that it cannot disagree.
     for page in [*PAGES, *(ROOT / "configs").glob("*.py")]:
         rest = page.read_text().replace(table, "")
         assert not re.search(r"demo[^.|]*\d\d to \d\d %", rest), page
+
+
+def test_recorded_demo_follows_its_clicks():
+    clicks = json.loads((ROOT / "docs/demo/record.json").read_text())["runs"][0]["clicks"]
+    assert clicks["adherence"] > 0.95 and clicks["cleared_by_negative"] > 0.9
+    after = [clicks["dice"][n] for n in (0, 1, 3, 5, 10)]
+    assert after == sorted(after) and after[2] > 0.85
