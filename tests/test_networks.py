@@ -23,7 +23,7 @@ from usam_jax.training import loop
 from usam_jax.utils.mesh import make_mesh
 
 TOY = str(ROOT / "tests" / "toy_network.py")  # a network of the user's own
-# Those of volumes do not train yet.
+# test_networks_of_windows.py trains networks of volumes.
 NETWORKS = [*(x for x in registry.names() if models.get(x).dims == 2), TOY]
 STEPS = 4
 

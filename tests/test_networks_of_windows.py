@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import phantom_config
+from conftest import ROOT, phantom_config
 from test_end_to_end import read_metrics
-from test_own_network import NETWORK as OF_SLICES
 
 from usam_jax import convert, models
 from usam_jax.data.packed.prepare import prepare
@@ -171,8 +170,7 @@ def test_loss_ignores_slices_that_fill_a_window():
 
 
 def test_neighbours_are_channels_of_a_network_of_slices(make_config, one_device, tmp_path):
-    (tmp_path / "toy.py").write_text(OF_SLICES)
-    config = make_config(str(tmp_path / "toy.py"))
+    config = make_config(str(ROOT / "tests" / "toy_network.py"))
     config.model.slices = 3
     summary = train_and_evaluate(config, tmp_path / "run")
     assert summary["num_slices"] == 2 * NUM_SLICES

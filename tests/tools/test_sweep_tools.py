@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -9,7 +10,6 @@ from absl import flags
 from absl.testing import flagsaver
 from conftest import ROOT
 from network_results import CLASSES, PATIENTS, make_run, make_shown
-from test_own_network import NETWORK
 
 from tools import ablation, compare_networks
 from usam_jax.evaluation import published_results
@@ -137,7 +137,7 @@ def test_foreign_outputs_are_kept(run, fast, tmp_path, capsys):
 
 
 def test_real_run_reports_cost_and_shows_slices(run, tmp_path):
-    (tmp_path / "toy.py").write_text(NETWORK)
+    shutil.copy(ROOT / "tests" / "toy_network.py", tmp_path / "toy.py")
     assert run(f"--networks={tmp_path / 'toy.py'}", "--seeds=0") == 0
     folder = tmp_path / "runs"
     (row,) = json.loads((folder / "networks.json").read_text())["rows"]
