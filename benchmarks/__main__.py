@@ -1,8 +1,8 @@
 """Measure how fast parts of this package are.
 
 Results are appended to benchmarks/results.csv with commit, device and versions, and fill the
-tables of docs/performance.md. `accelerator` writes its results to a folder of its own; `compile_for` predicts
-without a GPU.
+tables of docs/performance.md and docs/zoo.md. `accelerator` writes its results to a folder of its
+own; `compile_for` predicts without a GPU.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from benchmarks.results import (
     describe_versions,
 )
 
-PAGE = ROOT / "docs" / "performance.md"
+PAGES = (ROOT / "docs" / "performance.md", ROOT / "docs" / "zoo.md")
 PICTURES = ROOT / "docs" / "performance"
 
 
@@ -37,9 +37,9 @@ class Benchmark(NamedTuple):
     summary: str
     devices: tuple[str, ...] = ("cpu", "gpu")
 
-    def load(self) -> Callable[[], list[Row]]:
+    def load(self) -> Callable[..., list[Row]]:
         module, name = self.function.split(":")
-        function: Callable[[], list[Row]] = getattr(
+        function: Callable[..., list[Row]] = getattr(
             importlib.import_module(f"benchmarks.{module}"), name
         )
         return function
@@ -59,14 +59,15 @@ BENCHMARKS = {
     "startup": Benchmark("startup:measure_startup", "time to the first training step"),
     "cost": Benchmark("cost:measure_cost", "cost against image size, classes, points", ("cpu",)),
     "scaling": Benchmark("scaling:measure_scaling", "bytes that a step sends on 8 devices"),
+    "networks": Benchmark("networks:measure_networks", "step and forward pass of each network"),
 }
 
 
-def print_rows(rows: list[Row], commit: str) -> None:
+def print_rows(rows: list[Row], commit: str, device: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{commit}, {describe_device()}", title_justify="left")
+    table = Table(title=f"{commit}, {device}", title_justify="left")
     for name in COLUMNS[2:5]:
         table.add_column(name, justify="right" if name == "value" else "left")
     for what, value, unit in rows:
@@ -74,8 +75,8 @@ def print_rows(rows: list[Row], commit: str) -> None:
     Console(highlight=False, soft_wrap=True).print(table)
 
 
-def measure(name: str, fail: Callable[[str], Any]) -> None:
-    """Run one benchmark, append its rows to results.csv and update the page and its plots.
+def measure(name: str, fail: Callable[[str], Any], *arguments: Any) -> None:
+    """Run one benchmark, append its rows to results.csv and update the pages and their plots.
 
     Calls `fail` with a message if the benchmark does not run on this device.
     """
@@ -92,10 +93,9 @@ def measure(name: str, fail: Callable[[str], Any]) -> None:
     if (found := jax.default_backend()) not in expected:
         fail(f"{name}: got JAX on {found}, expected {' or '.join(expected)}")
     jax.config.update("jax_enable_compilation_cache", False)
-    commit = describe_commit()
-    rows = BENCHMARKS[name].load()()
-    print_rows(rows, commit)
-    about, versions = (commit, describe_device()), describe_versions()
+    about, versions = (describe_commit(), describe_device()), describe_versions()
+    rows = BENCHMARKS[name].load()(*arguments)
+    print_rows(rows, *about)
     append_csv(RESULTS, COLUMNS, ((*about, x, f"{y:.4g}", unit, versions) for x, y, unit in rows))
     PICTURES.mkdir(parents=True, exist_ok=True)
     if name == "cost":
@@ -105,14 +105,15 @@ def measure(name: str, fail: Callable[[str], Any]) -> None:
     if name == "parts":
         from benchmarks.parts import draw_parts
 
-        draw_parts(PICTURES / "parts.png", RESULTS, describe_device())
-    fill_page()
+        draw_parts(PICTURES / "parts.png", RESULTS, about[1])
+    fill_pages()
 
 
-def fill_page() -> None:
+def fill_pages() -> None:
     from benchmarks.page import write_page
 
-    write_page(PAGE, RESULTS)
+    for page in PAGES:
+        write_page(page, RESULTS)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -123,7 +124,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="name", required=True, metavar="NAME")
     for name, benchmark in BENCHMARKS.items():
-        commands.add_parser(name, help=benchmark.summary, description=benchmark.summary)
+        command = commands.add_parser(name, help=benchmark.summary, description=benchmark.summary)
+        if name == "networks":
+            command.add_argument("networks", nargs="*", help="names; all networks if none is given")
     accelerator.add_flags(
         commands.add_parser(
             "accelerator", help=accelerator.SUMMARY, description=accelerator.__doc__
@@ -135,7 +138,8 @@ def make_parser() -> argparse.ArgumentParser:
         )
     )
     commands.add_parser("demo", help="the demo, for docs/demo and README.md")
-    commands.add_parser("page", help="fill the tables of docs/performance.md from results.csv")
+    commands.add_parser("page", help="fill the tables of the pages from results.csv")
+    commands.add_parser("zoo", help="fill the table of networks in docs/zoo.md")
     return parser
 
 
@@ -151,9 +155,14 @@ def main() -> int:
 
         measure_demo()
     elif arguments.name == "page":
-        fill_page()
+        fill_pages()
+    elif arguments.name == "zoo":
+        from benchmarks.zoo import write_page
+
+        write_page()
     else:
-        measure(arguments.name, parser.error)
+        given = [arguments.networks] if arguments.name == "networks" else []
+        measure(arguments.name, parser.error, *given)
     return 0
 
 

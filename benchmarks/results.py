@@ -5,6 +5,7 @@ are installed.
 """
 
 import csv
+import os
 import pathlib
 import platform
 import subprocess
@@ -18,10 +19,13 @@ Row = tuple[str, float, str]  # what, value, unit
 
 
 def describe_device() -> str:
-    """Name and number of the devices."""
+    """Name and number of the devices, and of a pinned process the number of its cores."""
     from usam_jax.utils.runtime import describe_devices
 
-    return describe_devices()
+    name = describe_devices()
+    if hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) < (os.cpu_count() or 1):
+        name += f", pinned to {len(os.sched_getaffinity(0))}"
+    return name
 
 
 def describe_versions() -> str:

@@ -49,12 +49,17 @@ def setups() -> Iterator[tuple[ConfigDict, str]]:
         yield config, f"ViT-B, {dtype}, batch {batch}"
 
 
-def rate(run: Callable[[], object], work: float, config: ConfigDict, name: str) -> list[Row]:
-    """Slices per second, and the share of the limit, which is measured in turn with each run."""
+def rate(
+    run: Callable[[], object], work: float, config: ConfigDict, name: str, rounds: int = ROUNDS
+) -> list[Row]:
+    """Slices per second, and the share of the limit, which is measured in turn with each run.
+
+    `work` is in FLOP per slice.
+    """
     limit, batch = product_limit(config.model.dtype), config.train.batch_size
     pairs = []
-    with console.Progress(name, ROUNDS, "rounds") as bar:
-        for _ in range(ROUNDS):
+    with console.Progress(name, rounds, "rounds") as bar:
+        for _ in range(rounds):
             took = seconds(run)
             pairs.append((took, limit(took)))
             bar.advance()
@@ -71,8 +76,10 @@ def measure_eval() -> list[Row]:
     return rows + measure_peers()
 
 
-def measure_forward(config: ConfigDict, name: str) -> list[Row]:
-    """Time and memory of the forward pass."""
+def measure_forward(
+    config: ConfigDict, name: str, work: float = FORWARD_FLOP, rounds: int = ROUNDS
+) -> list[Row]:
+    """Time and memory of the forward pass, of `work` FLOP per slice."""
     model = make_model(config.model)
     variables = init_variables(config.model, jax.random.key(0))
     images = make_batch(config)["image"]
@@ -80,7 +87,7 @@ def measure_forward(config: ConfigDict, name: str) -> list[Row]:
     compiled = forward.lower(variables, images).compile()
     run = partial(compiled, variables, images)
     jax.block_until_ready(run())
-    return rate(run, FORWARD_FLOP, config, name) + memory(compiled, name)
+    return rate(run, work, config, name, rounds) + memory(compiled, name)
 
 
 def measure_train() -> list[Row]:
@@ -91,8 +98,10 @@ def measure_train() -> list[Row]:
     return rows
 
 
-def measure_step(config: ConfigDict, name: str) -> list[Row]:
-    """Compilation, time and memory of a training step."""
+def measure_step(
+    config: ConfigDict, name: str, work: float = STEP_FLOP, rounds: int = ROUNDS
+) -> list[Row]:
+    """Compilation, time and memory of a training step, of `work` FLOP per slice."""
     mesh = make_mesh(1)
     training = loop.make_training(config, 100, mesh)
     batch, state = shard_batch(make_batch(config), mesh), training.start_fn()
@@ -109,7 +118,7 @@ def measure_step(config: ConfigDict, name: str) -> list[Row]:
 
     jax.block_until_ready(step())
     return [
-        *rate(step, STEP_FLOP, config, name),
+        *rate(step, work, config, name, rounds),
         *memory(compiled, name),
         (f"tracing for {name}", middle - start, "s"),
         (f"compiling for {name}", end - middle, "s"),

@@ -1,5 +1,6 @@
 """Shared setup: eight virtual devices, checked shapes, small data sets and runs."""
 
+import contextlib
 import fcntl
 import importlib
 import inspect
@@ -18,6 +19,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # By default the folder is part of each program's key, so that no other clone could use it.
 os.environ["JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES"] = "none"
 
+import jaxtyping
 import numpy as np
 import pytest
 import recipe
@@ -108,6 +110,16 @@ def save_run(workdir: pathlib.Path, config: ConfigDict, variables, packed=None) 
         splits.write_record(workdir, packed, parts)
     with run_checkpoint.Checkpoints(workdir) as saved:
         saved.save(1, state, 0.5)
+
+
+@contextlib.contextmanager
+def without_shape_checks():
+    """Export needs it: jaxtyping rejects the symbolic batch size, which is not an int."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def write_care(root: pathlib.Path, num_train: int, num_test: int) -> None:
@@ -228,6 +240,7 @@ SLOW_FILES = (  # compiling dominates their time
     "models/test_models.py",
     "predict/test_predict.py",
     "test_end_to_end.py",
+    "test_networks.py",
     "test_own_network.py",
     "test_zoo.py",
     "weights/test_saved_config.py",

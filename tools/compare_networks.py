@@ -1,4 +1,4 @@
-"""Compare networks trained with equal budgets: the paper's Tables 2 and 3.
+"""Train networks with equal budgets and compare them: the paper's Tables 2 and 3.
 
     python -m tools.compare_networks --config=configs/care.py --workdir=runs/networks
         [--networks=unet,swin_unet,usam@none,usam@points3] [--seeds=0,1,2] [--against=usam@none]

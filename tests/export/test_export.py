@@ -9,11 +9,10 @@ import sys
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 import recipe
-from conftest import ROOT, model_config, phantom_config, save_run
+from conftest import ROOT, model_config, phantom_config, save_run, without_shape_checks
 from flax import traverse_util
 
 from usam_jax import convert
@@ -105,12 +104,8 @@ def exported(tmp_path_factory):
     write_summary(workdir / "eval" / "test_none", 1, "none (automatic)", classes)
     write_summary(workdir / "eval" / "test_box", 1, "box from the ground truth", classes)
     write_summary(workdir / "eval" / "val_old", 9, "an older checkpoint", classes)
-    # jaxtyping rejects the symbolic batch size, which is not an int.
-    jaxtyping.config.update("jaxtyping_disable", True)
-    try:
+    with without_shape_checks():
         artifact.export_run(workdir, folder, torch=True)
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
     return config, workdir, folder, variables
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from usam_jax import models
-from usam_jax.models.common.flop import count_flop, forward_flop
+from usam_jax.models.common.flop import forward_flop, jaxpr_flop
 
 
 # Of products and convolutions of the published networks at 224x224, in GFLOP.
@@ -26,10 +26,10 @@ def test_flop_counts_loops_and_the_default_platform():
         return jax.lax.platform_dependent(x, cpu=loop, default=lambda x: x @ jnp.ones((4, 4)))
 
     product = 2 * 3 * 4 * 4
-    assert count_flop(jax.make_jaxpr(loop)(x).jaxpr) == 5 * product
-    assert count_flop(jax.make_jaxpr(platforms)(x).jaxpr) == product
+    assert jaxpr_flop(jax.make_jaxpr(loop)(x).jaxpr) == 5 * product
+    assert jaxpr_flop(jax.make_jaxpr(platforms)(x).jaxpr) == product
     with pytest.raises(ValueError, match="a while loop: got products in it"):
-        count_flop(
+        jaxpr_flop(
             jax.make_jaxpr(
                 lambda x: jax.lax.while_loop(lambda c: c.sum() < 9, lambda c: c @ jnp.eye(4), x)
             )(x).jaxpr
@@ -41,5 +41,5 @@ def test_flop_of_a_transposed_convolution_leaves_out_zeros():
         return jax.lax.conv_transpose(x, kernel, (2, 2), "VALID")
 
     shapes = [jax.ShapeDtypeStruct(x, jnp.float32) for x in ((1, 8, 8, 3), (2, 2, 3, 5))]
-    found = count_flop(jax.make_jaxpr(up)(*shapes).jaxpr)
+    found = jaxpr_flop(jax.make_jaxpr(up)(*shapes).jaxpr)
     assert found == pytest.approx(2 * 8 * 8 * 3 * 2 * 2 * 5)

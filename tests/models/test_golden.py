@@ -5,6 +5,7 @@ norm, by up to 0.6 % of a gradient's norm (a ReLU that flips at zero), and by 4e
 """
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from usam_jax.training import losses, optimizer
 from usam_jax.weights import name_map
 from usam_jax.weights.maps import usam
 
+TOLERANCES = json.loads((recipe.USAM / "source.json").read_text())["tolerances"]
 PLACES = {
     "inc": "backbone/inc",
     **{f"down{i}": f"backbone/down{i}" for i in range(1, 5)},
@@ -81,22 +83,22 @@ def capture(model, method: str = "__call__"):
 
 
 def check_stages(file: str, mode: str, model, variables, logits, calls):
-    golden = load(file)
+    golden, rtol = load(file), TOLERANCES["stages"]
     for stage, place in PLACES.items():
         found = calls[f"{place}/__call__"][0]
-        assert_probe(golden, stage, found if stage.startswith("block") else nchw(found), 2e-5)
+        assert_probe(golden, stage, found if stage.startswith("block") else nchw(found), rtol)
     tokens, source = calls["mask_decoder/transformer/__call__"][0]
-    assert_probe(golden, "transformer.0", tokens, 2e-5)
-    assert_probe(golden, "transformer.1", source, 2e-5)
+    assert_probe(golden, "transformer.0", tokens, rtol)
+    assert_probe(golden, "transformer.1", source, rtol)
     sparse, _ = calls["prompt_encoder/__call__"][0]
     if mode != "no_prompt":
-        assert_probe(golden, "sparse_prompt", sparse, 2e-5)
+        assert_probe(golden, "sparse_prompt", sparse, rtol)
     dense_pe = model.apply(variables, 14, method=lambda m, g: m.prompt_encoder.image_positions(g))
-    assert_probe(golden, "dense_pe", nchw(dense_pe), 2e-5)
+    assert_probe(golden, "dense_pe", nchw(dense_pe), rtol)
 
     row = list(golden["names"]).index("logits")
     _, sampled = recipe.probe("logits", nchw(logits))
-    np.testing.assert_allclose(sampled, golden["value"][row], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(sampled, golden["value"][row], rtol=0, atol=TOLERANCES["logits"])
     labels = np.asarray(logits.argmax(-1))
     counts = [np.bincount(x.ravel(), minlength=model.num_classes) for x in labels]
     np.testing.assert_array_equal(counts, golden["label_counts"])

@@ -1,4 +1,4 @@
-"""One run of a comparison of networks: training, evaluation, cost, shown slices."""
+"""One run of a comparison of networks: training, evaluation, cost, and shown slices."""
 
 import pathlib
 import statistics
@@ -127,7 +127,10 @@ def choose_shown(packed: Packed, subset: Subset) -> np.ndarray:
 def write_shown(
     path: pathlib.Path, model: Model, packed: Packed, subset: Subset, config: ConfigDict
 ) -> None:
-    """Write `names`, `image`, `truth` and `predicted` uint8[n s s] of the shown slices."""
+    """Write the `names` of the shown slices, and their images, truths and predictions.
+
+    `image`, `truth` and `predicted` are uint8[n s s]. Writes nothing if no case has foreground.
+    """
     rows, mode = choose_shown(packed, subset), main_mode(config)
     if not rows.size:
         return

@@ -119,7 +119,7 @@ def describe(one: Finished, summaries: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def over_seeds(values: list[float | None]) -> dict[str, float | None]:
-    """Return mean and standard deviation of the defined values, None with too few."""
+    """Return mean and standard deviation of the values that are defined, None with too few."""
     found = [x for x in values if x is not None]
     sd = float(np.std(found, ddof=1)) if len(found) > 1 else None
     return {"mean": mean(values), "sd": sd}

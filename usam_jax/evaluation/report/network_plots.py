@@ -1,4 +1,4 @@
-"""Plots of a comparison of networks: Dice against cost, and slices side by side."""
+"""Plots of a comparison of networks: Dice against cost, and the same slices of all."""
 
 import pathlib
 from typing import Any

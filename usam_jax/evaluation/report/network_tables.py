@@ -30,7 +30,7 @@ CSV_COLUMNS = ("row", "network", "prompts", "seeds")
 
 
 def metric_columns(table: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return class and metric of each column, with IoU only if there are few classes."""
+    """Return class and metric of each column, IoU only for few classes, as in the paper."""
     names = [*table["classes"][1:], MEAN]
     few = len(names) - 1 <= MOST_WITH_IOU
     return [(x, y) for x in names for y in (METRICS if few else ["dice"])]

@@ -1,6 +1,7 @@
 """The work of a network: floating-point operations of its products and convolutions."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,12 +19,16 @@ def forward_flop(config: ConfigDict) -> float:
     """
     model = registry.make_model(config)
     image = jax.ShapeDtypeStruct((1, *registry.input_shape(config)), jnp.float32)
-    traced = jax.make_jaxpr(lambda variables, x: model.apply(variables, x, None))
     slices = config.slices if registry.get(config.name).dims == 3 else 1
-    return count_flop(traced(registry.variable_shapes(config), image).jaxpr) / slices
+    return count_flop(model.apply, registry.variable_shapes(config), image, None) / slices
 
 
-def count_flop(jaxpr: Any) -> float:
+def count_flop(function: Callable[..., Any], *arguments: Any) -> float:
+    """Return the FLOP of all products and convolutions of a call, whose arrays may be abstract."""
+    return jaxpr_flop(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def jaxpr_flop(jaxpr: Any) -> float:
     """Return the FLOP of all products and convolutions of a jaxpr, bodies of loops included.
 
     Raises ValueError for a product in a loop whose number of rounds is not known.
@@ -44,7 +49,7 @@ def equation_flop(equation: Any) -> float:
         # Zeros between the pixels of a transposed convolution's input are not multiplied.
         places = equation.outvars[0].aval.size / math.prod(params["lhs_dilation"])
         return 2.0 * places * kernel.size / features
-    inner = [count_flop(x) for x in sub_jaxprs(params)]
+    inner = [jaxpr_flop(x) for x in sub_jaxprs(params)]
     if name == "cond":
         platforms = params.get("branches_platforms")
         return inner[platforms.index(None)] if platforms else max(inner)
