@@ -92,6 +92,15 @@ def entry_name(entry: str) -> str:
     return registry.short_name(network) + at + prompts
 
 
+def estimate_cost(model: ConfigDict) -> float:
+    """Return the FLOP of `config.model`, or 0 if tracing it fails: then its runs fail at once."""
+    try:
+        return forward_flop(model)
+    except Exception as error:  # noqa: BLE001 - a network of the user raises any type
+        console.info(f"{model.name}: cannot be traced ({type(error).__name__}: {error})")
+        return 0.0
+
+
 def make_runs(entries: list[str], seeds: list[int]) -> list[sweep.Run]:
     """Return the runs, all networks of a seed before the next seed.
 
@@ -107,7 +116,7 @@ def make_runs(entries: list[str], seeds: list[int]) -> list[sweep.Run]:
         except UsageError as error:
             raise UsageError(f"--networks: {entry}: {error}") from error
         configs[entry_name(entry)] = config
-    costs = {name: forward_flop(config.model) for name, config in configs.items()}
+    costs = {name: estimate_cost(config.model) for name, config in configs.items()}
     return [
         sweep.Run(name, seed, sweep.one_mode(config, {}, seed), costs[name])
         for seed in seeds

@@ -164,9 +164,9 @@ def describe_progress(workdir: pathlib.Path, runs: list[Run], run: Run) -> str:
     left = [x for x in runs if not x.result(workdir).is_file()]
     done = [read_json(x.result(workdir)) for x in runs if x not in left]
     text = f"run {len(done) + 1} of {len(runs)}: {run}"
-    if not done:
+    if not (cost := sum(x["cost"] for x in done)):
         return text
-    rate = sum(x["seconds"] for x in done) / sum(x["cost"] for x in done)
+    rate = sum(x["seconds"] for x in done) / cost
     processes = max(1, sum(is_claimed(x.folder(workdir)) for x in left))
     seconds = rate * sum(x.cost for x in left) / processes
     return f"{text}; about {console.format_time(seconds)} left"

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import LogLocator, NullFormatter
 from scipy import ndimage
 
 from usam_jax.data.class_names import MEAN
@@ -41,7 +42,9 @@ def save_cost(path: pathlib.Path, table: dict[str, Any]) -> None:
             printed = row["paper"]["dice"][MEAN]
             axes.plot(flop, printed, marker, c="none", ms=8, mec=colour, mew=1.5)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("GFLOP of one slice (logarithmic)")
     axes.set_ylabel("mean Dice, pooled (%)")
     axes.grid(alpha=0.3)
