@@ -2,16 +2,19 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-fast faults parity viewer lint types
+.PHONY: demo test test-fast networks faults parity viewer lint types
 
 demo: .venv/run.stamp  ## train and evaluate a small U-SAM on generated CT phantoms
 	$(BIN)/python -m usam_jax.main --config=configs/phantom.py --workdir=runs/demo
 
 test: .venv/dev.stamp  ## all tests that need no torch
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not parity and not faults and not browser"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not parity and not faults and not browser and not networks"
 
 test-fast: .venv/dev.stamp  ## the tests that start no processes and compile little: about a minute
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not parity and not faults and not browser"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not parity and not faults and not browser and not networks"
+
+networks: .venv/dev.stamp  ## golden values and a whole run of each further network: some twenty minutes
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m networks
 
 faults: .venv/dev.stamp  ## several processes, kills and broken files (docs/reliability.md): some ten minutes
 	$(BIN)/python -m pytest -m faults

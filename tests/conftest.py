@@ -40,6 +40,11 @@ beartype_packages(("usam_jax.data", "usam_jax.io"))
 REAL_DATA = pathlib.Path(os.environ.get("USAM_JAX_REAL_DATA", ROOT.parent / "shared"))
 
 
+def each_network(names, always) -> list:
+    """Parameters of which only those in `always` belong to `make test`: the others take long."""
+    return [pytest.param(x, marks=() if x in always else pytest.mark.networks) for x in names]
+
+
 def model_config(**changes) -> ConfigDict:
     """`config.model` of the network `name` (default usam) with these fields changed."""
     from usam_jax import models

@@ -8,7 +8,7 @@ import jax
 import nibabel
 import numpy as np
 import pytest
-from conftest import ROOT, phantom_config, without_shape_checks
+from conftest import ROOT, each_network, phantom_config, without_shape_checks
 from test_end_to_end import read_metrics
 
 from usam_jax import models
@@ -88,7 +88,7 @@ def train(config, workdir: pathlib.Path):
     return read_metrics(workdir)
 
 
-@pytest.mark.parametrize("name", NETWORKS, ids=registry.short_name)
+@pytest.mark.parametrize("name", each_network(NETWORKS, (TOY, "unet")), ids=registry.short_name)
 def test_network_trains_resumes_evaluates_predicts_exports(name, folder, tmp_path, frugal):
     config, workdir = make_config(name, folder), tmp_path / "run"
     metrics = train(config, workdir)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import recipe
-from conftest import phantom_config
+from conftest import each_network, phantom_config
 from flax import traverse_util
 
 from usam_jax import convert, models
@@ -19,6 +19,17 @@ from usam_jax.utils.errors import UsageError
 from usam_jax.weights import load, maps, name_map
 
 NETWORKS = registry.names()
+# `make networks` tests the others.
+ALWAYS = (
+    "attention_unet",
+    "nnunet",
+    "nnunet_resenc",
+    "sam_s",
+    "samed",
+    "swin_unet",
+    "unet",
+    "usam",
+)
 GOLDEN = sorted(x.parent.name for x in recipe.GOLDEN.glob("*/golden.npz"))
 
 
@@ -44,7 +55,7 @@ def golden_labels(config, salt: str) -> np.ndarray:
     return make(2, config.num_classes, salt, config.image_size)
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
+@pytest.fixture(scope="module", params=each_network(NETWORKS, ALWAYS))
 def small(request):
     """Name, config, module and variables of each network."""
     config = small_config(request.param)
@@ -151,7 +162,7 @@ def golden_state_dict(manifest, source) -> dict[str, np.ndarray]:
     return tensors
 
 
-@pytest.fixture(scope="module", params=GOLDEN)
+@pytest.fixture(scope="module", params=each_network(GOLDEN, ALWAYS))
 def published(request):
     """Name, golden values, their source, config and variables of a network with golden values."""
     values, source, manifest = read_golden(request.param)

@@ -103,7 +103,9 @@ def test_failing_network_ends_only_its_runs(run, fast, tmp_path, capsys):
 
 
 def test_network_that_cannot_be_traced_only_fails_its_runs(run, tmp_path, capsys):
-    (tmp_path / "bad.py").write_text(NETWORK.replace('name="stem")', 'nam="stem")'))
+    (tmp_path / "bad.py").write_text(
+        (ROOT / "tests" / "toy_network.py").read_text().replace('name="stem")', 'nam="stem")')
+    )
     assert run(f"--networks={tmp_path / 'bad.py'}", "--seeds=0") == 4
     err = capsys.readouterr().err
     assert "bad.py: cannot be traced (TypeError" in err and "1 of 1 runs failed:" in err
