@@ -66,7 +66,9 @@ def defined_flags(module: str) -> set[str]:
         (ROOT / "usam_jax/evaluation/scoring_flags.py").read_text(),
         (ROOT / "usam_jax/utils/run_flags.py").read_text(),
     ]
-    texts += [(ROOT / "benchmarks/accelerator/command.py").read_text()]
+    texts += [
+        (ROOT / f"benchmarks/{x}/command.py").read_text() for x in ("accelerator", "compile_for")
+    ]
     pattern = r"""(?:DEFINE_\w+|add_argument|add)\(\s*["'](?:--)?([\w-]+)["']"""
     return {x for text in texts for x in re.findall(pattern, text)} | SHARED_FLAGS
 

@@ -141,6 +141,8 @@ def start(*arguments):
     """A viewer in a process of its own, its port and its token."""
     command_line = [sys.executable, "-m", "usam_jax.viewer", "--nobrowser", *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    # Ctrl-C is ignored by tests in the background, and processes would inherit this.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command_line, stderr=subprocess.PIPE, text=True, env=environment)
     for line in process.stderr:
         if found := re.search(r"http://127\.0\.0\.1:(\d+)/#token=(\S+)", line):

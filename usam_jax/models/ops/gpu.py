@@ -56,8 +56,8 @@ def gelu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
 
 def normalise(
     x: Float[Array, "*n d"],
-    scale: Float[Array, " d"],
-    bias: Float[Array, " d"],
+    scale: Float[Array, "*c"],
+    bias: Float[Array, "*c"],
     *,
     axes: tuple[int, ...],
     epsilon: float,
