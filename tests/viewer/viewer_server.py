@@ -33,7 +33,7 @@ class Stub:
     that the order of clicks matters.
     """
 
-    classes, step, slices = CLASSES, 7, 1
+    classes, step, dims, slices = CLASSES, 7, 2, 1
 
     def __init__(self, interactive=False, promptable=True, size=48):
         self.interactive, self.promptable = interactive, promptable
