@@ -31,7 +31,7 @@ def measure_demo() -> None:
         runs = [run_demo(pathlib.Path(folder) / str(seed), seed) for seed in SEEDS]
         FOLDER.mkdir(parents=True, exist_ok=True)
         files = Workdir(pathlib.Path(folder) / "0").evaluation(*MODE)
-        for picture in (files.predictions, files.corrections, files.clicks):
+        for picture in (files.corrections, files.clicks):
             shutil.copy(picture, FOLDER)
     about = {
         "commit": describe_commit(),

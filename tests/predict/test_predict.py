@@ -23,10 +23,11 @@ from usam_jax.io.geometry import Geometry
 from usam_jax.models import Prompts, init_variables, make_model
 from usam_jax.predict import Predictor, clicks, output, slices
 from usam_jax.predict import model as predict_model
-from usam_jax.predict.model import NO_CLICKS, Clicks
+from usam_jax.predict.model import NO_CLICKS, Clicks, load_network
 from usam_jax.predict.slices import Options, predict_slices
 from usam_jax.predict.volume import Request, predict_volume
-from usam_jax.utils.errors import DataError, UsageError
+from usam_jax.utils.errors import DataError, UsageError, WeightsError
+from usam_jax.weights import saved_config
 
 AXES = [
     "".join(x)
@@ -588,3 +589,12 @@ def test_predict_usage_error_exits_with_its_code(workdir, tmp_path, arguments, c
     assert done.returncode == code, done.stderr
     assert message in done.stderr and "Traceback" not in done.stderr
     assert ct.read_bytes() == before
+
+
+@pytest.mark.parametrize("changes", [{"model": None}, {"data": {}}, {"data": "x"}, {"model": {}}])
+def test_damaged_config_of_a_run_is_named(tmp_path, changes):
+    saved = saved_config.to_json(phantom_config("unet"))
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    (tmp_path / "config.json").write_text(json.dumps(saved | changes))
+    with pytest.raises(WeightsError, match=r"config\.json: cannot be used"):
+        load_network(tmp_path)

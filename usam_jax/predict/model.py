@@ -16,7 +16,8 @@ from usam_jax.data.prompts import empty_prompts
 from usam_jax.models import make_model
 from usam_jax.models.common import registry
 from usam_jax.models.common.prompts import batch_images, batch_prompts
-from usam_jax.utils.errors import UsageError
+from usam_jax.utils.errors import UsageError, WeightsError
+from usam_jax.utils.workdir import Workdir
 from usam_jax.weights import run_checkpoint
 
 MIN_POINTS = 32  # Arrays hold at least so many points: adding a click rarely recompiles.
@@ -169,15 +170,19 @@ class Network(NamedTuple):
 
 
 def load_network(workdir: pathlib.Path) -> Network:
-    """Load a run's best checkpoint. Raises WeightsError if there is none or it is damaged."""
-    saved = run_checkpoint.require_config(workdir)
-    config = ConfigDict(saved)
+    """Load a run's best checkpoint.
+
+    Raises WeightsError if there is none, or if it or the run's config is damaged.
+    """
+    try:
+        saved = run_checkpoint.require_config(workdir)
+        config = ConfigDict(saved)
+        model, classes = make_model(config.model), tuple(saved["data"]["classes"])
+        preparation = make_preparation(saved, source_kind(workdir, saved))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(
+            f"{Workdir(workdir).config}: cannot be used ({error!r}), expected what the run wrote. "
+            "Restore it from a copy, or train again."
+        ) from error
     step, variables = run_checkpoint.load_best(workdir, config.model)
-    return Network(
-        make_model(config.model),
-        variables,
-        make_preparation(saved, source_kind(workdir, saved)),
-        tuple(saved["data"]["classes"]),
-        saved,
-        step,
-    )
+    return Network(model, variables, preparation, classes, saved, step)

@@ -215,8 +215,22 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
     return saved_config.upgrade(read_json(Workdir(workdir).config)) if finished else {}
 
 
+def require_utf8(workdir: pathlib.Path) -> None:
+    """Raise UsageError if a workdir is not named in UTF-8: Orbax cannot use such a path."""
+    try:
+        str(workdir.resolve()).encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"workdir: got {str(workdir)!r}, expected a path in UTF-8. Rename it, or give another."
+        ) from error
+
+
 def require_config(workdir: pathlib.Path) -> dict[str, Any]:
-    """Return the config of a run. Raises WeightsError if it has no finished checkpoint."""
+    """Return the config of a run.
+
+    Raises WeightsError if it has no finished checkpoint, and UsageError if it is not named in UTF-8.
+    """
+    require_utf8(workdir)
     saved = read_config(workdir)
     if not saved:
         raise WeightsError(
@@ -234,12 +248,7 @@ def check_config(workdir: pathlib.Path, config: ConfigDict) -> None:
     field that differs.
     """
     require_folder(workdir)
-    try:
-        str(workdir.resolve()).encode()
-    except UnicodeEncodeError as error:  # Orbax fails on such a path, at the first checkpoint
-        raise UsageError(
-            f"--workdir: got {str(workdir)!r}, expected a path in UTF-8. Give another --workdir."
-        ) from error
+    require_utf8(workdir)
     saved = read_config(workdir)
     paths = Workdir(workdir)
     written = (paths.config, paths.data, paths.run, paths.metrics, paths.metrics_csv)
