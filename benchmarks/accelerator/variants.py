@@ -17,7 +17,7 @@ from flax import linen as nn
 
 from usam_jax.models import ops
 from usam_jax.models.common import conv_encoder, layers, up_block
-from usam_jax.models.ops import attention, conv, cpu, norm
+from usam_jax.models.ops import attention, conv, cpu, gpu, norm
 from usam_jax.models.sam import image_encoder
 from usam_jax.training import optimizer
 
@@ -170,24 +170,11 @@ def conv_unit(batch: int, dry: bool) -> Case:
     return conv_encoder.ConvUnit(channels, DTYPE), [random(1, batch, side, side, channels)]
 
 
-def one_pass_forward(x: Any, scale: Any, bias: Any, axes: tuple[int, ...], epsilon: float) -> Any:
-    """The forward rule of `cpu.normalise` with both moments from one pass over `x`."""
-    wide = x.astype(jnp.float32)
-    mean = wide.mean(axes, keepdims=True)
-    variance = jnp.maximum(jnp.square(wide).mean(axes, keepdims=True) - jnp.square(mean), 0)
-    inverse = jax.lax.rsqrt(variance + epsilon)
-    y = ((wide - mean) * inverse * scale + bias).astype(x.dtype)
-    return (y, mean, variance), (x, scale, mean, inverse)
-
-
-def one_pass_normalise() -> Callable[..., Any]:
-    normalise = jax.custom_vjp(lambda *x: one_pass_forward(*x)[0], nondiff_argnums=(3, 4))
-    normalise.defvjp(one_pass_forward, cpu.normalise_backward)
-
-    def op(x: Any, scale: Any, bias: Any, *, axes: tuple[int, ...], epsilon: float) -> Any:
-        return normalise(x, scale, bias, axes, epsilon)
-
-    return op
+def one_pass_normalise(
+    x: Any, scale: Any, bias: Any, *, axes: tuple[int, ...], epsilon: float
+) -> Any:
+    """`gpu.normalise` with both moments from one pass for any dtype."""
+    return cpu.normalise_by(gpu.one_pass, x, scale, bias, axes, epsilon)
 
 
 class NoNorm(nn.Module):
@@ -204,7 +191,7 @@ BATCH_NORM: dict[str, list[Change]] = {
     UNCHANGED: [],
     "the reference": [(ops, "normalise", norm.normalise)],
     "gradient written out, the form for CPUs": [(ops, "normalise", cpu.normalise)],
-    "mean and variance in one pass": [(ops, "normalise", one_pass_normalise())],
+    "mean and variance in one pass": [(ops, "normalise", one_pass_normalise)],
     "no norm (a bound)": [(layers, "BatchNorm", NoNorm)],
 }
 

@@ -10,7 +10,6 @@ import functools
 import math
 from collections.abc import Iterator
 from contextvars import ContextVar
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -71,30 +70,15 @@ def normalise(
     are exchanged at once.
     """
     if x.dtype in LOW_PRECISION:
-        return _normalise(x, scale, bias, axes, epsilon)
+        return cpu.normalise_by(one_pass, x, scale, bias, axes, epsilon)
     return cpu.normalise(x, scale, bias, axes=axes, epsilon=epsilon)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _normalise(
-    x: Array, scale: Array, bias: Array, axes: tuple[int, ...], epsilon: float
-) -> tuple[Array, Array, Array]:
-    return _normalise_forward(x, scale, bias, axes, epsilon)[0]
-
-
-def _normalise_forward(
-    x: Array, scale: Array, bias: Array, axes: tuple[int, ...], epsilon: float
-) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
-    wide = x.astype(jnp.float32)
+def one_pass(wide: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
+    """Return mean and variance of `wide` along `axes`, as `cpu.two_passes`."""
     mean = wide.mean(axes, keepdims=True)
     square = jnp.square(wide).mean(axes, keepdims=True)
-    variance = jnp.maximum(square - jnp.square(mean), 0)
-    inverse = jax.lax.rsqrt(variance + epsilon)
-    y = ((wide - mean) * inverse * scale + bias).astype(x.dtype)
-    return (y, mean, variance), (x, scale, mean, inverse)
-
-
-_normalise.defvjp(_normalise_forward, cpu.normalise_backward)
+    return mean, jnp.maximum(square - jnp.square(mean), 0)
 
 
 def up_concat_conv(
