@@ -260,6 +260,27 @@ def test_click_on_a_marker_removes_the_point(page):
     assert page.served.get("prompts/6")["points"][0][2] == 0
 
 
+def test_second_click_before_the_new_state_keeps_the_first(page):
+    page.key("p")
+    page.get("app.store.late = app.store.refresh")
+    page.get("app.store.refresh = () => new Promise((f) => setTimeout(f, 400)).then(() => app.store.late())")
+    page.click(50, 45)
+    page.wait(lambda: page.labels()[45, 50] == 1)  # the reply has come, the new state has not
+    page.click(20, 12)
+    page.settle()
+    points = page.served.get("prompts/6")["points"]
+    assert [[round(x), round(y)] for x, y, _ in points] == [[50, 45], [20, 12]]
+
+
+def test_tools_do_not_move_the_views(page):
+    widths = []
+    for key in ("v", "p", "b", "e"):
+        page.key(key)
+        page.page.wait_for_timeout(60)
+        widths.append(page.get("document.getElementById('axial').getBoundingClientRect().width"))
+    assert len(set(widths)) == 1 and page.get("document.body.scrollWidth") <= 1300
+
+
 def test_clicks_do_nothing_in_look(page):
     before = page.revision()
     page.click(50, 45)
@@ -457,7 +478,10 @@ def test_work_list_opens_another_volume(browser, folder, tmp_path):
     with Served(paths, Stub(size=70), names=["a", "b"]) as served:
         served.ready()
         page = Page(browser, served)
+        open_case = served.desk.open
+        served.desk.open = lambda number: time.sleep(0.5) or open_case(number)
         page.page.select_option("#cases", "1")
+        page.page.evaluate("() => window.usamView.app.moveTo('axial', 8)")  # asks for pixels
         page.wait(lambda: page.page.title() == "b" and page.drawn() == "6")
         assert not page.problems
         page.context.close()

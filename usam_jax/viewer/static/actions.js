@@ -146,7 +146,7 @@ export const actions = {
 
   async openCase(number) {
     try {
-      await this.store.api.post("open", { case: number });
+      await this.store.api.open(number);
       location.reload();
     } catch (error) {
       this.say(error);

@@ -25,15 +25,23 @@ export class Api {
     this.caseNumber = null; // the volume that this page shows
     this.revision = -1;
     this.pending = 0;
+    this.opening = null; // settles if a volume cannot be opened; otherwise the page is loaded again
+    this.onIdle = null;
   }
 
-  async request(method, path, body) {
+  // Sends a request and returns what `read` makes of its response.
+  async request(method, path, body, read = (response) => response.json()) {
+    while (this.opening) await this.opening; // the server has no volume meanwhile
+    return this.send(method, path, body, read);
+  }
+
+  async send(method, path, body, read) {
     const headers = { "X-Token": this.token, "X-Revision": String(this.revision) };
     if (this.caseNumber !== null) headers["X-Case"] = String(this.caseNumber);
     this.pending += 1;
     try {
       const response = await fetch(`/api/${path}`, { method, headers, body });
-      if (response.ok) return response;
+      if (response.ok) return await read(response);
       const text = await response.text();
       throw new ApiError(response.status, errorOf(text) ?? `${response.status}`);
     } catch (error) {
@@ -41,29 +49,42 @@ export class Api {
       throw new ApiError(0, "the server does not answer; is usam-view still running?");
     } finally {
       this.pending -= 1;
+      if (!this.pending) this.onIdle?.();
     }
   }
 
   async getJson(path) {
-    return (await this.request("GET", path)).json();
+    return this.request("GET", path);
   }
 
   async getBytes(path) {
-    return (await this.request("GET", path)).arrayBuffer();
+    return this.request("GET", path, undefined, (response) => response.arrayBuffer());
   }
 
   async post(path, content) {
-    return (await this.request("POST", path, JSON.stringify(content))).json();
+    return this.request("POST", path, JSON.stringify(content));
   }
 
-  // Sends prompts; returns the slice's labels and the sequence number of the request.
+  // Opens another volume, once all requests about this one are answered; new ones wait.
+  async open(number) {
+    const opened = this.whenIdle().then(() =>
+      this.send("POST", "open", JSON.stringify({ case: number }), (response) => response.json()),
+    );
+    this.opening = opened.then(() => new Promise(() => {}), () => (this.opening = null));
+    return opened;
+  }
+
+  async whenIdle() {
+    if (this.pending) await new Promise((resolve) => (this.onIdle = resolve));
+  }
+
+  // Sends prompts; returns the slice's labels, the number of the request and the new revision.
   async postPrompts(content) {
-    const response = await this.request("POST", "prompts", JSON.stringify(content));
-    return {
+    return this.request("POST", "prompts", JSON.stringify(content), async (response) => ({
       labels: new Uint8Array(await response.arrayBuffer()),
       sequence: Number(response.headers.get("X-Sequence")),
-      decodeMs: Number(response.headers.get("X-Decode-Ms")),
-    };
+      revision: Number(response.headers.get("X-Revision")),
+    }));
   }
 
   async postStroke(content, mask) {
@@ -72,7 +93,7 @@ export class Api {
     new DataView(body.buffer).setUint32(0, head.length, true);
     body.set(head, 4);
     body.set(mask, 4 + head.length);
-    return (await this.request("POST", "paint", body)).json();
+    return this.request("POST", "paint", body);
   }
 }
 

@@ -165,14 +165,16 @@ export class Store {
     try {
       const reply = await this.api.postPrompts({ slice: number, ...prompts, sequence });
       if (this.newest.get(number) === reply.sequence) this.setLabels(number, reply.labels);
+      await this.refresh();
+      if (this.state.revision !== reply.revision) this.oldPrompts.add(number); // maybe another tab's
     } catch (error) {
       if (this.newest.get(number) !== sequence) return; // newer prompts have replaced these
       this.oldPrompts.add(number);
       this.onError(error);
+      await this.refresh();
     } finally {
       if (this.newest.get(number) === sequence) this.newest.delete(number);
     }
-    await this.refresh();
   }
 
   // Sends a change whose reply is the new state, and returns the reply, or null if it failed.
