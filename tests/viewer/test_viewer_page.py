@@ -269,7 +269,9 @@ def test_second_click_before_the_new_state_keeps_the_first(page):
       store.refresh = () => held.then(refresh);
     }""")
     page.click(50, 45)
-    page.wait(lambda: page.labels()[45, 50] == 1)  # the reply has come, the new state has not
+    page.wait(
+        lambda: page.get("app.store.labelsOf('axial', 6)[45 * 70 + 50]") == 1
+    )  # the reply has come
     page.click(20, 12)
     page.page.evaluate("() => window.release()")
     page.settle()
