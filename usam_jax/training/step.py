@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from usam_jax.data.loader import IGNORED
 from usam_jax.models.common.prompts import batch_images, batch_prompts
 from usam_jax.models.common.spec import ModelSpec, merge_params, split_params
-from usam_jax.training import losses, skipping
+from usam_jax.training import compiler_options, losses, skipping
 from usam_jax.training.interactive_loss import interactive_loss
 from usam_jax.training.norms import norms_for
 from usam_jax.utils.errors import UsageError
@@ -220,6 +220,7 @@ def make_train_step(
         in_shardings=(placed, batch_sharding(mesh)),
         out_shardings=(placed, replicated(mesh)),
         donate_argnums=0,
+        compiler_options=compiler_options.parse(train.compiler_options),
     )
 
 

@@ -23,6 +23,7 @@ flags.FLAGS["config"].parser = ConfigFileParser()
 DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 NO_BACKEND = "Unable to initialize backend"  # in JAX's message, which is a plain RuntimeError
+BAD_OPTION = ("No such compile option", "While setting option")  # in XLA's messages
 LESS_MEMORY = (
     "To resume the same run, set config.model.remat=True (U-SAM, S and SAMed), on several devices "
     "config.train.fsdp=True, or, if it evaluates, a smaller config.eval.batch_size. For a run in "
@@ -116,6 +117,8 @@ def explain_device_error(text: str) -> str:
     if NO_BACKEND in text:
         advice = gpu_driver.problem() or "Set JAX_PLATFORMS=cpu to compute on the CPU."
         return f"JAX cannot use the device: {first}\n{advice}"
+    if any(x in text for x in BAD_OPTION):
+        return f"config.train.compiler_options: got an option that XLA does not take ({first})"
     if "RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower():
         return f"the device is out of memory ({first}). {LESS_MEMORY}"
     return (
