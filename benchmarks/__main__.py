@@ -58,7 +58,6 @@ BENCHMARKS = {
     "viewer": Benchmark("viewer:measure_viewer", "the viewer's page in Chromium", ("cpu",)),
     "startup": Benchmark("startup:measure_startup", "time to the first training step"),
     "cost": Benchmark("cost:measure_cost", "cost against image size, classes, points", ("cpu",)),
-    "scaling": Benchmark("scaling:measure_scaling", "bytes that a step sends on 8 devices"),
     "networks": Benchmark("networks:measure_networks", "step and forward pass of each network"),
 }
 
