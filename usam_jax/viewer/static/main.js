@@ -20,8 +20,10 @@ Object.assign(App.prototype, actions);
 
 async function poll(app) {
   const { store } = app;
-  for (;;) {
-    await new Promise((resolve) => setTimeout(resolve, store.state.busy ? BUSY_MS : IDLE_MS));
+  for (let idle = 0; ; idle += BUSY_MS) {
+    await new Promise((resolve) => setTimeout(resolve, BUSY_MS));
+    if (!store.state.busy && idle < IDLE_MS) continue; // what is started meanwhile is shown soon
+    idle = 0;
     try {
       await store.refresh();
       if (app.comparing && app.comparison && app.comparison.revision !== store.state.revision) {
