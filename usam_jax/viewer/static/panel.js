@@ -6,12 +6,11 @@ import { describeIndex } from "./view.js";
 
 const HINTS = {
   look: "Click: crosshair. Drag: window. Wheel: slices.",
-  prompt: "Left: point on the target. Right: negative point. Drag: box. Click on a point: remove it.",
+  prompt: "Left: point. Right: negative. Click on a point: remove it. Drag: box (no class, goes by undo).",
   brush: "Drag: paint the class. Ctrl: erase.",
   erase: "Drag: erase to background.",
 };
 const UNTRAINED = "This model was trained without prompts: clicks may change nothing.";
-const BOX_HINT = " A box has no class; undo or Clear prompts removes it.";
 const NEGATIVE_HINT = "The next click is negative (T). ";
 const FORMATS = { nifti: "NIfTI", "dicom-seg": "DICOM-SEG" };
 const byId = (id) => document.getElementById(id);
@@ -165,10 +164,9 @@ export class Panel {
     const { app } = this;
     const name = app.styles[app.activeClass].name;
     const next = app.nextNegative ? NEGATIVE_HINT : "";
-    const box = app.tool === "prompt" && state.points_carry_class ? BOX_HINT : "";
     // A network with published prompts is told where, not which class.
     const target = state.points_carry_class || app.isBrush() ? `${name}: ` : "";
-    byId("hint").textContent = `${next}${target}${HINTS[app.tool]}${box}`;
+    byId("hint").textContent = `${next}${target}${HINTS[app.tool]}`;
     byId("hint").title = byId("hint").textContent;
     byId("pointer").textContent = this.describePointer();
     if (app.store.api.isGone) this.showProgress(null, "no connection: nothing is taken", "bad");

@@ -146,21 +146,21 @@ export class View {
     for (const [px, py, c] of prompts.points) this.drawMarker(...toCanvas(place, px, py), c);
     if (!app.pointer || app.pointer.axis !== "axial") return;
     const [x, y] = toCanvas(place, ...app.pointer.plane);
-    const beside = 16 * ratio;
+    const beside = 14 * ratio;
     if (app.isBrush()) this.drawBrush(place, x, y);
-    else if (app.tool === "prompt") this.drawMarker(x + beside, y + beside, app.nextClass());
+    else if (app.tool === "prompt") this.drawMarker(x + beside, y + beside, app.nextClass(), 4);
   }
 
   // A point of class c, 0 if negative, in its class's colour if the model uses the class.
-  drawMarker(x, y, c) {
+  drawMarker(x, y, c, radius = 6) {
     const { context, app, ratio } = this;
-    const r = 6 * ratio;
+    const r = radius * ratio;
     const positive = app.store.state.points_carry_class ? css(app.styles[c].colour) : GREEN;
     context.beginPath();
     context.arc(x, y, r, 0, 2 * Math.PI);
     context.fillStyle = c ? positive : RED;
     context.fill();
-    context.lineWidth = 2 * ratio;
+    context.lineWidth = (radius * ratio) / 3;
     context.strokeStyle = "#fff";
     context.stroke();
     context.strokeStyle = "#111";
