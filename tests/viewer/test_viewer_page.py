@@ -262,11 +262,18 @@ def test_click_on_a_marker_removes_the_point(page):
 
 def test_second_click_before_the_new_state_keeps_the_first(page):
     page.key("p")
-    page.get("app.store.late = app.store.refresh")
-    page.get("app.store.refresh = () => new Promise((f) => setTimeout(f, 400)).then(() => app.store.late())")
+    page.page.evaluate("""() => {
+      const {store} = window.usamView.app;
+      const refresh = store.refresh.bind(store);
+      const held = new Promise((resolve) => (window.release = resolve));
+      store.refresh = () => held.then(refresh);
+    }""")
     page.click(50, 45)
-    page.wait(lambda: page.labels()[45, 50] == 1)  # the reply has come, the new state has not
+    page.wait(
+        lambda: page.get("app.store.labelsOf('axial', 6)[45 * 70 + 50]") == 1
+    )  # the reply has come
     page.click(20, 12)
+    page.page.evaluate("() => window.release()")
     page.settle()
     points = page.served.get("prompts/6")["points"]
     assert [[round(x), round(y)] for x, y, _ in points] == [[50, 45], [20, 12]]
@@ -478,8 +485,8 @@ def test_work_list_opens_another_volume(browser, folder, tmp_path):
     with Served(paths, Stub(size=70), names=["a", "b"]) as served:
         served.ready()
         page = Page(browser, served)
-        open_case = served.desk.open
-        served.desk.open = lambda number: time.sleep(0.5) or open_case(number)
+        make_case = served.desk.make_case
+        served.desk.make_case = lambda number: time.sleep(0.5) or make_case(number)
         page.page.select_option("#cases", "1")
         page.page.evaluate("() => window.usamView.app.moveTo('axial', 8)")  # asks for pixels
         page.wait(lambda: page.page.title() == "b" and page.drawn() == "6")
