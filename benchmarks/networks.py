@@ -1,4 +1,4 @@
-"""Speed and memory of each network in evaluation and training, compared with the machine's limit."""
+"""Speed and memory of each network in evaluation and training, and the share of the limit."""
 
 import subprocess
 import sys

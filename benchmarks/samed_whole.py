@@ -1,4 +1,4 @@
-"""SAMed with its whole image encoder trained, not LoRA's matrices: what SAMed is compared with.
+"""SAMed with its whole image encoder trained, not LoRA alone: what SAMed is compared with.
 
 The network, its initial output and its loss are those of SAMed; LoRA's product stays zero.
 """

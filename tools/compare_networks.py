@@ -167,9 +167,7 @@ def main(config: ConfigDict, arguments: list[str]) -> None:
     for run in runs[: len(entries)]:
         prepare(run.config.data)  # so that faulty data end the sweep before any training
     failed = sweep.run_all(workdir, runs, run_network)
-    if elsewhere := sweep.count_elsewhere(workdir, runs):
-        console.info(f"{elsewhere} runs are being made by other processes; the last one reports")
-    else:
+    if not sweep.leave_report(workdir, runs):
         report(workdir, runs)
     sweep.finish(workdir, runs, failed)
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from usam_jax import models
 from usam_jax.data.class_names import MEAN
 from usam_jax.evaluation import published_results
 from usam_jax.evaluation.comparison import compare, holm_correction
@@ -21,10 +22,14 @@ SHARED = ("parameters", "flop", "epochs", "steps", "batch_size", "image_size")
 
 
 class Finished(NamedTuple):
-    """The finished runs of one network: results of `network_run.run_network`, by seed."""
+    """The finished runs of one network: results of `network_run.run_network`, by seed.
+
+    `window` is the number of slices that the network predicts from one input.
+    """
 
     name: str
     network: str
+    window: int
     seeds: list[int]
     results: list[dict[str, Any]]
     folders: list[EvaluationFolder]
@@ -41,8 +46,9 @@ def find_finished(
     found: dict[str, Finished] = {}
     for run in runs:
         if result := results.get(run.name, {}).get(run.seed):
-            network = run.config.model.name
-            one = found.setdefault(run.name, Finished(run.name, network, [], [], []))
+            model = run.config.model
+            new = Finished(run.name, model.name, models.predicted_slices(model), [], [], [])
+            one = found.setdefault(run.name, new)
             one.seeds.append(run.seed)
             one.results.append(result)
             folder = Workdir(run.folder(workdir))
@@ -102,6 +108,7 @@ def describe(one: Finished, summaries: list[dict[str, Any]]) -> dict[str, Any]:
     row = {
         "name": one.name,
         "network": pathlib.Path(one.network).stem,
+        "window": one.window,
         "mode": one.results[0]["mode"],
         "prompts": summaries[0]["prompts"],
         "seeds": one.seeds,
