@@ -43,6 +43,7 @@ def describe_checkpoint(workdir: pathlib.Path) -> Model:
 def load_predictor(workdir: pathlib.Path) -> Predictor:
     """Load a checkpoint. Raises WeightsError if it is damaged."""
     runtime.enable_compilation_cache()
+    runtime.start_devices()
     return Predictor.load(workdir)
 
 
