@@ -158,6 +158,8 @@ def make_parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--dry", action="store_true", help="small networks, once; the rows are not recorded"
             )
+        if name == "volume_clicks":
+            command.add_argument("workdir", help="of an interactive run")
     accelerator.add_flags(
         commands.add_parser(
             "accelerator", help=accelerator.SUMMARY, description=accelerator.__doc__
@@ -194,7 +196,8 @@ def main() -> int:
     elif arguments.name == "networks":
         return measure_networks(arguments.networks, arguments.dry, parser.error)
     else:
-        measure(arguments.name, parser.error)
+        given = [arguments.workdir] if arguments.name == "volume_clicks" else []
+        measure(arguments.name, parser.error, *given)
     return 0
 
 

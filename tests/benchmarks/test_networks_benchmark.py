@@ -1,5 +1,6 @@
 """The measurement of networks: its rows, its batches, and networks that fail."""
 
+import inspect
 import subprocess
 
 import jax
@@ -85,3 +86,12 @@ def test_samed_whole_trains_the_encoder_without_lora():
             None if lora else "image_encoder" if encoder else group_of(path, models.get("samed"))
         )
         assert group_of(path, spec) == group, path
+
+
+@pytest.mark.parametrize("given", [["volume_clicks", "runs/x"], ["rounds"], ["cost"]])
+def test_command_gives_a_benchmark_what_it_takes(given, monkeypatch):
+    called = []
+    monkeypatch.setattr(command, "measure", lambda name, _fail, *rest: called.append([name, *rest]))
+    monkeypatch.setattr("sys.argv", ["benchmarks", *given])
+    assert command.main() == 0 and called == [given]
+    inspect.signature(command.BENCHMARKS[given[0]].load()).bind(*given[1:])

@@ -137,8 +137,8 @@ def save_same_slices(
 
 def slice_dice(truth: np.ndarray, predicted: np.ndarray, classes: tuple[str, ...]) -> float | None:
     """Return the mean Dice over the classes that truth or prediction, uint8[s s], have."""
-    labels = (jnp.asarray(x[None], jnp.int32) for x in (predicted, truth))
-    counts = count_pixels(*labels, jnp.ones(1, bool), len(classes))
+    p, y = (jnp.asarray(x[None], jnp.int32) for x in (predicted, truth))
+    counts = count_pixels(p, y, jnp.ones(1, bool), len(classes))
     return pooled_scores(np.asarray(counts), classes).mean_dice
 
 
