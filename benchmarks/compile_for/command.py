@@ -121,7 +121,7 @@ def examine(
 
 
 def communication(text: str, title: str, each: int, gpu: target.Gpu, num_devices: int) -> list[Row]:
-    """Print what a program sends and how long that takes; return the rows of its step by link."""
+    """Print what a program sends and for how long, and return its rows by link."""
     from benchmarks.compile_for import kernels, timeline
     from benchmarks.hlo import bytes_by_kind, collectives
 

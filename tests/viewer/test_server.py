@@ -240,6 +240,14 @@ def test_click_preempts_the_automatic_mask(folder, tmp_path):
         assert state["busy"]["done"] < 9
 
 
+def test_model_trained_without_prompts_is_said(shared):
+    network = shared.desk.worker.predictor.network
+    assert not shared.get("state")["trained_without_prompts"]
+    network.config = {"prompts": {"kind": "none"}}
+    assert shared.get("state")["trained_without_prompts"]
+    network.config = {"prompts": {"kind": "mixed"}}
+
+
 def test_encode_is_accepted(shared):
     shared.post("encode", {"slice": 3}, 202)
     shared.wait(lambda _: shared.desk.worker.slices.cache.get(3) is not None)
@@ -250,6 +258,7 @@ def test_comparison_scores_classes_and_slices(shared):
     labels, reference = shared.desk.case.session.labels, shared.desk.case.reference
     assert found["wrong"] == (labels != reference).sum((1, 2)).tolist()
     assert found["dice"][0] is None and 0 < found["dice"][4] < 1
+    assert found["worst"][0] is None and set(found["worst"][3:5]) <= {1, 2}
     assert found["classes"][1]["Dice"] == 0 and found["classes"][0]["volume"] > 0
 
 

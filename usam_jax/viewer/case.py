@@ -200,8 +200,8 @@ class Case:
         names = ("Dice", "HD95", "volume", "reference_volume")
         rows = [{name: x[name] for name in names} for x in scores]
         pairs = zip(labels, self.reference, strict=True)
-        wrong, dice = zip(*(compare_slice(a, b) for a, b in pairs), strict=True)
-        return {"classes": rows, "wrong": wrong, "dice": dice}
+        wrong, dice, worst = zip(*(compare_slice(a, b) for a, b in pairs), strict=True)
+        return {"classes": rows, "wrong": wrong, "dice": dice, "worst": worst}
 
     def close(self) -> str:
         """Keep the automatic mask and close the autosave. Returns what could not be written."""
@@ -218,11 +218,24 @@ class Case:
             self.autosave.write_automatic(self.session.automatic, self.session.has_automatic)
 
 
-def compare_slice(labels: np.ndarray, reference: np.ndarray) -> tuple[int, float | None]:
-    """Return the wrong pixels of a slice, and the Dice of all foreground, None if there is none."""
-    size = np.count_nonzero(labels) + np.count_nonzero(reference)
-    both = np.count_nonzero((labels == reference) & (labels > 0))
-    return int(np.count_nonzero(labels != reference)), 2 * both / size if size else None
+def compare_slice(
+    labels: np.ndarray, reference: np.ndarray
+) -> tuple[int, float | None, int | None]:
+    """Return the wrong pixels of a slice, the Dice of all foreground and the class of least Dice.
+
+    Dice and class are None if there is no foreground.
+    """
+    wrong = labels != reference
+    sizes = np.bincount(labels.ravel(), minlength=256) + np.bincount(
+        reference.ravel(), minlength=256
+    )
+    both = np.bincount(labels[~wrong], minlength=256)
+    found = np.flatnonzero(sizes[1:]) + 1
+    if not found.size:
+        return int(np.count_nonzero(wrong)), None, None
+    worst = found[(both[found] / sizes[found]).argmin()]
+    dice = 2 * both[1:].sum() / sizes[1:].sum()
+    return int(np.count_nonzero(wrong)), float(dice), int(worst)
 
 
 def describe_origin(slices: dict[int, Any]) -> str:
