@@ -129,7 +129,8 @@ def report(workdir: pathlib.Path, runs: list[sweep.Run]) -> None:
     finished = network_table.find_finished(workdir, runs, sweep.read_results(workdir, runs))
     if not finished:
         return
-    table = network_table.make_table(finished, AGAINST.value)
+    left_out = [str(x) for x in runs if not x.result(workdir).is_file()]
+    table = network_table.make_table(finished, AGAINST.value, left_out)
     print(network_tables.write_markdown(workdir / TABLE, table))
     network_tables.write_numbers(workdir / NUMBERS, table)
     network_tables.write_latex(workdir / LATEX, table)

@@ -106,6 +106,14 @@ def test_markdown_and_latex_have_equal_cells(table, tmp_path):
     assert {x.replace(r"\&", "").count("&") for x in rows} == {lines[0].count("|") - 2}
 
 
+def test_table_names_the_runs_without_a_result(table, tmp_path):
+    text = network_tables.write_markdown(tmp_path / "t.md", table)
+    assert "left out" not in text
+    made = table | {"left_out": ["vnet3d, seed 0", "vnet3d, seed 1"]}
+    text = network_tables.write_markdown(tmp_path / "t.md", made)
+    assert "\nRuns without a result are left out: vnet3d, seed 0; vnet3d, seed 1.\n" in text
+
+
 def test_numbers_have_three_digits_and_no_exponent():
     found = [network_tables.format_digits(x) for x in (6941.3, 103.41, 0.00139, 50.0)]
     assert found == ["6940", "103", "0.00139", "50"]

@@ -84,6 +84,12 @@ def test_unknown_names_give_a_short_error_with_their_prefix(unet, unet_config):
     assert "the published U-Net" in text and len(text) < 600 and "config.model" not in text
 
 
+def test_prefix_of_some_unknown_names_is_not_that_of_all(unet, unet_config):
+    strange = {f"encoder.x{i}.y" if i else "head.y": x for i, x in enumerate(unet.values())}
+    with pytest.raises(WeightsError, match=rf"got {len(unet)} tensors, such as head\.y, encoder"):
+        convert.from_published(strange, unet_config)
+
+
 def test_tensors_outside_the_prefix_are_unknown(unet, unet_config):
     tensors = prefixed(unet, "model.") | {"criterion.weight": np.zeros(2, np.float32)}
     with pytest.raises(WeightsError, match=r"1 unknown:\n  criterion.weight"):

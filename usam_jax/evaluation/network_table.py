@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,13 +57,16 @@ def find_finished(
     return list(found.values())
 
 
-def make_table(finished: list[Finished], against: str | None) -> dict[str, Any]:
+def make_table(
+    finished: list[Finished], against: str | None, left_out: Sequence[str] = ()
+) -> dict[str, Any]:
     """Return the table of a comparison, ready for JSON.
 
     Pooled Dice and IoU are means over the seeds with their standard deviation. The interval of the
     mean Dice is over patients, or over cases if the data set does not name patients. Each network
     is compared with the network `against` on the Dice of the cases, averaged over seeds; None
-    compares none. Raises DataError if the runs were evaluated on different cases.
+    compares none. `left_out` names runs of the sweep without a result. Raises DataError if the
+    runs were evaluated on different cases.
     """
     summaries = {x.name: x.summaries() for x in finished}
     first = summaries[finished[0].name][0]
@@ -92,6 +96,7 @@ def make_table(finished: list[Finished], against: str | None) -> dict[str, Any]:
         "num_resampled": int(case_groups(first).max()) + 1,
         "interval": {"level": 0.95, "resamples": RESAMPLES, "seed": SEED},
         "against": against if against in averaged else None,
+        "left_out": list(left_out),
         "rows": rows,
     }
 

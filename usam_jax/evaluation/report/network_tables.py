@@ -127,6 +127,8 @@ def describe_table(table: dict[str, Any]) -> list[str]:
         "GFLOP: products and convolutions of one slice without prompts, a multiply-add counted as "
         "two. Slices/s: the median over the seeds, predicted without reading data."
     )
+    if table["left_out"]:
+        lines.append(f"Runs without a result are left out: {'; '.join(table['left_out'])}.")
     if any(x["paper"] for x in table["rows"]):
         lines.append("Rows of the paper: its printed results on its test set, for its own budget.")
     return lines
