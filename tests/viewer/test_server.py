@@ -26,6 +26,7 @@ from usam_jax.io.dicom import read_series
 from usam_jax.predict import Predictor, output
 from usam_jax.predict.slices import Options
 from usam_jax.predict.volume import Request, predict_volume
+from usam_jax.utils.errors import UserError
 from usam_jax.viewer import planes
 from usam_jax.viewer.case import Paths, points_path
 from usam_jax.viewer.slice_state import Prompts
@@ -588,3 +589,45 @@ def test_click_counts_though_its_page_is_gone(served):
     assert served.desk.worker.predict(2, Prompts(((4.0, 5.0, 1),))).cancel()
     served.wait(lambda x: x["prompted"] == [2])
     assert served.get("state")["problem"] == ""
+
+
+def test_clicks_refine_a_given_mask_and_its_origin_is_saved(folder, tmp_path):
+    paths = Paths(folder / "ct.nii.gz", tmp_path / "m.nii.gz", folder / "reference.nii.gz")
+    with Served([paths], Stub(True)) as served:
+        state = served.ready()
+        assert state["base"] == "given mask"
+        given = served.plane("labels", "axial", 3).reshape(SHAPE[1:])
+        served.post("save", {"format": "nifti"})
+        described = json.loads((tmp_path / "m.json").read_text())
+        assert described["prompts"] == "from the mask reference.nii.gz"
+        assert described["checkpoint_step"] is None
+        clicked = served.click(3, [[40, 5, 1]])
+        assert (clicked[3:8, 38:43] == 1).all()
+        # The stand-in network removes the first column of the mask that it starts from.
+        columns = np.flatnonzero(given.any(0))
+        np.testing.assert_array_equal(clicked[10:, columns[1:]], given[10:, columns[1:]])
+        served.post("save", {"format": "nifti"})
+        described = json.loads((tmp_path / "m.json").read_text())
+        assert described["prompts"].endswith("; prompted slices [3]")
+        assert described["checkpoint_step"] == 7
+
+
+def test_work_list_starts_with_a_volume_that_can_be_opened(folder, tmp_path, capsys):
+    (tmp_path / "bad.nii.gz").write_bytes(b"no volume")
+    paths = [Paths(x, tmp_path / f"{i}.nii.gz") for i, x in enumerate((tmp_path / "bad.nii.gz",))]
+    with pytest.raises(UserError):
+        Served(paths)
+    paths.append(Paths(folder / "ct.nii.gz", tmp_path / "1.nii.gz"))
+    with Served(paths, names=["bad", "good"]) as served:
+        assert served.get("state")["name"] == "good"
+    assert "bad cannot be opened" in capsys.readouterr().err
+
+
+def test_points_for_an_earlier_session_are_said_to_be_unread(folder, tmp_path):
+    points = tmp_path / "p.json"
+    points.write_text('{"space": "voxel", "points": [{"at": [20, 20, 3], "class": "rectum"}]}')
+    paths = make_paths(tmp_path)._replace(ct=folder / "ct.nii.gz")
+    for expected in (False, True):
+        with Served([paths], Stub(True), points=points) as served:
+            state = served.wait(lambda x: x["busy"] is None and x["prompted"])
+            assert any("p.json was not read" in x for x in state["warnings"]) == expected

@@ -18,8 +18,10 @@ from conftest import ROOT
 from viewer_server import CLASSES, make_volume, stroke_body, write_volume
 
 from usam_jax.utils import cli
+from usam_jax.utils.errors import UsageError
 from usam_jax.viewer import __main__ as command
 from usam_jax.viewer import serve
+from usam_jax.viewer.case import Paths, check_paths
 
 HU, LABELS = make_volume()
 
@@ -95,7 +97,8 @@ def test_folder_becomes_a_work_list(folder, served):
         (["-i", "ct.nii.gz", "--points=p.json"], 2, "expected --checkpoint"),
         (["-i", "ct.nii.gz", "--classes=a,b", "--checkpoint=run"], 2, "--classes"),
         (["-i", "ct.nii.gz", "--classes=a,a"], 2, "--classes"),
-        (["-i", "ct.nii.gz", "--checkpoint=run"], 5, "no finished checkpoint"),
+        (["-i", "ct.nii.gz", "--checkpoint=run"], 5, "run: does not exist"),
+        (["-i", "ct.nii.gz", "-o", "m.dcm"], 2, "expected .nii or .nii.gz"),
         (["-i", "ct.nii.gz", "--port=70000"], 2, "port"),
     ],
 )
@@ -112,6 +115,15 @@ def test_foreign_file_in_the_place_of_the_mask_is_kept(folder, served, capsys):
     assert run("-i", "ct.nii.gz") == 2
     assert "ct_mask.nii.gz: exists and is not a mask" in capsys.readouterr().err
     assert run("-i", "ct.nii.gz", "-o", "ct_mask.nii.gz") == 0
+
+
+def test_format_that_was_not_named_replaces_no_foreign_file(tmp_path):
+    (tmp_path / "series").mkdir()
+    (tmp_path / "series" / "1.dcm").write_bytes(b"")
+    write_volume(tmp_path / "m.nii.gz", LABELS)
+    with pytest.raises(UsageError, match=r"m\.nii\.gz: exists and is not a mask"):
+        check_paths(Paths(tmp_path / "series", tmp_path / "m.dcm"), named=True)
+    check_paths(Paths(tmp_path / "series", tmp_path / "m.nii.gz"), named=True)
 
 
 @pytest.mark.parametrize(

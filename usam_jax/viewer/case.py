@@ -2,7 +2,7 @@
 
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,17 +62,27 @@ def points_path(mask: pathlib.Path) -> pathlib.Path:
 def check_paths(paths: Paths, named: bool) -> None:
     """Raise UsageError if saving would replace an input or a file of the user.
 
-    `named` says whether the user named the mask, which may then replace any file.
+    `named` says whether the user named the mask, which may then replace any file. The same mask in
+    the other format may not.
     """
+    is_dicom = paths.ct.is_dir()
+    if paths.mask.suffix == ".dcm" and not is_dicom:
+        raise UsageError(
+            f"-o: got {paths.mask}, expected .nii or .nii.gz, since the CT is not DICOM"
+        )
     mask = nifti_path(paths.mask) if paths.mask.suffix == ".dcm" else paths.mask
+
+    def own(path: pathlib.Path) -> Callable[[pathlib.Path], bool] | None:
+        return None if named and path == paths.mask else has_class_list
+
     outputs = [
-        Output(mask, "a mask", FIX, None if named else has_class_list),
+        Output(mask, "a mask", FIX, own(mask)),
         Output(class_list_path(mask), "a list of classes", FIX, is_class_list),
         Output(points_path(mask), "a points file", FIX, is_points_file),
     ]
-    if paths.ct.is_dir():
+    if is_dicom:
         seg = paths.mask.with_name(f"{volume_name(paths.mask)}.dcm")
-        outputs.append(Output(seg, "a mask", FIX, None if named else has_class_list))
+        outputs.append(Output(seg, "a mask", FIX, own(seg)))
     read = dict.fromkeys(files_of([paths.ct]), "the CT")
     if paths.reference:
         read[paths.reference] = "the reference"
@@ -122,6 +132,10 @@ class Case:
             self.autosave.close()
             raise
         self.warnings += self.autosave.notes
+        if initial is not None and model and not model.points_carry_class:
+            self.warnings.append(
+                "a click replaces the given mask of its slice: this model does not start from masks"
+            )
 
     def read_mask(self, path: pathlib.Path) -> np.ndarray:
         """Read labels uint8[n h w] on the CT's voxels.
@@ -136,6 +150,13 @@ class Case:
         """Height and width of a pixel in mm."""
         _, height, width = self.geometry.spacing_mm
         return height, width
+
+    @property
+    def base(self) -> str:
+        """What a slice shows that nobody has touched, in words."""
+        if self.paths.initial:
+            return "given mask"
+        return "automatic" if self.model else "unchanged"
 
     def formats(self) -> list[str]:
         """The formats in which the mask can be saved, that of the mask's name first."""
@@ -168,11 +189,13 @@ class Case:
             check_seg(self.source.series, self.classes)
         prompts = {i: x.prompts for i, x in slices.items() if x.prompts != NO_PROMPTS}
         self.write_points(prompts)
+        given = self.paths.initial
+        predicted = any(x.predicted or x.propagated for x in slices.values())
         about = Labelling(
             self.classes,
-            self.model.step if self.model else None,
-            describe_origin(slices),
-            any(x.predicted or x.propagated or x.edits for x in slices.values()),
+            self.model.step if self.model and (predicted or not given) else None,
+            describe_origin(slices, given),
+            bool(given) or predicted or any(x.edits for x in slices.values()),
         )
         output.write_labels(path, self.source, labels, about)
         session.mark_saved(revision)
@@ -238,14 +261,16 @@ def compare_slice(
     return int(np.count_nonzero(wrong)), float(dice), int(worst)
 
 
-def describe_origin(slices: dict[int, Any]) -> str:
-    """Return in words which slices a person has prompted or edited."""
+def describe_origin(slices: dict[int, Any], given: pathlib.Path | None) -> str:
+    """Return in words where labels come from: a `given` mask, and slices prompted or edited."""
     found = {
         "prompted": [i for i, x in sorted(slices.items()) if x.prompts != NO_PROMPTS],
         "propagated to": [i for i, x in sorted(slices.items()) if x.propagated],
         "edited by hand": [i for i, x in sorted(slices.items()) if x.edits],
     }
     words = [f"{name} slices {numbers}" for name, numbers in found.items() if numbers]
+    if given:
+        words.insert(0, f"from the mask {given.name}")
     return "; ".join(words) or "none (automatic)"
 
 

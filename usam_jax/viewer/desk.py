@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from usam_jax.utils import console
+from usam_jax.utils.errors import UserError
 from usam_jax.viewer.case import Case, Model, Paths
 from usam_jax.viewer.worker import Worker
 
@@ -52,9 +53,29 @@ class Desk:
         self.give_points(self.case)
         return self.case
 
+    def open_first(self) -> Case:
+        """Open the first volume that can be opened, and print why others could not.
+
+        Raises UserError if none can be.
+        """
+        for number, name in enumerate(self.names):
+            self.number = number  # so that `open` does not go back to one that cannot be opened
+            try:
+                return self.open(number)
+            except UserError as error:
+                if number + 1 == len(self.names):
+                    raise
+                console.info(f"{name} cannot be opened: {error}")
+        raise AssertionError("a work list has a volume")
+
     def give_points(self, case: Case) -> None:
         """Prompt a new session with the points file. Raises UsageError if it does not fit."""
-        if self.points is None or self.model is None or case.session.slices:
+        if self.points is None or self.model is None:
+            return
+        if case.session.slices:
+            case.warnings.append(
+                f"{self.points} was not read, since the earlier session goes on; --fresh starts again"
+            )
             return
         from usam_jax.viewer.model import read_points  # imports JAX
 

@@ -49,7 +49,7 @@ def serve(settings: Settings) -> None:
     with bind(settings.port) as bound:
         desk = make_desk(settings)
         try:
-            desk.open(0)
+            desk.open_first()
             token = secrets.token_urlsafe(TOKEN_BYTES)
             address = f"http://{HOST}:{bound.getsockname()[1]}/#token={token}"
             console.info(f"open {address}\nCtrl-C stops the viewer")

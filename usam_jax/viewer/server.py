@@ -92,6 +92,7 @@ class Api:
                 "redo": history.undone[-1].what if history.undone else None,
                 "saved_revision": session.saved_revision,
                 "volume_ml": (session.counts[:, 1:].sum(0) * session.ml_per_voxel).tolist(),
+                "base": case.base,
                 "has_reference": case.reference is not None,
             }
 
