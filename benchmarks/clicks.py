@@ -127,12 +127,13 @@ class Volume:
         click = next_click(self.predicted[i], self.labels[i])
         if click is None:
             return
-        before = self.clicks[i]
+        before, classes = self.clicks[i], self.clicks[i].point_classes
+        assert classes is not None
         self.clicks[i] = Clicks(
-            np.concatenate([before.points_xy, np.float32([click.xy])]),
+            np.concatenate([before.points_xy, np.array([click.xy], np.float32)]),
             np.append(before.point_labels, np.int32(click.label > 0)),
             None,
-            np.append(before.point_classes, np.int32(click.label)),
+            np.append(classes, np.int32(click.label)),
         )
         self.predict(i, self.clicks[i]._replace(previous=self.probabilities[i]))
 
