@@ -16,6 +16,7 @@ from viewer_server import (
     TOKEN,
     Served,
     Stub,
+    make_model,
     make_paths,
     make_volume,
     stroke_body,
@@ -23,13 +24,16 @@ from viewer_server import (
 )
 
 from usam_jax.io.dicom import read_series
+from usam_jax.io.dicom_seg import is_own_seg
 from usam_jax.predict import Predictor, output
 from usam_jax.predict.slices import Options
 from usam_jax.predict.volume import Request, predict_volume
+from usam_jax.utils.errors import DataError
 from usam_jax.viewer import planes
-from usam_jax.viewer.case import Paths, points_path
+from usam_jax.viewer.case import Case, Paths, check_paths, points_path
+from usam_jax.viewer.desk import Desk
 from usam_jax.viewer.slice_state import Prompts
-from usam_jax.viewer.worker import Superseded
+from usam_jax.viewer.worker import Superseded, Worker
 
 HU, LABELS = make_volume()
 
@@ -227,6 +231,8 @@ def test_points_file_prompts_a_new_session(folder, tmp_path):
         served.ready()
         served.wait(lambda x: x["prompted"] == [3, 6, 7])
         np.testing.assert_array_equal(served.desk.case.session.labels, labels)
+    with Served([other], Stub(True), points=points_path(paths.mask)) as served:
+        assert any("was not read" in x for x in served.get("state")["warnings"])
 
 
 def test_click_preempts_the_automatic_mask(folder, tmp_path):
@@ -444,6 +450,8 @@ def test_dicom_is_saved_as_seg_and_nifti(tmp_path):
     source = output.read_source(paths.ct)
     np.testing.assert_array_equal(labels, expected_labels(source, False))
     seg = pydicom.dcmread(paths.mask)
+    assert is_own_seg(paths.mask) and not is_own_seg(read_series(paths.ct).files[0])
+    check_paths(paths, named=False)  # the same command may replace both masks
     assert {x.SegmentAlgorithmType for x in seg.SegmentSequence} == {"SEMIAUTOMATIC"}
     files = {x: i for i, x in enumerate(uids(read_series(paths.ct).files))}
     found = np.zeros((9, *SHAPE[1:]), np.uint8)
@@ -516,6 +524,61 @@ def test_viewer_without_model_says_so(folder, tmp_path):
         served.post("save", {"format": "nifti"})
     found = np.asarray(nibabel.load(paths.mask).dataobj)
     assert (found == LABELS).mean() > 0.99 and (found[:2, :2, 0] == 1).all()
+
+
+@pytest.mark.parametrize("stub", [None, Stub(), Stub(True)], ids=["none", "published", "clicks"])
+def test_given_mask_is_not_saved_as_automatic(folder, tmp_path, stub):
+    paths = Paths(folder / "ct.nii.gz", tmp_path / "mask.nii.gz", folder / "reference.nii.gz")
+    with Served([paths], stub) as served:
+        state = served.wait(lambda x: x["model"] in ("ready", "none"))
+        assert state["origin"] == "from reference.nii.gz"
+        replaces = any("a click replaces" in x for x in state["warnings"])
+        assert replaces == bool(stub and not stub.interactive)
+        served.post("save", {"format": "nifti"})
+        about = json.loads((tmp_path / "mask.json").read_text())
+        assert about["prompts"] == "from reference.nii.gz" and about["checkpoint_step"] is None
+        if stub:
+            served.click(4, [[40, 4, 1]])
+            served.post("save", {"format": "nifti"})
+            about = json.loads((tmp_path / "mask.json").read_text())
+            assert about["prompts"] == "from reference.nii.gz; prompted slices [4]"
+            assert about["checkpoint_step"] == 7
+
+
+def test_click_refines_a_given_mask(folder, tmp_path):
+    paths = Paths(folder / "ct.nii.gz", tmp_path / "mask.nii.gz", tmp_path / "given.nii.gz")
+    given = np.zeros_like(LABELS)
+    given[5:15, 6:20] = 2  # far from what the stub predicts by itself
+    write_volume(paths.initial, given)
+    with Served([paths], Stub(True)) as served:
+        served.ready()
+        served.post("encode", {"slice": 4}, 202)
+        labels = served.click(4, [[40, 4, 1]])
+        assert labels[4, 40] == 1 and (labels == 2).sum() >= 100
+        assert set(np.flatnonzero((labels == 2).any(0))) <= set(range(5, 15))
+
+
+def test_volume_that_cannot_be_read_is_passed_over(folder, tmp_path, capsys):
+    paths = [
+        Paths(tmp_path / "missing.nii.gz", tmp_path / "a.nii.gz"),
+        Paths(folder / "ct.nii.gz", tmp_path / "b.nii.gz"),
+    ]
+    desk = Desk(("a", "b"), paths, CLASSES, Worker(None))
+    desk.open_first()
+    assert desk.number == 1 and "left out: a: " in capsys.readouterr().err
+    desk.close()
+    desk = Desk(("a",), paths[:1], CLASSES, Worker(None))
+    with pytest.raises(DataError, match=r"missing\.nii\.gz"):
+        desk.open_first()
+    desk.close()
+
+
+def test_model_trained_without_prompts_is_noted(folder, tmp_path):
+    paths = Paths(folder / "ct.nii.gz", tmp_path / "mask.nii.gz")
+    model = make_model(Stub())._replace(trained_with_prompts=False)
+    case = Case(paths, CLASSES, model)
+    assert any("clicks may change nothing" in x for x in case.warnings)
+    case.close()
 
 
 def test_network_without_prompts_refuses_clicks(folder, tmp_path):

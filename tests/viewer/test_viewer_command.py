@@ -18,8 +18,10 @@ from conftest import ROOT
 from viewer_server import CLASSES, make_volume, stroke_body, write_volume
 
 from usam_jax.utils import cli
+from usam_jax.utils.errors import UsageError
 from usam_jax.viewer import __main__ as command
 from usam_jax.viewer import serve
+from usam_jax.viewer.case import Paths, check_paths
 
 HU, LABELS = make_volume()
 
@@ -84,8 +86,9 @@ def test_folder_becomes_a_work_list(folder, served):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        ([], 2, "expected -i"),
+        ([], 2, "-i: got no volume"),
         (["-i", "ct.nii.gz", "extra"], 2, "expected -i"),
+        (["-i", "ct.nii.gz", "-o", "m.dcm"], 2, "expected DICOM slices"),
         (["-i", "missing.nii.gz"], 3, "does not exist"),
         (["-i", "notes.txt"], 3, "expected NAME.nii.gz"),
         (["-i", "ct.nii.gz", "-o", "ct.nii.gz"], 2, "is the CT"),
@@ -95,7 +98,7 @@ def test_folder_becomes_a_work_list(folder, served):
         (["-i", "ct.nii.gz", "--points=p.json"], 2, "expected --checkpoint"),
         (["-i", "ct.nii.gz", "--classes=a,b", "--checkpoint=run"], 2, "--classes"),
         (["-i", "ct.nii.gz", "--classes=a,a"], 2, "--classes"),
-        (["-i", "ct.nii.gz", "--checkpoint=run"], 5, "no finished checkpoint"),
+        (["-i", "ct.nii.gz", "--checkpoint=run"], 5, "run does not exist"),
         (["-i", "ct.nii.gz", "--port=70000"], 2, "port"),
     ],
 )
@@ -112,6 +115,19 @@ def test_foreign_file_in_the_place_of_the_mask_is_kept(folder, served, capsys):
     assert run("-i", "ct.nii.gz") == 2
     assert "ct_mask.nii.gz: exists and is not a mask" in capsys.readouterr().err
     assert run("-i", "ct.nii.gz", "-o", "ct_mask.nii.gz") == 0
+
+
+@pytest.mark.parametrize(
+    ("named", "foreign"), [("y.dcm", "y.nii.gz"), ("y.nii.gz", "y.dcm"), ("y.nii", "y.dcm")]
+)
+def test_foreign_file_of_the_other_format_is_kept(tmp_path, named, foreign):
+    (tmp_path / "series").mkdir()
+    (tmp_path / foreign).write_text("precious")
+    paths = Paths(tmp_path / "series", tmp_path / named)
+    with pytest.raises(UsageError, match=f"{foreign}: exists and is not a mask"):
+        check_paths(paths, named=True)
+    (tmp_path / foreign).rename(tmp_path / "elsewhere")
+    check_paths(paths, named=True)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +189,7 @@ def test_nothing_is_lost_by_sigkill(folder):
     again = send(port, token, "GET", "state")
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=20)
-    assert process.returncode == 130 and "not exported yet, kept in" in errors
+    assert process.returncode == 130 and "the edits are kept in" in errors
     for name in ("edited", "undo", "redo", "volume_ml", "filled"):
         assert again[name] == state[name]
     assert len(again["edited"]) == 8 and "restored 10 actions" in again["warnings"][-1]

@@ -263,7 +263,9 @@ def test_click_on_a_marker_removes_the_point(page):
 def test_second_click_before_the_new_state_keeps_the_first(page):
     page.key("p")
     page.get("app.store.late = app.store.refresh")
-    page.get("app.store.refresh = () => new Promise((f) => setTimeout(f, 400)).then(() => app.store.late())")
+    page.get(
+        "app.store.refresh = () => new Promise((f) => setTimeout(f, 400)).then(() => app.store.late())"
+    )
     page.click(50, 45)
     page.wait(lambda: page.labels()[45, 50] == 1)  # the reply has come, the new state has not
     page.click(20, 12)

@@ -2,13 +2,13 @@
 
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from usam_jax.evaluation.case_metrics import Scoring, score_case
-from usam_jax.io.dicom_seg import check_seg
+from usam_jax.io.dicom_seg import check_seg, is_own_seg
 from usam_jax.io.nifti import read_labels, require_grid_of
 from usam_jax.io.volume_files import volume_name
 from usam_jax.predict import output
@@ -27,7 +27,7 @@ from usam_jax.utils.outputs import Output, check_outputs, is_json_with
 from usam_jax.viewer.autosave import Autosave
 from usam_jax.viewer.points import points_file
 from usam_jax.viewer.session import Session
-from usam_jax.viewer.slice_state import NO_PROMPTS
+from usam_jax.viewer.slice_state import NO_PROMPTS, SliceState
 
 FORMATS = ("nifti", "dicom-seg")
 NSD_TOLERANCE_MM = 2.0
@@ -43,6 +43,7 @@ class Model(NamedTuple):
     step: int
     window: tuple[float, float]
     points_carry_class: bool
+    trained_with_prompts: bool = True
 
 
 class Paths(NamedTuple):
@@ -62,17 +63,23 @@ def points_path(mask: pathlib.Path) -> pathlib.Path:
 def check_paths(paths: Paths, named: bool) -> None:
     """Raise UsageError if saving would replace an input or a file of the user.
 
-    `named` says whether the user named the mask, which may then replace any file.
+    `named` says whether the user named the mask, which may then replace that one file. The other
+    format of the mask may only replace what this program wrote.
     """
-    mask = nifti_path(paths.mask) if paths.mask.suffix == ".dcm" else paths.mask
+    as_seg = paths.mask.suffix == ".dcm"
+    mask = nifti_path(paths.mask) if as_seg else paths.mask
     outputs = [
-        Output(mask, "a mask", FIX, None if named else has_class_list),
+        Output(mask, "a mask", FIX, None if named and not as_seg else has_class_list),
         Output(class_list_path(mask), "a list of classes", FIX, is_class_list),
         Output(points_path(mask), "a points file", FIX, is_points_file),
     ]
     if paths.ct.is_dir():
         seg = paths.mask.with_name(f"{volume_name(paths.mask)}.dcm")
-        outputs.append(Output(seg, "a mask", FIX, None if named else has_class_list))
+        outputs.append(Output(seg, "a mask", FIX, None if named and as_seg else is_own_seg))
+    elif as_seg:
+        raise UsageError(
+            f"-o {paths.mask}: got the input {paths.ct}, expected DICOM slices for a DICOM-SEG"
+        )
     read = dict.fromkeys(files_of([paths.ct]), "the CT")
     if paths.reference:
         read[paths.reference] = "the reference"
@@ -121,7 +128,22 @@ class Case:
         except BaseException:
             self.autosave.close()
             raise
-        self.warnings += self.autosave.notes
+        self.warnings += self.autosave.notes + self.model_notes()
+
+    def model_notes(self) -> list[str]:
+        """Return notes about what clicks do with this model, where a user may expect more."""
+        model = self.model
+        if model is None:
+            return []
+        notes = []
+        if not model.trained_with_prompts:
+            notes.append("the model was trained without prompts: clicks may change nothing")
+        if self.paths.initial and not model.points_carry_class:
+            notes.append(
+                f"a click replaces the slice of {self.paths.initial.name} by a new prediction; only "
+                "an interactive model refines a given mask"
+            )
+        return notes
 
     def read_mask(self, path: pathlib.Path) -> np.ndarray:
         """Read labels uint8[n h w] on the CT's voxels.
@@ -130,6 +152,23 @@ class Case:
         """
         require_grid_of(self.geometry, self.paths.ct, path)
         return read_labels(path, len(self.classes), self.geometry.affine)
+
+    @property
+    def is_automatic(self) -> bool:
+        """Whether slices that nobody touched show what the model predicts without prompts."""
+        return self.model is not None and self.paths.initial is None
+
+    @property
+    def origin(self) -> str:
+        """Where the labels of slices come from that nobody touched, in words."""
+        if self.paths.initial:
+            return f"from {self.paths.initial.name}"
+        return "none (automatic)" if self.model else "none (no model)"
+
+    def step_used(self, slices: Mapping[int, SliceState]) -> int | None:
+        """Return the step of the checkpoint, or None if no slice shows a prediction of it."""
+        predicted = any(x.predicted or x.propagated for x in slices.values())
+        return self.model.step if self.model and (self.is_automatic or predicted) else None
 
     @property
     def pixel_mm(self) -> tuple[float, float]:
@@ -170,9 +209,9 @@ class Case:
         self.write_points(prompts)
         about = Labelling(
             self.classes,
-            self.model.step if self.model else None,
-            describe_origin(slices),
-            any(x.predicted or x.propagated or x.edits for x in slices.values()),
+            self.step_used(slices),
+            describe_origin(slices, self.origin) + self.autosave.describe_earlier(),
+            not self.is_automatic or any(map(is_touched, slices.values())),
         )
         output.write_labels(path, self.source, labels, about)
         session.mark_saved(revision)
@@ -199,6 +238,9 @@ class Case:
         scores = score_case(self.reference, labels, self.geometry.spacing_mm, scoring)
         names = ("Dice", "HD95", "volume", "reference_volume")
         rows = [{name: x[name] for name in names} for x in scores]
+        for row in rows:
+            if not (row["volume"] and row["reference_volume"]):
+                row["HD95"] = None  # no distance between surfaces if there is only one
         pairs = zip(labels, self.reference, strict=True)
         wrong, dice = zip(*(compare_slice(a, b) for a, b in pairs), strict=True)
         return {"classes": rows, "wrong": wrong, "dice": dice}
@@ -225,15 +267,25 @@ def compare_slice(labels: np.ndarray, reference: np.ndarray) -> tuple[int, float
     return int(np.count_nonzero(labels != reference)), 2 * both / size if size else None
 
 
-def describe_origin(slices: dict[int, Any]) -> str:
-    """Return in words which slices a person has prompted or edited."""
+def is_touched(state: SliceState) -> bool:
+    """Whether a person took part in the labels of a slice."""
+    return bool(state.predicted or state.propagated or state.edits)
+
+
+def describe_origin(slices: Mapping[int, SliceState], origin: str) -> str:
+    """Return in words which slices a person has prompted or edited, after a mask from a file.
+
+    If there are none, return the `origin` of all slices.
+    """
     found = {
         "prompted": [i for i, x in sorted(slices.items()) if x.prompts != NO_PROMPTS],
         "propagated to": [i for i, x in sorted(slices.items()) if x.propagated],
         "edited by hand": [i for i, x in sorted(slices.items()) if x.edits],
     }
     words = [f"{name} slices {numbers}" for name, numbers in found.items() if numbers]
-    return "; ".join(words) or "none (automatic)"
+    if origin.startswith("from "):
+        words.insert(0, origin)
+    return "; ".join(words) or origin
 
 
 def oblique_note(affine: Any) -> list[str]:

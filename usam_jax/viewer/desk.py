@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from usam_jax.utils import console
+from usam_jax.utils.errors import DataError
 from usam_jax.viewer.case import Case, Model, Paths
 from usam_jax.viewer.worker import Worker
 
@@ -38,12 +39,12 @@ class Desk:
 
         Raises UserError if it cannot be opened; the one that was open is then opened again.
         """
-        before = self.number
+        before = self.number if self.case else None
         self.close_case()
         try:
             self.case = self.make_case(number)
         except BaseException:
-            if number != before:
+            if before is not None and number != before:
                 self.case, self.number = self.make_case(before), before
                 self.worker.open(self.case)
             raise
@@ -52,9 +53,29 @@ class Desk:
         self.give_points(self.case)
         return self.case
 
+    def open_first(self) -> Case:
+        """Open the first volume whose files can be used, and print which ones are left out.
+
+        Raises DataError if there is none, and UserError if it cannot be opened for another reason.
+        """
+        for number in range(len(self.paths) - 1):
+            try:
+                return self.open(number)
+            except DataError as error:
+                console.info(f"left out: {self.names[number]}: {error}")
+        return self.open(len(self.paths) - 1)
+
     def give_points(self, case: Case) -> None:
-        """Prompt a new session with the points file. Raises UsageError if it does not fit."""
-        if self.points is None or self.model is None or case.session.slices:
+        """Prompt a new session with the points file, or note that an earlier one continues.
+
+        Raises UsageError if the file does not fit.
+        """
+        if self.points is None or self.model is None:
+            return
+        if case.session.slices:
+            case.warnings.append(
+                f"{self.points}: was not read, since the earlier session continues; --fresh reads it"
+            )
             return
         from usam_jax.viewer.model import read_points  # imports JAX
 
@@ -79,7 +100,10 @@ class Desk:
         if problem:
             console.info(f"error: {problem}")
         elif not saved:
-            console.info(f"not exported yet, kept in {case.autosave.folder}")
+            console.info(
+                f"not saved as a mask yet: the edits are kept in {case.autosave.folder}; the same "
+                "command continues"
+            )
 
     def describe(self) -> list[dict[str, Any]]:
         """Return name and progress of each volume."""

@@ -18,7 +18,7 @@ from usam_jax.predict.slices import points_of
 from usam_jax.utils import runtime
 from usam_jax.viewer.cache import SliceCache
 from usam_jax.viewer.case import Case, Model
-from usam_jax.viewer.slice_state import Prompts, SliceState, unpack
+from usam_jax.viewer.slice_state import EMPTY, Prompts, SliceState, unpack
 from usam_jax.weights.run_checkpoint import best_step, require_config
 
 CACHE_BYTES = 512 * 2**20
@@ -37,6 +37,7 @@ def describe_checkpoint(workdir: pathlib.Path) -> Model:
         step=best_step(workdir, config.model),
         window=(float(saved["data"]["window_width"]), float(saved["data"]["window_level"])),
         points_carry_class=bool(saved["model"].get("interactive", False)),
+        trained_with_prompts=saved["prompts"]["kind"] != "none",
     )
 
 
@@ -82,7 +83,8 @@ class SliceModel:
         """Do ahead what the first click on a slice needs."""
         entry = self.encode(number)
         if self.predictor.network.interactive and entry.start is None:
-            predict_in_turn(self.predictor, entry.encoded, (), known=entry.known)
+            start = self.start_of(number, EMPTY)
+            predict_in_turn(self.predictor, entry.encoded, (), start=start, known=entry.known)
             self.cache.put(number, entry, entry.size)
 
     def predict(self, number: int, prompts: Prompts, state: SliceState) -> np.ndarray:
@@ -95,17 +97,25 @@ class SliceModel:
             entry.encoded,
             prompts.points,
             prompts.box,
-            self.propagated_start(state),
+            self.start_of(number, state),
             entry.known,
         )
         self.cache.put(number, entry, entry.size)
         return labels
 
-    def propagated_start(self, state: SliceState) -> np.ndarray | None:
-        """Return propagated labels as probabilities float32[h w k], for an interactive network."""
-        if state.propagated is None or not self.predictor.network.interactive:
+    def start_of(self, number: int, state: SliceState) -> np.ndarray | None:
+        """Return the labels that clicks refine as probabilities float32[h w k], or None.
+
+        These are propagated ones or else those of the mask to start from, and only an interactive
+        network uses them.
+        """
+        if not self.predictor.network.interactive:
             return None
-        return self.one_hot(unpack(state.propagated, self.case.session.plane_shape))
+        if state.propagated is not None:
+            return self.one_hot(unpack(state.propagated, self.case.session.plane_shape))
+        return (
+            self.one_hot(self.case.session.automatic[number]) if self.case.paths.initial else None
+        )
 
     def automatic(self, number: int) -> np.ndarray:
         """Return labels uint8[h w] without prompts."""

@@ -44,12 +44,12 @@ class Settings(NamedTuple):
 def serve(settings: Settings) -> None:
     """Serve the viewer until Ctrl-C.
 
-    Raises UsageError if the port is in use, and UserError if the first volume cannot be opened.
+    Raises UsageError if the port is in use, and UserError if no volume can be opened.
     """
     with bind(settings.port) as bound:
         desk = make_desk(settings)
         try:
-            desk.open(0)
+            desk.open_first()
             token = secrets.token_urlsafe(TOKEN_BYTES)
             address = f"http://{HOST}:{bound.getsockname()[1]}/#token={token}"
             console.info(f"open {address}\nCtrl-C stops the viewer")

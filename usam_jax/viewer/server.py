@@ -77,6 +77,7 @@ class Api:
                 "model_window": list(case.model.window) if case.model else None,
                 "warnings": case.warnings,
                 "formats": case.formats(),
+                "origin": case.origin,
                 "model": worker.model,
                 "problem": worker.problem,
                 "autosave_problem": case.autosave.journal.problem,

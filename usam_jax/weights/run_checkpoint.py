@@ -232,6 +232,8 @@ def require_config(workdir: pathlib.Path) -> dict[str, Any]:
     """
     require_utf8(workdir)
     saved = read_config(workdir)
+    if not workdir.exists():
+        raise WeightsError(f"{workdir} does not exist, so it has no finished checkpoint")
     if not saved:
         raise WeightsError(
             f"{workdir} has no finished checkpoint. Train first: "
