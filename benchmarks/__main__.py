@@ -58,7 +58,10 @@ BENCHMARKS = {
     "viewer": Benchmark("viewer:measure_viewer", "the viewer's page in Chromium", ("cpu",)),
     "startup": Benchmark("startup:measure_startup", "time to the first training step"),
     "cost": Benchmark("cost:measure_cost", "cost against image size, classes, points", ("cpu",)),
-    "scaling": Benchmark("scaling:measure_scaling", "bytes that a step sends on 8 devices"),
+    "rounds": Benchmark("clicks:measure_rounds", "training step by number of simulated clicks"),
+    "volume_clicks": Benchmark(
+        "clicks:measure_volume_clicks", "clicks that a volume needs, of an interactive run"
+    ),
     "networks": Benchmark("networks:measure_networks", "step and forward pass of each network"),
 }
 

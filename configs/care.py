@@ -103,6 +103,8 @@ def get_config(model: str = "usam") -> ConfigDict:
     train.fsdp = False  # shard parameters and optimizer state over the devices between steps
     train.skip_nonfinite = False  # skip steps with a non-finite loss or gradient, do not stop
     train.deterministic = False  # on GPUs: bit-identical results, slower
+    # Options of XLA for the step: ("xla_gpu_all_reduce_combine_threshold_bytes=100000000",).
+    train.compiler_options = ()
     train.log_every_steps = 10  # write metrics to disk and to the progress line
     train.checkpoint_every_steps = 500  # in addition to one per evaluation
 

@@ -142,6 +142,7 @@ def main(config: ConfigDict, arguments: list[str]) -> None:
     seeds = sweep_seeds()
     runtime.enable_compilation_cache()
     runtime.keep_memory()
+    runtime.start_devices()
     name_classes(config)
     workdir = pathlib.Path(WORKDIR.value or "runs/ablation")
     sweep.open_sweep(workdir, "ablation", config, ("ablation.md", "dice.png", "iou.png"))

@@ -156,6 +156,7 @@ def main(config: ConfigDict, arguments: list[str]) -> None:
     seeds = sweep_seeds()
     runtime.enable_compilation_cache()
     runtime.keep_memory()
+    runtime.start_devices()
     entries = choose_networks(config.data.kind)
     against = AGAINST.value
     if flags.FLAGS["against"].present and against not in map(entry_name, entries):

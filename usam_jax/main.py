@@ -48,6 +48,7 @@ def main(config: ConfigDict, arguments: list[str]) -> None:
     runtime.initialize_distributed(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     name_classes(config)
     runtime.keep_memory()
+    runtime.start_devices()
     checks.check_all(config, make_mesh())
     name, network = cli.config_name()
     name += f"_{registry.short_name(network)}" if network else ""

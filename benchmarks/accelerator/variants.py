@@ -17,7 +17,7 @@ from flax import linen as nn
 
 from usam_jax.models import ops
 from usam_jax.models.common import conv_encoder, layers, up_block
-from usam_jax.models.ops import attention, conv, cpu, gpu, norm
+from usam_jax.models.ops import attention, conv, cpu, cpu_attention, cpu_conv, gpu, norm
 from usam_jax.models.sam import image_encoder
 from usam_jax.training import optimizer
 
@@ -92,7 +92,7 @@ ATTENTION: dict[str, list[Change]] = {
     "XLA's, bias in the product": attention_form("xla", "bias in the product"),
     "XLA's, bias as an array": attention_form("xla", "bias as an array"),
     "cuDNN, no bias (a bound)": attention_form("cudnn", "no bias"),
-    "the form for CPUs": [(ops, "relative_attention", cpu.relative_attention)],
+    "the form for CPUs": [(ops, "relative_attention", cpu_attention.relative_attention)],
     "the reference": [(ops, "relative_attention", attention.relative_attention)],
     "tanh GELU (another function)": [(ops, "gelu", tanh_gelu)],
 }
@@ -145,7 +145,7 @@ def joined_without_ones(
         x = jax.lax.optimization_barrier(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))))
     x = ops.convolve(x, both.reshape(2, 2, d, 4 * f), padding=0 if padded_first else 1)
     empty = jnp.zeros((1, h, w, 0), x.dtype)
-    of_bias = cpu.up_conv_conv(empty, up_kernel[:, :, :0], up_bias, upper)
+    of_bias = cpu_conv.up_conv_conv(empty, up_kernel[:, :, :0], up_bias, upper)
     x = conv.pixel_shuffle(x, (2, 2))[:, 1:-1, 1:-1] + of_bias
     return x + (bias if skip is None else ops.convolve(skip, lower, padding=1) + bias)
 
@@ -154,7 +154,7 @@ UP_CONVOLUTION: dict[str, list[Change]] = {
     UNCHANGED: [],
     "the reference": [(ops, "up_concat_conv", conv.up_concat_conv)],
     "two convolutions summed": [(ops, "up_concat_conv", summed_convolutions)],
-    "joined, the form for CPUs": [(ops, "up_concat_conv", cpu.up_concat_conv)],
+    "joined, the form for CPUs": [(ops, "up_concat_conv", cpu_conv.up_concat_conv)],
     "joined, without the channel of ones": [(ops, "up_concat_conv", joined_without_ones)],
     "joined, without the channel of ones, padded first": [
         (ops, "up_concat_conv", functools.partial(joined_without_ones, padded_first=True))

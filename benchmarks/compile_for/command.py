@@ -75,7 +75,6 @@ def examine(
 ) -> tuple[list[Row], list[str]]:
     """Compile one program, print what it does and return its totals and the failed checks."""
     from benchmarks.compile_for import kernels, programs
-    from benchmarks.hlo import bytes_by_kind, collectives
     from usam_jax.models.ops.gpu import forms
 
     each = {"train": arguments.batch, "eval": arguments.eval_batch, "click": 1}[name]
@@ -101,12 +100,9 @@ def examine(
             f"{one.kernels:6d} kernels  {part}"
         )
     whole = totals["the whole"]
-    print(f"at most {each / whole.seconds:.0f} slices/s per device, communication not counted")
+    print(f"at most {each / whole.seconds:.0f} slices/s per device without communication")
     print(f"memory {memory / 1e9:.2f} GB, {memory / gpu.memory_bytes:.0%} of the device's")
-    sent = collectives(text)
-    for kind, num_bytes in bytes_by_kind(sent).items():
-        count = sum(x.kind == kind for x in sent)
-        print(f"{kind}: {count} calls, {num_bytes / 1e6:.1f} MB per device")
+    sent = communication(text, title, each, gpu, mesh.size)
     problems = check(text, found, programs.largest_kernel(config), lowered.as_text(), config)
     if memory > gpu.memory_bytes:
         problems.append(
@@ -120,7 +116,34 @@ def examine(
         (f"predicted bytes: {title}", whole.bytes / 1e9, "GB"),
         (f"predicted kernels: {title}", float(whole.kernels), ""),
         (f"predicted memory: {title}", memory / 1e9, "GB"),
+        *sent,
     ], problems
+
+
+def communication(text: str, title: str, each: int, gpu: target.Gpu, num_devices: int) -> list[Row]:
+    """Print what a program sends and for how long, and return its rows by link."""
+    from benchmarks.compile_for import kernels, timeline
+    from benchmarks.hlo import bytes_by_kind, collectives
+
+    sent = collectives(text)
+    rows: list[Row] = []
+    for kind, num_bytes in bytes_by_kind(sent).items():
+        count = sum(x.kind == kind for x in sent)
+        print(f"{kind}: {count} calls, {num_bytes / 1e6:.1f} MB per device")
+        rows += [(f"predicted {kind}: {title}", num_bytes / 1e6, "MB per device")]
+        rows += [(f"predicted calls of {kind}: {title}", float(count), "")]
+    program = kernels.instructions(text)
+    for link in (x for x in timeline.LINKS if x.num_gpus == num_devices):
+        step = timeline.predict(program, gpu, link)
+        print(
+            f"{link.name}: kernels {step.kernels * 1e3:.2f} ms, collectives "
+            f"{step.collectives * 1e3:.2f} ms, both as scheduled {step.scheduled * 1e3:.2f} ms, "
+            f"at most {each / step.scheduled:.0f} slices/s per device"
+        )
+        rows += [(f"predicted step, {link.name}: {title}", step.scheduled * 1e3, "ms")]
+        apart = step.kernels + step.collectives
+        rows += [(f"predicted step, {link.name}, no overlap: {title}", apart * 1e3, "ms")]
+    return rows
 
 
 def memory_of(compiled: Any) -> int:

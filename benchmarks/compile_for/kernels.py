@@ -70,6 +70,18 @@ class Kernel(NamedTuple):
         return max(self.bytes / gpu.memory_rate, self.flop / rate) + gpu.gap_s
 
 
+class Instruction(NamedTuple):
+    """An instruction of the entry computation, and the kernels that it runs.
+
+    `operands` are the names of instructions.
+    """
+
+    name: str
+    opcode: str
+    operands: tuple[str, ...]
+    kernels: tuple[Kernel, ...]
+
+
 class Total(NamedTuple):
     """Sums over kernels."""
 
@@ -98,12 +110,17 @@ def flop(call: str, result: ArrayType, operands: tuple[ArrayType, ...], line: st
 
 
 def read(text: str) -> list[Kernel]:
-    """The kernels of an optimised HLO program for a GPU, with those of branches and loops.
+    """The kernels of an optimised HLO program for a GPU, with those of branches and loops."""
+    return [kernel for instruction in instructions(text) for kernel in instruction.kernels]
+
+
+def instructions(text: str) -> list[Instruction]:
+    """The instructions of an optimised HLO program for a GPU, in the order of their start.
 
     Of several branches the one that moves the most counts. A loop's kernels count once for each
     trip if XLA knows their number, else once.
     """
-    lines: dict[str, list[tuple[str, str, str, str]]] = collections.defaultdict(list)
+    lines: dict[str, list[tuple[str, ...]]] = collections.defaultdict(list)
     results: dict[str, str] = {}
     inside: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
     computation = entry = ""
@@ -113,7 +130,8 @@ def read(text: str) -> list[Kernel]:
             entry = computation if start[1] else entry
         if found := INSTRUCTION.match(line):
             name, result, opcode, rest = found.groups()
-            lines[computation].append((result, opcode, rest, line))
+            operands = re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
+            lines[computation].append((name, opcode, *operands, line))
             results[name] = result
             if place := PLACE.search(line):
                 inside[computation][place[1]] += 1
@@ -126,18 +144,21 @@ def read(text: str) -> list[Kernel]:
             return own[1] if own else ""
         return inside[called[1]].most_common(1)[0][0]
 
-    def walk(name: str) -> Iterator[Kernel]:
-        for result, opcode, rest, line in lines[name]:
-            if opcode in CONTAINERS:
-                called = [x for y in CALLED.findall(line) for x in re.split(r"[, ]+", y[0] or y[1])]
-                inner = [list(walk(x.lstrip("%"))) for x in called]
-                trips = TRIPS.search(line)
-                if opcode == "conditional":  # one branch runs: that which moves the most
-                    inner = [max(inner, key=lambda x: sum(y.bytes for y in x))]
-                yield from list(chain.from_iterable(inner)) * (int(trips[1]) if trips else 1)
-            elif opcode not in NO_KERNEL:
-                names = re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
-                yield make_kernel(result, opcode, [results.get(x, "") for x in names], line)
+    def kernels_of(name: str, opcode: str, *rest: str) -> list[Kernel]:
+        *operands, line = rest
+        if opcode in CONTAINERS:
+            called = [x for y in CALLED.findall(line) for x in re.split(r"[, ]+", y[0] or y[1])]
+            inner = [list(walk(x.lstrip("%"))) for x in called]
+            trips = TRIPS.search(line)
+            if opcode == "conditional":  # one branch runs: that which moves the most
+                inner = [max(inner, key=lambda x: sum(y.bytes for y in x))]
+            return list(chain.from_iterable(inner)) * (int(trips[1]) if trips else 1)
+        if opcode in NO_KERNEL:
+            return []
+        return [make_kernel(results[name], opcode, [results.get(x, "") for x in operands], line)]
+
+    def walk(computation: str) -> Iterator[Kernel]:
+        return chain.from_iterable(kernels_of(*x) for x in lines[computation])
 
     def make_kernel(result: str, opcode: str, given: list[str], line: str) -> Kernel:
         target = TARGET.search(line)
@@ -157,7 +178,10 @@ def read(text: str) -> list[Kernel]:
             place=place_of(line),
         )
 
-    return list(walk(entry))
+    return [
+        Instruction(name, opcode, tuple(rest[:-1]), tuple(kernels_of(name, opcode, *rest)))
+        for name, opcode, *rest in lines[entry]
+    ]
 
 
 def add(a: Total, b: Total) -> Total:

@@ -5,7 +5,7 @@ import types
 import pytest
 
 from benchmarks import __main__ as main
-from benchmarks.compile_for import command, kernels, programs, target
+from benchmarks.compile_for import command, kernels, programs, target, timeline
 from benchmarks.hlo import ArrayType
 
 # What XLA writes, shortened: a fusion with a place inside it, a matrix product with a workspace, a
@@ -82,6 +82,38 @@ def test_kernel_takes_the_longer_of_memory_and_arithmetic():
     assert wide.seconds(GPU) - GPU.gap_s == pytest.approx(2 * in_bfloat16)
     moved = kernel._replace(bytes=10**12)
     assert moved.seconds(GPU) - GPU.gap_s == pytest.approx(10**12 / GPU.memory_rate)
+
+
+# Two sums of 4 MB, of which the second waits for the first, and a kernel that needs the first.
+SENDING = """HloModule step, is_scheduled=true
+
+ENTRY %main (x: f32[1000000], y: f32[1000000]) -> f32[1000000] {
+  %x = f32[1000000]{0} parameter(0)
+  %y = f32[1000000]{0} parameter(1)
+  %s1 = f32[1000000]{0} all-reduce-start(%x), to_apply=%add
+  %s2 = f32[1000000]{0} all-reduce-start(%y), to_apply=%add
+  %n = f32[1000000]{0} negate(%x)
+  %d1 = f32[1000000]{0} all-reduce-done(%s1)
+  ROOT %m = f32[1000000]{0} negate(%d1)
+  %d2 = f32[1000000]{0} all-reduce-done(%s2)
+}
+"""
+
+
+@pytest.mark.parametrize(("seconds", "waits"), [(1.0, 2.0), (1e-6, 0.0)])
+def test_timeline_hides_sums_behind_kernels(seconds, waits):
+    link = timeline.Link("a link", 2, 4e6 / (seconds * timeline.REACHED), 0.0)
+    assert link.seconds(4_000_000) == pytest.approx(seconds)
+    kernel = 8e6 / GPU.memory_rate + GPU.gap_s
+    step = timeline.predict(kernels.instructions(SENDING), GPU, link)
+    assert step.kernels == pytest.approx(2 * kernel)
+    assert step.collectives == pytest.approx(2 * seconds)
+    assert step.scheduled == pytest.approx(max(waits, 2 * kernel))
+    at_once = SENDING.replace("all-reduce-start", "all-reduce").replace(
+        "all-reduce-done", "bitcast"
+    )
+    blocked = timeline.predict(kernels.instructions(at_once), GPU, link)
+    assert blocked.scheduled == pytest.approx(2 * (kernel + seconds))
 
 
 def test_check_names_each_fault_of_a_program():

@@ -6,7 +6,7 @@ import multiprocessing.synchronize
 
 import pytest
 
-from usam_jax.training import loop
+from usam_jax.training import feed
 from usam_jax.utils import cli
 from usam_jax.utils.errors import UserError
 
@@ -46,4 +46,4 @@ def test_next_batch_says_why_a_worker_died(number, text):
         yield
 
     with pytest.raises(UserError, match=text):
-        loop.next_batch(batches())
+        feed.next_batch(batches())

@@ -16,7 +16,6 @@ from viewer_server import (
     TOKEN,
     Served,
     Stub,
-    make_model,
     make_paths,
     make_volume,
     stroke_body,
@@ -30,7 +29,7 @@ from usam_jax.predict.slices import Options
 from usam_jax.predict.volume import Request, predict_volume
 from usam_jax.utils.errors import DataError
 from usam_jax.viewer import planes
-from usam_jax.viewer.case import Case, Paths, check_paths, points_path
+from usam_jax.viewer.case import Paths, check_paths, points_path
 from usam_jax.viewer.desk import Desk
 from usam_jax.viewer.slice_state import Prompts
 from usam_jax.viewer.worker import Superseded, Worker
@@ -246,6 +245,14 @@ def test_click_preempts_the_automatic_mask(folder, tmp_path):
         assert state["busy"]["done"] < 9
 
 
+def test_model_trained_without_prompts_is_said(shared):
+    network = shared.desk.worker.predictor.network
+    assert not shared.get("state")["trained_without_prompts"]
+    network.config = {"prompts": {"kind": "none"}}
+    assert shared.get("state")["trained_without_prompts"]
+    network.config = {"prompts": {"kind": "mixed"}}
+
+
 def test_encode_is_accepted(shared):
     shared.post("encode", {"slice": 3}, 202)
     shared.wait(lambda _: shared.desk.worker.slices.cache.get(3) is not None)
@@ -256,6 +263,7 @@ def test_comparison_scores_classes_and_slices(shared):
     labels, reference = shared.desk.case.session.labels, shared.desk.case.reference
     assert found["wrong"] == (labels != reference).sum((1, 2)).tolist()
     assert found["dice"][0] is None and 0 < found["dice"][4] < 1
+    assert found["worst"][0] is None and set(found["worst"][3:5]) <= {1, 2}
     assert found["classes"][1]["Dice"] == 0 and found["classes"][0]["volume"] > 0
 
 
@@ -571,14 +579,6 @@ def test_volume_that_cannot_be_read_is_passed_over(folder, tmp_path, capsys):
     with pytest.raises(DataError, match=r"missing\.nii\.gz"):
         desk.open_first()
     desk.close()
-
-
-def test_model_trained_without_prompts_is_noted(folder, tmp_path):
-    paths = Paths(folder / "ct.nii.gz", tmp_path / "mask.nii.gz")
-    model = make_model(Stub())._replace(trained_with_prompts=False)
-    case = Case(paths, CLASSES, model)
-    assert any("clicks may change nothing" in x for x in case.warnings)
-    case.close()
 
 
 def test_network_without_prompts_refuses_clicks(folder, tmp_path):

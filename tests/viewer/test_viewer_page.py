@@ -262,13 +262,18 @@ def test_click_on_a_marker_removes_the_point(page):
 
 def test_second_click_before_the_new_state_keeps_the_first(page):
     page.key("p")
-    page.get("app.store.late = app.store.refresh")
-    page.get(
-        "app.store.refresh = () => new Promise((f) => setTimeout(f, 400)).then(() => app.store.late())"
-    )
+    page.page.evaluate("""() => {
+      const {store} = window.usamView.app;
+      const refresh = store.refresh.bind(store);
+      const held = new Promise((resolve) => (window.release = resolve));
+      store.refresh = () => held.then(refresh);
+    }""")
     page.click(50, 45)
-    page.wait(lambda: page.labels()[45, 50] == 1)  # the reply has come, the new state has not
+    page.wait(
+        lambda: page.get("app.store.labelsOf('axial', 6)[45 * 70 + 50]") == 1
+    )  # the reply has come
     page.click(20, 12)
+    page.page.evaluate("() => window.release()")
     page.settle()
     points = page.served.get("prompts/6")["points"]
     assert [[round(x), round(y)] for x, y, _ in points] == [[50, 45], [20, 12]]
@@ -383,6 +388,25 @@ def test_propagation_shows_progress_and_stops(page):
     assert page.get("app.store.state.propagated") == []
 
 
+def test_propagation_says_what_it_reached(page):
+    page.key("k")
+    page.wait(lambda: "Propagation from slice 6 ended: reached slices" in page.text("#messages"))
+    page.page.fill("#first", "9")
+    page.page.fill("#last", "2")
+    page.page.keyboard.press("Tab")
+    page.page.evaluate("() => document.activeElement.blur()")
+    page.key("k")
+    page.wait(lambda: "Propagation from 9 to 2 reaches no slice" in page.text("#messages"))
+
+
+def test_negative_click_is_said_first(page):
+    page.key("p", "t")
+    page.wait(lambda: page.text("#hint").startswith("The next click is negative"))
+    page.key("t")
+    page.wait(lambda: page.text("#hint").startswith("rectum: "))
+    assert "box (no class" in page.text("#hint")
+
+
 def test_comparison_shows_errors(page):
     page.key("c")
     page.wait(lambda: page.page.is_visible("#scores") and "rectum" in page.text("#scores"))
@@ -390,6 +414,7 @@ def test_comparison_shows_errors(page):
     only_mask = np.argwhere((page.labels() == 1) & (np.roll(LABELS, 3, 0)[..., 6].T == 0))[5]
     grey = page.get(f"app.grey[{HU[only_mask[1], only_mask[0], 6]} + 32768]")
     assert page.pixel(only_mask[1], only_mask[0]) == pytest.approx(blend(RECTUM, grey, 0.7), abs=3)
+    assert "worst rectum" in page.text("#worst") and "nan" not in page.text("#scores")
     order = [x for x in page.get("app.worstSlices()") if x != 6]
     for worst in order[:2]:
         page.key("d")
@@ -417,11 +442,20 @@ def test_reload_and_second_tab_show_the_same(page):
     assert page.get("app.store.state.edited") == []
 
 
+def test_reload_keeps_slice_tool_and_window(page):
+    page.key("p", "4", "ArrowUp")
+    page.wait(lambda: page.drawn() == "7")
+    page.page.reload()
+    page.page.wait_for_selector("body[data-ready]")
+    page.wait(lambda: page.drawn() == "7")
+    assert page.get("app.tool") == "prompt" and page.get("app.window.width") == 2500
+
+
 def test_save_says_where_and_what_failed(page, tmp_path):
     page.key("b")
     page.drag((45, 40), (60, 50))
     page.settle()
-    assert page.text("#saved") == "autosaved, not exported"
+    assert page.text("#saved") == "edits kept, mask not saved"
     (tmp_path / ".tmp.mask.nii.gz").mkdir()
     page.key("Control+s")
     page.wait(lambda: "your edits are kept" in page.text("#messages"))
@@ -447,11 +481,39 @@ def test_server_that_has_gone_is_said_once(browser, folder, tmp_path):
         served.server.should_exit = True
         served.thread.join()
         page.key("ArrowUp", "PageDown", "PageUp")
+        page.page.wait_for_selector("#gone")
         page.page.wait_for_timeout(1500)
         assert page.page.locator("#messages div").count() == 1
         assert "is usam-view still running" in page.text("#messages")
         assert len(page.problems) < 40  # Chromium logs each refused request
+        page.key("b")
+        page.drag((10, 10), (20, 20))
+        page.page.wait_for_selector("#messages :text('Not taken')")
+        assert "no connection" in page.text("#saved") and page.page.is_visible("#gone")
         page.context.close()
+
+
+def test_click_that_fails_leaves_no_marker(page):
+    page.key("p")
+    page.click(50, 45)
+    page.settle()
+    page.page.route("**/api/prompts", lambda route: route.abort())
+    page.click(20, 12)
+    page.wait(lambda: page.page.query_selector("#gone"))
+    page.wait(lambda: len(page.get("app.store.promptsOf(6).points")) == 1)
+    page.page.unroute("**/api/prompts")
+    page.get("app.store.refresh()")
+    page.wait(lambda: not page.page.query_selector("#gone"))
+    page.problems.clear()  # Chromium logs the aborted request
+
+
+def test_wrong_token_is_all_that_the_page_shows(browser, served):
+    page = Page(browser, served)
+    page.page.evaluate("() => sessionStorage.setItem('usam-view-token', 'old')")
+    page.page.reload()
+    page.page.wait_for_selector("body.only")
+    assert "the token is wrong" in page.text("#only") and not page.page.is_visible("header")
+    page.context.close()
 
 
 def test_page_without_a_model_says_so(browser, folder, tmp_path):
@@ -480,10 +542,37 @@ def test_work_list_opens_another_volume(browser, folder, tmp_path):
     with Served(paths, Stub(size=70), names=["a", "b"]) as served:
         served.ready()
         page = Page(browser, served)
-        open_case = served.desk.open
-        served.desk.open = lambda number: time.sleep(0.5) or open_case(number)
+        make_case = served.desk.make_case
+        served.desk.make_case = lambda number: time.sleep(0.5) or make_case(number)
         page.page.select_option("#cases", "1")
         page.page.evaluate("() => window.usamView.app.moveTo('axial', 8)")  # asks for pixels
         page.wait(lambda: page.page.title() == "b" and page.drawn() == "6")
         assert not page.problems
+        page.context.close()
+
+
+def test_work_list_ticks_what_is_saved_and_leaves_damaged(browser, folder, tmp_path):
+    (tmp_path / "damaged.nii.gz").write_bytes(b"no volume")
+    cts = {"a": folder / "ct.nii.gz", "b": tmp_path / "damaged.nii.gz"}
+    paths = [Paths(ct, tmp_path / f"mask_{name}.nii.gz") for name, ct in cts.items()]
+    with Served(paths, Stub(size=70), names=list(cts)) as served:
+        served.ready()
+        page = Page(browser, served)
+        page.key("Control+s")
+        page.wait(lambda: "✓ a" in page.text("#cases"))
+        page.page.select_option("#cases", "1")
+        page.wait(lambda: "damaged.nii.gz" in page.text("#messages") and page.drawn() == "6")
+        assert page.page.input_value("#cases") == "0" and page.text("#name") == "a"
+        page.context.close()
+
+
+def test_other_tab_says_which_volume_was_opened(browser, folder, tmp_path):
+    paths = [Paths(folder / "ct.nii.gz", tmp_path / f"{x}.nii.gz") for x in "ab"]
+    with Served(paths, Stub(size=70), names=["a", "b"]) as served:
+        served.ready()
+        page = Page(browser, served)
+        served.post("open", {"case": 1})
+        page.page.evaluate("() => void window.usamView.app.store.refresh()")
+        page.page.wait_for_selector("#messages :text('b was opened in another tab')")
+        assert page.text("#name") == "b"
         page.context.close()

@@ -83,8 +83,8 @@ def test_upgrade_keeps_todays_config():
 
 
 def test_upgrade_names_unknown_version():
-    with pytest.raises(UserError, match=r"got schema_version 5, expected at most 4"):
-        saved_config.upgrade({"schema_version": 5})
+    with pytest.raises(UserError, match=r"got schema_version 6, expected at most 5"):
+        saved_config.upgrade({"schema_version": 6})
 
 
 @pytest.fixture(scope="module")

@@ -199,6 +199,7 @@ def main(_config: ConfigDict | None, arguments: list[str]) -> None:
     for line in describe_left_out(left_out):
         console.info(f"left out: {line}")
     runtime.enable_compilation_cache()
+    runtime.start_devices()
     network = load_network(pathlib.Path(CHECKPOINT.value))
     if POINTS.value or BOX.value:
         network.require_promptable("--points and --box")

@@ -7,7 +7,7 @@ from usam_jax import models
 from usam_jax.data import checks as data_checks
 from usam_jax.data.prompts import make_add_prompts
 from usam_jax.models.common import registry
-from usam_jax.training import losses, optimizer
+from usam_jax.training import compiler_options, losses, optimizer
 from usam_jax.utils.errors import UsageError
 from usam_jax.utils.mesh import check_batch_size
 
@@ -47,6 +47,7 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
     )
     optimizer.check(config.optimizer, spec)
     losses.make_loss(config.train)
+    compiler_options.parse(config.train.compiler_options)
     check_batch_size(config.train.batch_size, mesh, "config.train.batch_size")
     for field in AT_LEAST_ONE:
         expect(config.train[field] >= 1, f"train.{field}", "1 or more")

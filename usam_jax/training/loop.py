@@ -4,7 +4,7 @@ import contextlib
 import math
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +20,7 @@ from usam_jax.data.packed.prepare import prepare
 from usam_jax.data.splits import Subset
 from usam_jax.models import init_variables, make_model, variable_shapes
 from usam_jax.models.common.spec import used_groups
-from usam_jax.training import checks, curves, optimizer, run_record, throughput
+from usam_jax.training import checks, curves, feed, optimizer, run_record, throughput
 from usam_jax.training.metric_writer import MetricWriter
 from usam_jax.training.step import (
     TrainState,
@@ -33,8 +33,7 @@ from usam_jax.utils import console, runtime
 from usam_jax.utils.errors import Stopped, UserError
 from usam_jax.utils.files import write_json
 from usam_jax.utils.formatting import percent
-from usam_jax.utils.mesh import make_mesh, shard_batch
-from usam_jax.utils.shared_memory import FULL, killed_by_shared_memory
+from usam_jax.utils.mesh import make_mesh
 from usam_jax.utils.workdir import Workdir
 from usam_jax.weights import load, run_checkpoint, saved_config
 from usam_jax.weights.run_checkpoint import Checkpoints
@@ -154,24 +153,6 @@ class Publisher:
         self.record.write(step)
 
 
-def next_batch(iterator: Iterator[loader.Batch]) -> loader.Batch:
-    """Return the next batch. Raises UserError if a data worker was killed.
-
-    Errors that a worker raises itself are passed on unchanged.
-    """
-    try:
-        return next(iterator)
-    except RuntimeError as error:
-        if "Worker process" not in str(error):
-            raise
-        memory = "Perhaps memory is short: lower config.data.num_workers and rerun."
-        why = FULL if killed_by_shared_memory(str(error)) else memory
-        raise UserError(
-            f"a process that prepares data was killed ({error}). {why} It resumes from the last "
-            "checkpoint."
-        ) from error
-
-
 def note_values(metrics: dict[str, Any]) -> str:
     """Format the loss and the learning rate of each group for the progress line."""
     loss = "not finite" if metrics["train/loss"] is None else f"{metrics['train/loss']:.4f}"
@@ -238,17 +219,19 @@ def train(
             runtime.StopSignal() as stop,
         ):
             speed = throughput.Meter(per_step)
+            batches = feed.Feed(iterator, mesh, speed)
             publisher = Publisher(writer, record, config)
             for step in range(first + 1, num_steps + 1):
                 tracer.before(step)
-                with speed.waiting():
-                    batch = next_batch(iterator)
-                batch = shard_batch(batch, mesh)
+                batch = batches.take()
                 with jax.transfer_guard("disallow"):
                     state, values = training.train_step(state, batch)
                 speed.count()
                 epoch, rest = divmod(step, steps_per_epoch)
                 ends = not rest and (epoch % config.eval.every_epochs == 0 or step == num_steps)
+                saves = ends or not step % config.train.checkpoint_every_steps
+                if not saves:  # before a save, an error in the next batch would lose this step
+                    batches.fetch()
                 note = ""
                 if step % config.train.log_every_steps == 0 or ends:
                     values = jax.device_get(values)
@@ -267,7 +250,7 @@ def train(
                     checkpoints.save(step, state, evaluated.score or 0.0)
                     publisher.publish(step, final=step == num_steps)
                     speed.restart()
-                elif step % config.train.checkpoint_every_steps == 0:
+                elif saves:
                     checkpoints.save(step, state)
                 if received := stop.after(step):
                     if checkpoints.latest_step != step:

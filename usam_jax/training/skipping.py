@@ -14,7 +14,12 @@ GPU_PLATFORMS = ("gpu", "cuda", "rocm")
 
 def update_if(mesh: Mesh) -> UpdateIf:
     """Return `by_selection` for GPUs and `by_branch` for other devices."""
-    return by_selection if mesh.devices.flat[0].platform in GPU_PLATFORMS else by_branch
+    return by_selection if on_gpus(mesh) else by_branch
+
+
+def on_gpus(mesh: Mesh) -> bool:
+    """Return whether the devices of a mesh are GPUs."""
+    return mesh.devices.flat[0].platform in GPU_PLATFORMS
 
 
 @jax.named_scope("update")

@@ -14,9 +14,10 @@ from ml_collections import ConfigDict
 
 from usam_jax.data.loader import IGNORED
 from usam_jax.models.common.prompts import batch_images, batch_prompts
-from usam_jax.models.common.spec import ModelSpec, group_of, merge_params, split_params
-from usam_jax.training import losses, skipping
+from usam_jax.models.common.spec import ModelSpec, merge_params, split_params
+from usam_jax.training import compiler_options, losses, skipping
 from usam_jax.training.interactive_loss import interactive_loss
+from usam_jax.training.norms import norms_for
 from usam_jax.utils.errors import UsageError
 from usam_jax.utils.mesh import batch_sharding, place_state, replicated
 
@@ -122,7 +123,7 @@ def make_train_step(
     # Only windows have slices that do not count: of cases shorter than a window.
     segmentation_loss = losses.make_loss(train, IGNORED if spec.dims == 3 else None)
     groups = mesh.size if train.statistics == "device" else 1
-    update_if = skipping.update_if(mesh)
+    update_if, norms = skipping.update_if(mesh), norms_for(mesh, train.fsdp)
 
     def group_loss(
         trainable: Any, variables: Any, batch: dict[str, Any], key: Any
@@ -199,12 +200,13 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: dict[str, Any]) -> tuple[TrainState, dict[str, Any]]:
         grads, metrics, stats = gradients(state, batch)
+        of_groups = norms.of_groups(grads, spec)
         values = (
             {f"train/{name}": x for name, x in metrics.items()}
-            | {f"grad_norm/{group}": norm for group, norm in group_norms(grads, spec).items()}
+            | {f"grad_norm/{group}": norm for group, norm in of_groups.items()}
             | rates_fn(state.step - state.num_skipped)
         )
-        good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(optax.tree.norm(grads))
+        good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norms.of_all(grads, of_groups))
         state = update_if(good, update, state, grads, stats)
         return dataclasses.replace(
             state,
@@ -218,6 +220,7 @@ def make_train_step(
         in_shardings=(placed, batch_sharding(mesh)),
         out_shardings=(placed, replicated(mesh)),
         donate_argnums=0,
+        compiler_options=compiler_options.parse(train.compiler_options),
     )
 
 
@@ -231,15 +234,6 @@ def sown(tree: dict[str, Any]) -> dict[str, Any]:
         if len(values) != 1:
             raise UsageError(f"{name}: got {len(values)} sown values, expected 1")
     return {name: values[0] for name, values in flat.items()}
-
-
-def group_norms(grads: dict[str, Any], spec: ModelSpec) -> dict[str, Any]:
-    """Return the gradient norm float32[] of each learning-rate group."""
-    flat = traverse_util.flatten_dict(grads, sep="/")
-    by_group: dict[str, list[Any]] = {group: [] for group in spec.groups}
-    for path, x in flat.items():
-        by_group[str(group_of(path, spec))].append(x)
-    return {group: optax.tree.norm(found) for group, found in by_group.items() if found}
 
 
 def split_evenly(x: Any, num_devices: int, num_parts: int) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from usam_jax.utils import console, xla_flags
+from usam_jax.utils import console, gpu_driver, xla_flags
 from usam_jax.utils.bundled import bundled_folder, make_importable
 from usam_jax.utils.config_file import ConfigFileParser, load_config, name_and_network
 from usam_jax.utils.errors import DISK_FULL, Stopped, UsageError, UserError, WeightsError
@@ -22,6 +22,14 @@ CONFIG = config_flags.DEFINE_config_file(
 flags.FLAGS["config"].parser = ConfigFileParser()
 DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
+NO_BACKEND = "Unable to initialize backend"  # in JAX's message, which is a plain RuntimeError
+BAD_OPTION = ("No such compile option", "While setting option")  # in XLA's messages
+LESS_MEMORY = (
+    "To resume the same run, set config.model.remat=True (U-SAM, S and SAMed), on several devices "
+    "config.train.fsdp=True, or, if it evaluates, a smaller config.eval.batch_size. For a run in "
+    "another --workdir, set a smaller config.train.batch_size, config.train.grad_accum_steps=2 or "
+    "config.model.dtype=bfloat16. To predict volumes, set a smaller --batch_size."
+)
 HINT = f"See README.md; {bundled_folder('configs') / 'care.py'} describes every field."
 
 
@@ -79,7 +87,7 @@ def run(
     except UserError as error:
         return report(error)
     except RuntimeError as error:
-        if type(error).__name__ != "JaxRuntimeError":
+        if type(error).__name__ != "JaxRuntimeError" and NO_BACKEND not in str(error):
             raise
         return report(UserError(explain_device_error(str(error))))
     except OSError as error:
@@ -106,12 +114,13 @@ def interrupt(_number: int, _frame: FrameType | None) -> None:
 def explain_device_error(text: str) -> str:
     """The error message for a failure of JAX's runtime."""
     first = text.strip().splitlines()[0][:300]
+    if NO_BACKEND in text:
+        advice = gpu_driver.problem() or "Set JAX_PLATFORMS=cpu to compute on the CPU."
+        return f"JAX cannot use the device: {first}\n{advice}"
+    if any(x in text for x in BAD_OPTION):
+        return f"config.train.compiler_options: got an option that XLA does not take ({first})"
     if "RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower():
-        return (
-            f"the device is out of memory ({first}). Try a smaller config.train.batch_size, "
-            "config.train.grad_accum_steps=2, config.model.remat=True (U-SAM and S) or "
-            "config.model.dtype=bfloat16."
-        )
+        return f"the device is out of memory ({first}). {LESS_MEMORY}"
     return (
         f"the device or another process of this run failed: {first}\nRun the same command again to "
         "resume from the last checkpoint; --debug shows the traceback."

@@ -11,8 +11,8 @@ from typing import Self
 import jax
 from jax.experimental import multihost_utils
 
-from usam_jax.utils import console
-from usam_jax.utils.errors import UsageError
+from usam_jax.utils import console, gpu_driver
+from usam_jax.utils.errors import UsageError, UserError
 from usam_jax.utils.workdir import Workdir
 
 HEARTBEAT_S = 30  # a process without a heartbeat for so long counts as dead
@@ -59,6 +59,17 @@ def keep_memory() -> None:
         mallopt, max_maps, trim_threshold = ctypes.CDLL(None).mallopt, -4, -1  # as in malloc.h
         mallopt(max_maps, 0)  # allocate everything on the heap,
         mallopt(trim_threshold, -1)  # and never return its end
+
+
+def start_devices() -> None:
+    """Start JAX's devices.
+
+    Raises UserError if JAX falls back to the CPU because NVIDIA's driver is too old for its plugin,
+    of which JAX itself only warns. JAX_PLATFORMS=cpu asks for the CPU.
+    """
+    asked = jax.config.values["jax_platforms"]
+    if jax.default_backend() == "cpu" and not asked and (found := gpu_driver.problem()):
+        raise UserError(found)
 
 
 def initialize_distributed(

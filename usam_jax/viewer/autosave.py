@@ -43,7 +43,8 @@ class Autosave:
             os.close(self.lock_file)
             raise
         if self.journal.entries:
-            self.notes.append(f"restored {len(self.journal.entries)} actions from {self.folder}")
+            count = len(self.journal.entries)
+            self.notes.append(f"restored {count} action{'s'[: count > 1]} from {self.folder}")
         if self.journal.note:
             self.notes.append(self.journal.note)
 

@@ -25,6 +25,7 @@ from usam_jax.utils.errors import UsageError
 from usam_jax.utils.files import write_json
 from usam_jax.utils.outputs import Output, check_outputs, is_json_with
 from usam_jax.viewer.autosave import Autosave
+from usam_jax.viewer.origin import describe_origin, is_touched
 from usam_jax.viewer.points import points_file
 from usam_jax.viewer.session import Session
 from usam_jax.viewer.slice_state import NO_PROMPTS, SliceState
@@ -43,7 +44,6 @@ class Model(NamedTuple):
     step: int
     window: tuple[float, float]
     points_carry_class: bool
-    trained_with_prompts: bool = True
 
 
 class Paths(NamedTuple):
@@ -128,22 +128,16 @@ class Case:
         except BaseException:
             self.autosave.close()
             raise
-        self.warnings += self.autosave.notes + self.model_notes()
+        self.warnings += self.autosave.notes + self.click_notes()
 
-    def model_notes(self) -> list[str]:
-        """Return notes about what clicks do with this model, where a user may expect more."""
-        model = self.model
-        if model is None:
+    def click_notes(self) -> list[str]:
+        """Return a note if clicks replace the given mask in place of refining it."""
+        if not (self.model and self.paths.initial) or self.model.points_carry_class:
             return []
-        notes = []
-        if not model.trained_with_prompts:
-            notes.append("the model was trained without prompts: clicks may change nothing")
-        if self.paths.initial and not model.points_carry_class:
-            notes.append(
-                f"a click replaces the slice of {self.paths.initial.name} by a new prediction; only "
-                "an interactive model refines a given mask"
-            )
-        return notes
+        return [
+            f"a click replaces the slice of {self.paths.initial.name} by a new prediction; only an "
+            "interactive model refines a given mask"
+        ]
 
     def read_mask(self, path: pathlib.Path) -> np.ndarray:
         """Read labels uint8[n h w] on the CT's voxels.
@@ -163,7 +157,7 @@ class Case:
         """Where the labels of slices come from that nobody touched, in words."""
         if self.paths.initial:
             return f"from {self.paths.initial.name}"
-        return "none (automatic)" if self.model else "none (no model)"
+        return "automatic" if self.model else "unchanged"
 
     def step_used(self, slices: Mapping[int, SliceState]) -> int | None:
         """Return the step of the checkpoint, or None if no slice shows a prediction of it."""
@@ -242,8 +236,8 @@ class Case:
             if not (row["volume"] and row["reference_volume"]):
                 row["HD95"] = None  # no distance between surfaces if there is only one
         pairs = zip(labels, self.reference, strict=True)
-        wrong, dice = zip(*(compare_slice(a, b) for a, b in pairs), strict=True)
-        return {"classes": rows, "wrong": wrong, "dice": dice}
+        wrong, dice, worst = zip(*(compare_slice(a, b) for a, b in pairs), strict=True)
+        return {"classes": rows, "wrong": wrong, "dice": dice, "worst": worst}
 
     def close(self) -> str:
         """Keep the automatic mask and close the autosave. Returns what could not be written."""
@@ -260,32 +254,24 @@ class Case:
             self.autosave.write_automatic(self.session.automatic, self.session.has_automatic)
 
 
-def compare_slice(labels: np.ndarray, reference: np.ndarray) -> tuple[int, float | None]:
-    """Return the wrong pixels of a slice, and the Dice of all foreground, None if there is none."""
-    size = np.count_nonzero(labels) + np.count_nonzero(reference)
-    both = np.count_nonzero((labels == reference) & (labels > 0))
-    return int(np.count_nonzero(labels != reference)), 2 * both / size if size else None
+def compare_slice(
+    labels: np.ndarray, reference: np.ndarray
+) -> tuple[int, float | None, int | None]:
+    """Return the wrong pixels of a slice, the Dice of all foreground and the class of least Dice.
 
-
-def is_touched(state: SliceState) -> bool:
-    """Whether a person took part in the labels of a slice."""
-    return bool(state.predicted or state.propagated or state.edits)
-
-
-def describe_origin(slices: Mapping[int, SliceState], origin: str) -> str:
-    """Return in words which slices a person has prompted or edited, after a mask from a file.
-
-    If there are none, return the `origin` of all slices.
+    Dice and class are None if there is no foreground.
     """
-    found = {
-        "prompted": [i for i, x in sorted(slices.items()) if x.prompts != NO_PROMPTS],
-        "propagated to": [i for i, x in sorted(slices.items()) if x.propagated],
-        "edited by hand": [i for i, x in sorted(slices.items()) if x.edits],
-    }
-    words = [f"{name} slices {numbers}" for name, numbers in found.items() if numbers]
-    if origin.startswith("from "):
-        words.insert(0, origin)
-    return "; ".join(words) or origin
+    wrong = labels != reference
+    sizes = np.bincount(labels.ravel(), minlength=256) + np.bincount(
+        reference.ravel(), minlength=256
+    )
+    both = np.bincount(labels[~wrong], minlength=256)
+    found = np.flatnonzero(sizes[1:]) + 1
+    if not found.size:
+        return int(np.count_nonzero(wrong)), None, None
+    worst = found[(both[found] / sizes[found]).argmin()]
+    dice = 2 * both[1:].sum() / sizes[1:].sum()
+    return int(np.count_nonzero(wrong)), float(dice), int(worst)
 
 
 def oblique_note(affine: Any) -> list[str]:

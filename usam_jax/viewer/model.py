@@ -37,13 +37,13 @@ def describe_checkpoint(workdir: pathlib.Path) -> Model:
         step=best_step(workdir, config.model),
         window=(float(saved["data"]["window_width"]), float(saved["data"]["window_level"])),
         points_carry_class=bool(saved["model"].get("interactive", False)),
-        trained_with_prompts=saved["prompts"]["kind"] != "none",
     )
 
 
 def load_predictor(workdir: pathlib.Path) -> Predictor:
     """Load a checkpoint. Raises WeightsError if it is damaged."""
     runtime.enable_compilation_cache()
+    runtime.start_devices()
     return Predictor.load(workdir)
 
 

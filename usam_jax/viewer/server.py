@@ -74,6 +74,7 @@ class Api:
                 "classes": list(case.classes),
                 "points_carry_class": bool(case.model and case.model.points_carry_class),
                 "promptable": worker.promptable,
+                "trained_without_prompts": worker.trained_without_prompts,
                 "model_window": list(case.model.window) if case.model else None,
                 "warnings": case.warnings,
                 "formats": case.formats(),

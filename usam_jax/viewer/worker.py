@@ -147,6 +147,12 @@ class Worker:
         """Whether the loaded model takes prompts."""
         return self.predictor is not None and self.predictor.network.promptable
 
+    @property
+    def trained_without_prompts(self) -> bool:
+        """Whether the loaded model takes prompts but has never seen one."""
+        network = self.predictor.network if self.predictor else None
+        return bool(network and network.promptable and network.config["prompts"]["kind"] == "none")
+
     def close(self) -> None:
         """End the thread after the slice that is being predicted."""
         with self.changed:

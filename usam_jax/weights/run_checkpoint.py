@@ -35,7 +35,7 @@ from usam_jax.weights.saved_config import differences
 # Fields that may change on resume: the steps done so far do not depend on them.
 FREE = re.compile(
     r"config\.(eval\.(?!select_on|every_epochs)|model\.remat|data\.(num_workers|packed_dir)"
-    r"|train\.(checkpoint_every_steps|log_every_steps|fsdp|skip_nonfinite))"
+    r"|train\.(checkpoint_every_steps|compiler_options|log_every_steps|fsdp|skip_nonfinite))"
 )
 SCORE = "dice_mean"  # on the split that chooses the best epoch
 KEEP_LAST = 2

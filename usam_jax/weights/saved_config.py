@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from usam_jax.utils.errors import UserError
 from usam_jax.utils.renamed_fields import RENAMED
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 # Fields that each version added, with the values that earlier versions used.
 ADDED: dict[int, dict[str, dict[str, Any]]] = {
     3: {
@@ -19,6 +19,7 @@ ADDED: dict[int, dict[str, dict[str, Any]]] = {
         "eval": {"max_clicks": 20},
     },
     4: {"model": {"slices": 1}, "data": {"slices": 1}},
+    5: {"train": {"compiler_options": []}},
 }
 
 

@@ -1,8 +1,9 @@
 """The operations of the networks, each with a form for CPUs or GPUs if XLA needs one.
 
-`activation`, `attention`, `conv`, `linear` and `norm` hold the references. `cpu` and `gpu` hold the
-forms that XLA compiles to faster code. Networks call the names below. A program that is compiled
-for one platform contains the forms of that platform alone; `gpu` says when its forms are used.
+`activation`, `attention`, `conv`, `linear` and `norm` hold the references. `cpu`, `cpu_conv`,
+`cpu_attention` and `gpu` hold the forms that XLA compiles to faster code. Networks call the names
+below. A program that is compiled for one platform contains the forms of that platform alone; `gpu`
+says when its forms are used.
 """
 
 import functools
@@ -12,7 +13,17 @@ from typing import ParamSpec, TypeVar
 
 import jax
 
-from usam_jax.models.ops import activation, attention, conv, cpu, gpu, linear, norm
+from usam_jax.models.ops import (
+    activation,
+    attention,
+    conv,
+    cpu,
+    cpu_attention,
+    cpu_conv,
+    gpu,
+    linear,
+    norm,
+)
 from usam_jax.models.ops.conv import convolve, pixel_shuffle
 
 __all__ = [
@@ -73,11 +84,13 @@ matmul = per_platform(linear.matmul, cpu=cpu.matmul)
 relu = per_platform(activation.relu, cpu=cpu.relu)
 gelu = per_platform(activation.gelu, cpu=cpu.gelu, cuda=gpu.gelu)
 normalise = per_platform(norm.normalise, cpu=cpu.normalise, cuda=gpu.normalise)
-max_pool = per_platform(conv.max_pool, cpu=cpu.max_pool)
-depthwise_conv = per_platform(conv.depthwise_conv, cpu=cpu.depthwise_conv)
-up_conv = per_platform(conv.up_conv, cpu=cpu.up_conv)
-up_concat_conv = per_platform(conv.up_concat_conv, cpu=cpu.up_concat_conv, cuda=gpu.up_concat_conv)
-relative_attention = per_platform(
-    attention.relative_attention, cpu=cpu.relative_attention, cuda=gpu.relative_attention
+max_pool = per_platform(conv.max_pool, cpu=cpu_conv.max_pool)
+depthwise_conv = per_platform(conv.depthwise_conv, cpu=cpu_conv.depthwise_conv)
+up_conv = per_platform(conv.up_conv, cpu=cpu_conv.up_conv)
+up_concat_conv = per_platform(
+    conv.up_concat_conv, cpu=cpu_conv.up_concat_conv, cuda=gpu.up_concat_conv
 )
-self_attention = per_platform(attention.self_attention, cpu=cpu.self_attention)
+relative_attention = per_platform(
+    attention.relative_attention, cpu=cpu_attention.relative_attention, cuda=gpu.relative_attention
+)
+self_attention = per_platform(attention.self_attention, cpu=cpu_attention.self_attention)

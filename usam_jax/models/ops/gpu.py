@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from usam_jax.models.ops import attention, conv, cpu
+from usam_jax.models.ops import attention, conv, cpu, cpu_attention, cpu_conv
 from usam_jax.utils import console
 
 LOW_PRECISION = (jnp.dtype("bfloat16"), jnp.dtype("float16"))
@@ -94,7 +94,7 @@ def up_concat_conv(
     No map is made between them (the decoder's last block 2.19 -> 1.63 ms). With few, as in a
     click, the kernels that join the kernels take longer.
     """
-    if not cpu.joins(x, up_kernel, kernel) or math.prod(x.shape[:3]) < MIN_PIXELS:
+    if not cpu_conv.joins(x, up_kernel, kernel) or math.prod(x.shape[:3]) < MIN_PIXELS:
         return conv.up_concat_conv(x, skip, up_kernel, up_bias, kernel, bias)
     upper, lower = kernel[:, :, : up_bias.size], kernel[:, :, up_bias.size :]
     x = up_conv_conv(x, up_kernel, up_bias, upper)
@@ -107,17 +107,17 @@ def up_conv_conv(
     bias: Float[Array, " e"],
     second: Float[Array, "3 3 e f"],
 ) -> Float[Array, "b i j f"]:
-    """`cpu.up_conv_conv` with the first bias as a map of its own.
+    """`cpu_conv.up_conv_conv` with the first bias as a map of its own.
 
     So channels stay a multiple of 8. The barrier keeps the padding out of the convolution: XLA
     would fold it in and turn the kernel's gradient into a convolution whose window is the whole
     map, which cuDNN may not have.
     """
     _, h, w, _ = x.shape
-    both = cpu.joined_kernel(kernel[::-1, ::-1], second)
+    both = cpu_conv.joined_kernel(kernel[::-1, ::-1], second)
     x = jax.lax.optimization_barrier(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))))
     x = conv.pixel_shuffle(conv.convolve(x, both, padding=0), (2, 2))[:, 1:-1, 1:-1]
-    ones = cpu.joined_kernel(jnp.broadcast_to(bias, (2, 2, 1, bias.size)), second)
+    ones = cpu_conv.joined_kernel(jnp.broadcast_to(bias, (2, 2, 1, bias.size)), second)
     inside = jnp.pad(jnp.ones((1, h, w, 1), x.dtype), ((0, 0), (1, 1), (1, 1), (0, 0)))
     of_bias = conv.convolve(inside, ones, padding=0)
     return x + conv.pixel_shuffle(of_bias, (2, 2))[:, 1:-1, 1:-1]
@@ -157,18 +157,18 @@ def with_bias_channels(
     """Queries, keys and values of which plain attention with scale 1 is the relative one.
 
     A query's channels are followed by its biases towards each row and column of the keys' map, a
-    key's channels by ones at its own row and column, as in `cpu.qk_logits_biased`. So no bias has
+    key's channels by ones at its own row and column, as in `cpu_attention.qk_logits_biased`. So no bias has
     to be rounded or given a gradient by cuDNN. Zeros fill the width up to a multiple of 8.
     """
     b, t, n, c = q.shape
     s = math.isqrt(t)
     tables = jnp.concatenate([rel_pos_h[::-1], rel_pos_w[::-1]]).astype(q.dtype)
     along = (q @ tables.T).reshape(b, s, s, n, 2, 2 * s - 1)
-    bias_h = cpu.relative_to_absolute(along[..., 0, :].transpose(0, 2, 3, 1, 4))
-    bias_w = cpu.relative_to_absolute(along[..., 1, :].swapaxes(2, 3))
+    bias_h = cpu_attention.relative_to_absolute(along[..., 0, :].transpose(0, 2, 3, 1, 4))
+    bias_w = cpu_attention.relative_to_absolute(along[..., 1, :].swapaxes(2, 3))
     bias_h = bias_h.transpose(0, 3, 1, 2, 4).reshape(b, t, n, s)
     bias_w = bias_w.swapaxes(2, 3).reshape(b, t, n, s)
-    width, ones = head_width(q), cpu.key_positions(k.swapaxes(1, 2))[:, None]
+    width, ones = head_width(q), cpu_attention.key_positions(k.swapaxes(1, 2))[:, None]
     q = jnp.concatenate([q * c**-0.5, bias_h, bias_w], -1)
     k = jnp.concatenate([k, jnp.broadcast_to(ones, (b, t, n, 2 * s))], -1)
     q, k, v = (jnp.pad(x, [(0, 0)] * 3 + [(0, width - x.shape[-1])]) for x in (q, k, v))

@@ -1,10 +1,12 @@
 // Prompts, undo, propagation, locks, comparison, saving. Mixed into App.
 
+import { keepNotice } from "./memory.js";
+
 export const actions = {
   // Prompts.
 
   async addPoint(x, y, isNegative) {
-    const c = isNegative || this.nextNegative ? 0 : this.activeClass;
+    const c = isNegative ? 0 : this.nextClass();
     this.nextNegative = false;
     await this.changePrompts(({ points, box }) => ({ points: [...points, [x, y, c]], box }));
   },
@@ -26,10 +28,7 @@ export const actions = {
   // Replaces the prompts of the displayed slice by what `change` makes of them.
   async changePrompts(change) {
     const number = this.cross[0];
-    if (this.isLocked(number)) {
-      this.say(`Slice ${number} is locked; unlock it first (L).`);
-      return;
-    }
+    if (!this.canChange(number)) return;
     try {
       const before = await this.store.loadPrompts(number);
       await this.store.setPrompts(number, change(before));
@@ -70,17 +69,36 @@ export const actions = {
       return;
     }
     const slice = this.cross[0];
-    const first = Math.min(this.range[0], slice);
-    const last = Math.max(this.range[1], slice);
+    const [from, to] = this.range;
+    const first = Math.min(from, slice);
+    const last = Math.max(to, slice);
+    if (from > to || first === last) {
+      this.say(`Propagation from ${from} to ${to} reaches no slice besides ${slice}; set the two fields.`);
+      return;
+    }
+    const { revision } = this.store.state;
     try {
       await this.store.api.post("propagate", { slice, first, last });
       await this.store.refresh();
+      this.propagation = { slice, revision, how: "ended" };
+      this.reportPropagation();
     } catch (error) {
       this.say(error);
     }
   },
 
+  // Says, once a propagation is over, what it has reached.
+  reportPropagation() {
+    const { propagation, store } = this;
+    if (!propagation || store.state.busy?.what === "propagation") return;
+    this.propagation = null;
+    const found = store.state.propagated.filter((k) => store.changedAt.get(k) > propagation.revision);
+    const reached = found.length ? `reached slices ${found[0]} to ${found.at(-1)}` : "reached no other slice";
+    this.say(`Propagation from slice ${propagation.slice} ${propagation.how}: ${reached}.`);
+  },
+
   async stop() {
+    if (this.propagation) this.propagation.how = "stopped";
     try {
       await this.store.api.post("stop", {});
       await this.store.refresh();
@@ -134,23 +152,41 @@ export const actions = {
 
   async save() {
     const format = document.getElementById("format").value;
-    this.say("Saving …");
+    this.saving = true;
+    this.draw();
     try {
       const { path, note } = await this.store.api.post("save", { format });
       this.say(`Saved as ${path}${note ? `. Note: ${note}` : ""}`);
     } catch (error) {
       this.say(new Error(`Not saved, and your edits are kept: ${error.message}`));
     }
-    await this.store.refresh();
+    this.saving = false;
+    try {
+      await this.store.refresh();
+      if (this.store.state.num_cases > 1) await this.listCases();
+    } catch (error) {
+      this.say(error);
+    }
   },
 
   async openCase(number) {
     try {
       await this.store.api.open(number);
-      location.reload();
     } catch (error) {
-      this.say(error);
+      if (this.store.api.isGone) {
+        document.getElementById("cases").value = String(this.store.state.case);
+        return;
+      }
+      keepNotice(error.message); // the earlier volume is open again
     }
+    location.reload();
+  },
+
+  openNeighbour(step) {
+    const { case: number, num_cases: count } = this.store.state;
+    const next = number + step;
+    if (next >= 0 && next < count) this.openCase(next);
+    else this.say(`This is the ${step > 0 ? "last" : "first"} volume.`);
   },
 
   toggleHelp() {

@@ -1,6 +1,9 @@
 // Requests to the server. The token comes in the address's fragment, which browsers never send.
 
 const KEY = "usam-view-token";
+export const GONE =
+  "The server does not answer; is usam-view still running? Start the same command again and open the " +
+  "address that it prints: all that the page showed before is kept.";
 
 export class ApiError extends Error {
   constructor(status, text) {
@@ -27,6 +30,9 @@ export class Api {
     this.pending = 0;
     this.opening = null; // settles if a volume cannot be opened; otherwise the page is loaded again
     this.onIdle = null;
+    this.isGone = false; // the server did not answer the last request
+    this.onGone = () => {}; // `isGone` has changed
+    this.onRefused = () => {}; // the server does not know the token
   }
 
   // Sends a request and returns what `read` makes of its response.
@@ -41,16 +47,35 @@ export class Api {
     this.pending += 1;
     try {
       const response = await fetch(`/api/${path}`, { method, headers, body });
-      if (response.ok) return await read(response);
-      const text = await response.text();
-      throw new ApiError(response.status, errorOf(text) ?? `${response.status}`);
+      if (response.ok) {
+        const content = await read(response);
+        this.setGone(false);
+        return content;
+      }
+      throw await this.refusal(response);
     } catch (error) {
       if (error instanceof ApiError) throw error;
-      throw new ApiError(0, "the server does not answer; is usam-view still running?");
+      this.setGone(true);
+      throw new ApiError(0, GONE);
     } finally {
       this.pending -= 1;
       if (!this.pending) this.onIdle?.();
     }
+  }
+
+  // The error of a response.
+  async refusal(response) {
+    const text = await response.text();
+    this.setGone(false);
+    const error = new ApiError(response.status, errorOf(text) ?? `${response.status}`);
+    if (response.status === 401) this.onRefused(error);
+    return error;
+  }
+
+  setGone(isGone) {
+    if (this.isGone === isGone) return;
+    this.isGone = isGone;
+    this.onGone();
   }
 
   async getJson(path) {

@@ -22,7 +22,10 @@ export class App {
     this.styleVersion = 0; // grows with everything that changes the colours of pixels
     this.pointer = this.stroke = this.draggedBox = this.comparison = this.encodeTimer = null;
     this.views = [];
+    this.saving = false;
+    this.propagation = null; // what was started: {slice, revision, stopped}
     this.say = () => {};
+    this.listCases = () => {};
     this.drawPanel = () => {};
     this.scheduled = false;
   }
@@ -126,8 +129,8 @@ export class App {
 
   setPointer(pointer) {
     this.pointer = pointer;
-    if (this.isBrush()) this.draw();
-    else this.drawPanel();
+    if (this.tool === "look") this.drawPanel();
+    else this.draw();
   }
 
   // The voxel [slice, row, column] under the pointer, its HU and its label, or null.
@@ -173,6 +176,16 @@ export class App {
 
   // Tools.
 
+  // Whether the slice can be changed now. Says why not.
+  canChange(number) {
+    if (this.store.api.isGone) {
+      this.say("Not taken: the server does not answer.");
+      return false;
+    }
+    if (this.isLocked(number)) this.say(`Slice ${number} is locked; unlock it first (L).`);
+    return !this.isLocked(number);
+  }
+
   isBrush() {
     return this.tool === "brush" || this.tool === "erase";
   }
@@ -193,6 +206,11 @@ export class App {
     if (model === "none") return "there is no model; start usam-view with --checkpoint=WORKDIR.";
     if (model === "failed") return `the model could not be loaded (${problem}).`;
     return model === "loading" ? "the model is still loading." : "this model takes no prompts.";
+  }
+
+  // The class of the next click, 0 if it is negative.
+  nextClass() {
+    return this.nextNegative ? 0 : this.activeClass;
   }
 
   setClass(c) {
@@ -239,10 +257,7 @@ export class App {
 
   startStroke(plane, isErasing) {
     const number = this.cross[0];
-    if (this.isLocked(number)) {
-      this.say(`Slice ${number} is locked; unlock it first (L).`);
-      return;
-    }
+    if (!this.canChange(number)) return;
     this.erasing = isErasing;
     const { columns, rows } = this.store.grid("axial");
     const labels = this.store.labelsOf("axial", number);

@@ -4,7 +4,9 @@ import { actions } from "./actions.js";
 import { Api, takeToken } from "./api.js";
 import { App } from "./app.js";
 import { fillHelp, listen } from "./keys.js";
-import { Panel, showMessage } from "./panel.js";
+import { keepLook, restoreLook, takeNotice } from "./memory.js";
+import { showGone, showMessage, showOnly } from "./messages.js";
+import { Panel } from "./panel.js";
 import { View } from "./screen.js";
 import { Store } from "./store.js";
 import { Strip } from "./strip.js";
@@ -18,18 +20,17 @@ Object.assign(App.prototype, actions);
 
 async function poll(app) {
   const { store } = app;
-  let wasAnswering = true;
-  for (;;) {
-    await new Promise((resolve) => setTimeout(resolve, store.state.busy ? BUSY_MS : IDLE_MS));
+  for (let idle = 0; ; idle += BUSY_MS) {
+    await new Promise((resolve) => setTimeout(resolve, BUSY_MS));
+    if (!store.state.busy && idle < IDLE_MS) continue; // what is started meanwhile is shown soon
+    idle = 0;
     try {
       await store.refresh();
       if (app.comparing && app.comparison && app.comparison.revision !== store.state.revision) {
         await app.loadComparison();
       }
-      wasAnswering = true;
     } catch (error) {
-      if (wasAnswering) showMessage(error);
-      wasAnswering = false;
+      showMessage(error);
     }
   }
 }
@@ -37,6 +38,11 @@ async function poll(app) {
 async function start() {
   const store = new Store(new Api(takeToken()));
   const app = new App(store);
+  store.api.onGone = () => {
+    showGone(store.api.isGone);
+    app.draw();
+  };
+  store.api.onRefused = (error) => showOnly(error.message);
   app.say = showMessage;
   store.onError = showMessage;
   await store.refresh();
@@ -50,17 +56,24 @@ async function start() {
     strip.draw();
     const { dataset } = document.body;
     dataset.revision = store.state.revision;
+    dataset.tool = app.tool;
     dataset.slice = app.cross[0];
     dataset.pending = store.api.pending;
     dataset.model = store.state.model;
   };
   panel.fill();
+  app.listCases = () => panel.fillCases();
+  restoreLook(app);
+  window.addEventListener("pagehide", () => keepLook(app));
+  const notice = takeNotice();
+  if (notice) showMessage(notice);
   fillHelp(document.getElementById("help-page"));
   listen(app);
   let wasPromptable = store.state.promptable;
   store.onChange = () => {
     if (store.state.promptable && !wasPromptable) app.moved();
     wasPromptable = store.state.promptable;
+    app.reportPropagation();
     app.draw();
   };
   app.draw();
@@ -78,4 +91,4 @@ async function start() {
   poll(app);
 }
 
-start().catch((error) => showMessage(error));
+start().catch((error) => showOnly(error.message));

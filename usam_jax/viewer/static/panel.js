@@ -2,27 +2,19 @@
 
 import { css } from "./draw.js";
 import { WINDOWS } from "./keys.js";
+import { describeIndex } from "./view.js";
 
-const MESSAGE_MS = 6000;
 const HINTS = {
   look: "Click: crosshair. Drag: window. Wheel: slices.",
-  prompt: "Left: point on the target. Right: negative point. Drag: box. Click on a marker: remove it.",
+  prompt: "Left: point. Right: negative. Click on a point: remove it. Drag: box (no class, goes by undo).",
   brush: "Drag: paint the class. Ctrl: erase.",
   erase: "Drag: erase to background.",
 };
+const UNTRAINED = "This model was trained without prompts: clicks may change nothing.";
+const NEGATIVE_HINT = "The next click is negative (T). ";
+const FORMATS = { nifti: "NIfTI", "dicom-seg": "DICOM-SEG" };
 const byId = (id) => document.getElementById(id);
-
-export function showMessage(content) {
-  const isError = content instanceof Error;
-  const text = isError ? content.message : content;
-  const shown = [...byId("messages").children];
-  if (shown.some((x) => x.textContent === text)) return;
-  const element = document.createElement("div");
-  element.textContent = text;
-  element.className = isError ? "bad" : "";
-  byId("messages").append(element);
-  setTimeout(() => element.remove(), isError ? 2 * MESSAGE_MS : MESSAGE_MS);
-}
+const number = (x, digits) => (x === null ? "-" : x.toFixed(digits));
 
 export class Panel {
   constructor(app) {
@@ -66,7 +58,7 @@ export class Panel {
     const { app } = this;
     const { state } = app.store;
     byId("name").textContent = document.title = state.name;
-    for (const format of state.formats) byId("format").add(new Option(format, format));
+    for (const format of state.formats) byId("format").add(new Option(FORMATS[format], format));
     byId("format").hidden = state.formats.length < 2;
     for (const [key, name, width, level] of WINDOWS) {
       const button = document.createElement("button");
@@ -82,10 +74,13 @@ export class Panel {
     if (state.num_cases > 1) this.fillCases().catch((error) => app.say(error));
   }
 
+  // Fills the work list, in which saving sets a tick.
   async fillCases() {
-    const { cases } = await this.app.store.api.getJson("cases");
+    const { app } = this;
+    const { cases } = await app.store.api.getJson("cases");
     const list = byId("cases");
     list.hidden = false;
+    list.replaceChildren();
     cases.forEach(({ name, saved, open }, i) => {
       list.add(new Option(`${saved ? "✓ " : "   "}${name}`, String(i), open, open));
     });
@@ -144,7 +139,7 @@ export class Panel {
     byId("opacity").value = String(Math.round(100 * app.opacity));
     byId("show-mask").checked = app.showMask;
     byId("outlines").checked = app.outlinesOnly;
-    byId("brush-size").textContent = `${(2 * app.brush).toFixed(1)} pixels`;
+    byId("brush-size").textContent = `${(2 * app.brush * state.spacing_mm[2]).toFixed(1)} mm`;
     byId("window").textContent = `Width ${app.window.width}, level ${app.window.level} HU`;
     state.volume_ml.forEach((ml, i) => {
       this.rows[i + 1].volume.textContent = `${ml.toFixed(ml < 10 ? 2 : 1)} ml`;
@@ -158,7 +153,7 @@ export class Panel {
 
   drawSlice(state) {
     const k = this.app.cross[0];
-    byId("slice").textContent = `${k} of ${state.shape[0] - 1}`;
+    byId("slice").textContent = describeIndex(k, state.shape[0]);
     const has = ["prompted", "propagated", "edited", "locked"].filter((x) => state[x].includes(k));
     byId("slice-state").textContent = has.length ? has.join(", ") : state.origin;
     byId("clear-prompts").disabled = !has.includes("prompted") && !has.includes("propagated");
@@ -168,19 +163,31 @@ export class Panel {
   drawStatus(state) {
     const { app } = this;
     const name = app.styles[app.activeClass].name;
-    const next = app.nextNegative ? " The next click is negative." : "";
+    const next = app.nextNegative ? NEGATIVE_HINT : "";
     // A network with published prompts is told where, not which class.
     const target = state.points_carry_class || app.isBrush() ? `${name}: ` : "";
-    byId("hint").textContent = `${target}${HINTS[app.tool]}${next}`;
+    byId("hint").textContent = `${next}${target}${HINTS[app.tool]}`;
+    byId("hint").title = byId("hint").textContent;
     byId("pointer").textContent = this.describePointer();
-    const { busy, autosave_problem: problem } = state;
+    if (app.store.api.isGone) this.showProgress(null, "no connection: nothing is taken", "bad");
+    else this.showProgress(state.busy, ...this.describeSaved(state));
+  }
+
+  // What there is to save, and how to show it.
+  describeSaved(state) {
+    if (this.app.saving) return ["saving …", ""];
+    if (state.autosave_problem) return [state.autosave_problem, "bad"];
+    if (state.saved_revision === state.revision) return ["", ""];
+    return [state.undo || state.redo ? "edits kept, mask not saved" : "mask not saved", "unsaved"];
+  }
+
+  showProgress(busy, saved, style) {
     const total = busy?.total ? ` ${busy.done} of ${busy.total} slices` : "";
     const first = busy?.what === "loading the model" ? " (the first start compiles for about a minute)" : "";
     byId("busy").textContent = busy ? `${busy.what}${total}${first}` : "";
     byId("stop").hidden = busy?.what !== "propagation";
-    const isSaved = state.saved_revision === state.revision;
-    byId("saved").textContent = problem || (isSaved ? "" : "autosaved, not exported");
-    byId("saved").className = problem ? "bad" : "unsaved";
+    byId("saved").textContent = saved;
+    byId("saved").className = style;
   }
 
   describePointer() {
@@ -195,6 +202,7 @@ export class Panel {
   drawNotes(state) {
     const notes = [...state.warnings];
     if (!state.promptable && state.model !== "loading") notes.push(`Clicks are off: ${this.app.whyNoClicks()}`);
+    if (state.trained_without_prompts) notes.push(UNTRAINED);
     if (state.problem) notes.push(`Error: ${state.problem}`);
     const text = notes.join("\n");
     if (text === this.notes) return;
@@ -207,6 +215,11 @@ export class Panel {
         return element;
       }),
     );
+  }
+
+  describeErrors({ wrong, dice, worst }, k) {
+    const name = this.app.styles[worst[k]].name;
+    return `slice ${k}: ${wrong[k]} wrong voxels, Dice ${number(dice[k], 2)}, worst ${name}`;
   }
 
   drawComparison() {
@@ -225,16 +238,16 @@ export class Panel {
         if (i === 0) cell.className = "name";
       });
     };
-    const number = (x, digits) => (x === null ? "-" : x.toFixed(digits));
     add(["", "Dice", "HD95 mm", "ml", "ref. ml"], true);
     found.classes.forEach((x, i) => {
       const name = app.styles[i + 1].name;
-      add([name, number(x.Dice, 3), number(x.HD95, 1), number(x.volume, 1), number(x.reference_volume, 1)]);
+      const distance = x.volume && x.reference_volume ? x.HD95 : null; // there is none to an empty mask
+      add([name, number(x.Dice, 3), number(distance, 1), number(x.volume, 1), number(x.reference_volume, 1)]);
     });
     byId("worst").replaceChildren(
       ...app.worstSlices().slice(0, 20).map((k) => {
         const element = document.createElement("li");
-        element.textContent = `slice ${k}: ${found.wrong[k]} wrong voxels, Dice ${number(found.dice[k], 2)}`;
+        element.textContent = this.describeErrors(found, k);
         element.addEventListener("click", () => app.moveTo("axial", k));
         return element;
       }),

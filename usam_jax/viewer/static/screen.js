@@ -2,7 +2,7 @@
 
 import { css, labelTable, paintComparison, paintPlane } from "./draw.js";
 import { cachedOutlines, strokeSegments } from "./outline.js";
-import { crossInPlane, indexOf, LETTERS, placement, scaleBarMm, toCanvas, toPlane } from "./view.js";
+import { crossInPlane, describeIndex, indexOf, LETTERS, placement, scaleBarMm, toCanvas, toPlane } from "./view.js";
 
 const GREEN = "#3ddc84";
 const RED = "#ff5252";
@@ -143,33 +143,39 @@ export class View {
       context.strokeRect(x0, y0, x1 - x0, y1 - y0);
       context.setLineDash([]);
     }
-    for (const [px, py, c] of prompts.points) {
-      const [x, y] = toCanvas(place, px, py);
-      const r = 6 * ratio;
-      context.beginPath();
-      context.arc(x, y, r, 0, 2 * Math.PI);
-      context.fillStyle = c ? GREEN : RED;
-      context.fill();
-      context.lineWidth = 2 * ratio;
-      context.strokeStyle = c && app.store.state.points_carry_class ? css(app.styles[c].colour) : "#fff";
-      context.stroke();
-      context.strokeStyle = "#111";
-      context.beginPath();
-      context.moveTo(x - r / 2, y);
-      context.lineTo(x + r / 2, y);
-      if (c) {
-        context.moveTo(x, y - r / 2);
-        context.lineTo(x, y + r / 2);
-      }
-      context.stroke();
-    }
-    this.drawBrush(place);
+    for (const [px, py, c] of prompts.points) this.drawMarker(...toCanvas(place, px, py), c);
+    if (!app.pointer || app.pointer.axis !== "axial") return;
+    const [x, y] = toCanvas(place, ...app.pointer.plane);
+    const beside = 14 * ratio;
+    if (app.isBrush()) this.drawBrush(place, x, y);
+    else if (app.tool === "prompt") this.drawMarker(x + beside, y + beside, app.nextClass(), 4);
   }
 
-  drawBrush(place) {
+  // A point of class c, 0 if negative, in its class's colour if the model uses the class.
+  drawMarker(x, y, c, radius = 6) {
+    const { context, app, ratio } = this;
+    const r = radius * ratio;
+    const positive = app.store.state.points_carry_class ? css(app.styles[c].colour) : GREEN;
+    context.beginPath();
+    context.arc(x, y, r, 0, 2 * Math.PI);
+    context.fillStyle = c ? positive : RED;
+    context.fill();
+    context.lineWidth = (radius * ratio) / 3;
+    context.strokeStyle = "#fff";
+    context.stroke();
+    context.strokeStyle = "#111";
+    context.beginPath();
+    context.moveTo(x - r / 2, y);
+    context.lineTo(x + r / 2, y);
+    if (c) {
+      context.moveTo(x, y - r / 2);
+      context.lineTo(x, y + r / 2);
+    }
+    context.stroke();
+  }
+
+  drawBrush(place, x, y) {
     const { context, app } = this;
-    if (!app.isBrush() || !app.pointer || app.pointer.axis !== "axial") return;
-    const [x, y] = toCanvas(place, ...app.pointer.plane);
     context.beginPath();
     context.ellipse(x, y, app.brush * place.sx, app.brush * place.sy, 0, 0, 2 * Math.PI);
     context.strokeStyle = app.paintLabel() ? css(app.styles[app.paintLabel()].colour) : "#fff";
@@ -197,12 +203,14 @@ export class View {
     text(bottom, canvas.width / 2, canvas.height - pad);
     const mm = scaleBarMm(place.perMm, canvas.width / 3);
     const y = canvas.height - pad;
+    context.fillStyle = "#111"; // an edge, for bright bone
+    context.fillRect(2 * pad - ratio, y - ratio, mm * place.perMm + 2 * ratio, 4 * ratio);
     context.fillStyle = "#ddd";
     context.fillRect(2 * pad, y, mm * place.perMm, 2 * ratio);
     context.textAlign = "left";
     text(`${mm} mm`, 2 * pad, y - pad, "#ddd");
     const index = indexOf(this.axis, app.cross);
-    text(`${this.axis} ${index} of ${this.grid.count - 1}`, 2 * pad, pad, "#aaa");
+    text(`${this.axis} ${describeIndex(index, this.grid.count)}`, 2 * pad, pad, "#aaa");
     const waits = this.axis === "axial" && app.store.isWaiting(app.cross[0]);
     if (waits || !isLoaded) text(waits ? "predicting …" : "loading …", 2 * pad, 2.6 * pad, "#56b4e9");
   }

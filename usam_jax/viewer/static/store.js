@@ -1,5 +1,6 @@
 // What the page knows: the server's state, and planes of pixels, fetched when they are drawn.
 
+import { keepNotice } from "./memory.js";
 import { planeGrid } from "./view.js";
 
 const KEPT_IMAGES = 400;
@@ -22,6 +23,8 @@ export class Store {
     this.loading = new Set();
     this.sequence = 0;
     this.newest = new Map(); // slice -> sequence of its newest prompts
+    this.changedAt = new Map(); // slice -> revision in which it changed last
+    this.taken = new Map(); // slice -> the prompts that the server had before newer ones were sent
     this.onChange = () => {}; // something to draw has arrived
     this.onError = () => {};
   }
@@ -33,6 +36,7 @@ export class Store {
   // Takes a state of the server, which lists the slices that changed since the last one.
   merge(state) {
     if (this.api.caseNumber !== null && state.case !== this.api.caseNumber) {
+      keepNotice(`${state.name} was opened in another tab, and this tab follows.`);
       location.reload();
       return;
     }
@@ -40,6 +44,7 @@ export class Store {
     if (state.revision < this.api.revision) return;
     state.changed.forEach((number, i) => {
       this.filled.set(number, state.filled[i]);
+      this.changedAt.set(number, state.revision);
       this.expire(`axial/${number}`);
       if (!this.isWaiting(number)) this.oldPrompts.add(number);
     });
@@ -159,6 +164,7 @@ export class Store {
   // Shows new prompts at once, sends them, and shows the labels of the newest reply.
   async setPrompts(number, prompts) {
     const sequence = (this.sequence += 1);
+    if (!this.isWaiting(number)) this.taken.set(number, this.promptsOf(number));
     this.newest.set(number, sequence);
     this.prompts.set(number, prompts);
     this.onChange();
@@ -169,9 +175,10 @@ export class Store {
       if (this.state.revision !== reply.revision) this.oldPrompts.add(number); // maybe another tab's
     } catch (error) {
       if (this.newest.get(number) !== sequence) return; // newer prompts have replaced these
+      this.prompts.set(number, this.taken.get(number));
       this.oldPrompts.add(number);
       this.onError(error);
-      await this.refresh();
+      if (!this.api.isGone) await this.refresh();
     } finally {
       if (this.newest.get(number) === sequence) this.newest.delete(number);
     }

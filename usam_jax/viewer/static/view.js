@@ -73,6 +73,9 @@ export function zoomAt(grid, canvas, zoom, pan, x, y, newZoom) {
   return [pan[0] + (x - cx) / after.perMm, pan[1] + (y - cy) / after.perMm];
 }
 
+// Where a slice lies among all, counted from 0 as in points.json.
+export const describeIndex = (index, count) => `${index} (0 to ${count - 1})`;
+
 // A round length in mm that takes at most `limit` pixels.
 export function scaleBarMm(perMm, limit) {
   const lengths = [200, 100, 50, 20, 10, 5, 2, 1, 0.5];
