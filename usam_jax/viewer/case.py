@@ -134,10 +134,11 @@ class Case:
         """Return a note if clicks replace the given mask in place of refining it."""
         if not (self.model and self.paths.initial) or self.model.points_carry_class:
             return []
-        return [
-            f"a click replaces the slice of {self.paths.initial.name} by a new prediction; only an "
-            "interactive model refines a given mask"
-        ]
+        name = self.paths.initial.name
+        note = (
+            f"a click replaces the slice of {name}; only an interactive model refines a given mask"
+        )
+        return [note]
 
     def read_mask(self, path: pathlib.Path) -> np.ndarray:
         """Read labels uint8[n h w] on the CT's voxels.
