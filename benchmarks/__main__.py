@@ -7,6 +7,7 @@ own; `compile_for` predicts without a GPU.
 
 import argparse
 import importlib
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -62,7 +63,7 @@ BENCHMARKS = {
     "volume_clicks": Benchmark(
         "clicks:measure_volume_clicks", "clicks that a volume needs, of an interactive run"
     ),
-    "networks": Benchmark("networks:measure_networks", "step and forward pass of each network"),
+    "networks": Benchmark("networks:measure_network", "step and forward pass of each network"),
 }
 
 
@@ -78,10 +79,11 @@ def print_rows(rows: list[Row], commit: str, device: str) -> None:
     Console(highlight=False, soft_wrap=True).print(table)
 
 
-def measure(name: str, fail: Callable[[str], Any], *arguments: Any) -> None:
+def measure(name: str, fail: Callable[[str], Any], *arguments: Any, dry: bool = False) -> None:
     """Run one benchmark, append its rows to results.csv and update the pages and their plots.
 
-    Calls `fail` with a message if the benchmark does not run on this device.
+    A dry run only prints the rows. Calls `fail` with a message if the benchmark does not run on
+    this device.
     """
     import cv2
     import jax
@@ -99,6 +101,8 @@ def measure(name: str, fail: Callable[[str], Any], *arguments: Any) -> None:
     about, versions = (describe_commit(), describe_device()), describe_versions()
     rows = BENCHMARKS[name].load()(*arguments)
     print_rows(rows, *about)
+    if dry:
+        return
     append_csv(RESULTS, COLUMNS, ((*about, x, f"{y:.4g}", unit, versions) for x, y, unit in rows))
     PICTURES.mkdir(parents=True, exist_ok=True)
     if name == "cost":
@@ -110,6 +114,25 @@ def measure(name: str, fail: Callable[[str], Any], *arguments: Any) -> None:
 
         draw_parts(PICTURES / "parts.png", RESULTS, about[1])
     fill_pages()
+
+
+def measure_networks(given: list[str], dry: bool, fail: Callable[[str], Any]) -> int:
+    """Measure one network here, or each of several in a process. Returns the exit code."""
+    from benchmarks import networks
+    from usam_jax.utils.errors import SomeFailed, UsageError
+
+    try:
+        names = networks.choose_networks(given)
+        if len(names) == 1:
+            measure("networks", fail, *names, dry, dry=dry)
+        else:
+            networks.measure_each(names, dry)
+    except UsageError as error:
+        fail(str(error))
+    except SomeFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
 
 
 def fill_pages() -> None:
@@ -129,7 +152,14 @@ def make_parser() -> argparse.ArgumentParser:
     for name, benchmark in BENCHMARKS.items():
         command = commands.add_parser(name, help=benchmark.summary, description=benchmark.summary)
         if name == "networks":
-            command.add_argument("networks", nargs="*", help="names; all networks if none is given")
+            command.add_argument(
+                "networks", nargs="*", help="names or files; all networks if none is given"
+            )
+            command.add_argument(
+                "--dry", action="store_true", help="small networks, once; the rows are not recorded"
+            )
+        if name == "volume_clicks":
+            command.add_argument("workdir", help="of an interactive run")
     accelerator.add_flags(
         commands.add_parser(
             "accelerator", help=accelerator.SUMMARY, description=accelerator.__doc__
@@ -163,8 +193,10 @@ def main() -> int:
         from benchmarks.zoo import write_page
 
         write_page()
+    elif arguments.name == "networks":
+        return measure_networks(arguments.networks, arguments.dry, parser.error)
     else:
-        given = [arguments.networks] if arguments.name == "networks" else []
+        given = [arguments.workdir] if arguments.name == "volume_clicks" else []
         measure(arguments.name, parser.error, *given)
     return 0
 

@@ -17,8 +17,9 @@ from benchmarks.limits import FORWARD_FLOP, STEP_FLOP, measure_bandwidth, produc
 from benchmarks.results import Row
 from configs import care
 from usam_jax.data.loader import stack
-from usam_jax.models import init_variables, make_model
+from usam_jax.models import get, init_variables, make_model, predicted_slices
 from usam_jax.models.common.prompts import batch_images
+from usam_jax.models.common.registry import input_shape
 from usam_jax.training import loop
 from usam_jax.utils import console
 from usam_jax.utils.mesh import make_mesh, shard_batch
@@ -56,7 +57,8 @@ def rate(
 
     `work` is in FLOP per slice.
     """
-    limit, batch = product_limit(config.model.dtype), config.train.batch_size
+    limit = product_limit(config.model.dtype)
+    batch = config.train.batch_size * predicted_slices(config.model)
     pairs = []
     with console.Progress(name, rounds, "rounds") as bar:
         for _ in range(rounds):
@@ -126,27 +128,34 @@ def measure_step(
 
 
 def make_batch(config: ConfigDict) -> dict[str, np.ndarray]:
-    """A batch of noise with three points per class."""
-    rng, size = np.random.default_rng(0), config.model.image_size
+    """A batch of noise, with three points per class if the network takes prompts."""
+    rng, size, spec = np.random.default_rng(0), config.model.image_size, get(config.model.name)
+    shape = input_shape(config.model)
+    labelled = shape if spec.dims == 3 else shape[:2]
     item = {
-        "image": rng.integers(0, 256, (size, size)).astype(np.uint8),
-        "label": rng.integers(0, config.model.num_classes, (size, size)).astype(np.uint8),
+        "image": rng.integers(0, 256, shape).astype(np.uint8),
+        "label": rng.integers(0, config.model.num_classes, labelled).astype(np.uint8),
         "index": np.int32(0),
-        "points_xy": rng.uniform(0, size, (6, 2)).astype(np.float32),
-        "point_labels": np.ones(6, np.int32),
     }
+    if spec.promptable:
+        item["points_xy"] = rng.uniform(0, size, (6, 2)).astype(np.float32)
+        item["point_labels"] = np.ones(6, np.int32)
     return stack([item] * config.train.batch_size)
 
 
 def memory(compiled: Any, name: str) -> list[Row]:
-    """Memory of the program without its arguments, and the peak of everything run so far."""
-    temporary = compiled.memory_analysis().temp_size_in_bytes
+    """Memory of the program without and with its arguments, and the process's peak so far."""
+    found = compiled.memory_analysis()
+    temporary = found.temp_size_in_bytes
+    whole = found.argument_size_in_bytes + found.output_size_in_bytes + temporary
+    whole -= found.alias_size_in_bytes
     if jax.default_backend() == "cpu":
         where, peak = "process", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     else:
         where, peak = "device", jax.local_devices()[0].memory_stats()["peak_bytes_in_use"]
     return [
         (f"temporary memory of {name}", temporary / 1e9, "GB"),
+        (f"total memory of {name}", whole / 1e9, "GB"),
         (f"peak of the {where} up to {name}", peak / 1e9, "GB"),
     ]
 

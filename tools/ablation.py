@@ -148,8 +148,7 @@ def main(config: ConfigDict, arguments: list[str]) -> None:
     sweep.open_sweep(workdir, "ablation", config, ("ablation.md", "dice.png", "iou.png"))
     runs = make_runs(config, seeds)
     sweep.finish(workdir, runs, sweep.run_all(workdir, runs, run_one))
-    if elsewhere := sweep.count_elsewhere(workdir, runs):
-        console.info(f"{elsewhere} runs are being made by other processes; the last one reports")
+    if sweep.leave_report(workdir, runs):
         return
     results = sweep.read_results(workdir, runs)
     print(write_table(workdir / "ablation.md", results))

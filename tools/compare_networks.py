@@ -129,7 +129,8 @@ def report(workdir: pathlib.Path, runs: list[sweep.Run]) -> None:
     finished = network_table.find_finished(workdir, runs, sweep.read_results(workdir, runs))
     if not finished:
         return
-    table = network_table.make_table(finished, AGAINST.value)
+    left_out = [str(x) for x in runs if not x.result(workdir).is_file()]
+    table = network_table.make_table(finished, AGAINST.value, left_out)
     print(network_tables.write_markdown(workdir / TABLE, table))
     network_tables.write_numbers(workdir / NUMBERS, table)
     network_tables.write_latex(workdir / LATEX, table)
@@ -168,9 +169,7 @@ def main(config: ConfigDict, arguments: list[str]) -> None:
     for run in runs[: len(entries)]:
         prepare(run.config.data)  # so that faulty data end the sweep before any training
     failed = sweep.run_all(workdir, runs, run_network)
-    if elsewhere := sweep.count_elsewhere(workdir, runs):
-        console.info(f"{elsewhere} runs are being made by other processes; the last one reports")
-    else:
+    if not sweep.leave_report(workdir, runs):
         report(workdir, runs)
     sweep.finish(workdir, runs, failed)
 

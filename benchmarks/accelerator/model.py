@@ -84,17 +84,6 @@ def add_speed(name: str, took: float, config: ConfigDict, work: float) -> None:
     )
 
 
-def add_memory(compiled: Any, name: str) -> None:
-    found = compiled.memory_analysis()
-    whole = (
-        found.argument_size_in_bytes
-        + found.output_size_in_bytes
-        - found.alias_size_in_bytes
-        + found.temp_size_in_bytes
-    )
-    add(*training.memory(compiled, name), (f"total memory of {name}", whole / 1e9, "GB"))
-
-
 def compile_timed(lower: Callable[[], Any], name: str) -> Any:
     """The compiled program.
 
@@ -174,7 +163,7 @@ def train(dtype: str, batch: str, *options: str, label: str = "") -> None:
     step_fn: Any = parts.train_step
     with quiet() if main else contextlib.nullcontext():  # the time of compiling is a result
         compiled = compile_timed(lambda: step_fn.lower(state, given), name)
-    add_memory(compiled, name)
+    add(*training.memory(compiled, name))
     if main:
         with gzip.open(settings().out / "train_step.hlo.txt.gz", "wt") as file:
             file.write(compiled.as_text())
@@ -238,7 +227,7 @@ def evaluate(dtype: str, batch: str) -> None:
     with quiet():
         add(*training.rate(run, FORWARD_FLOP, config, name))
         add_speed(name, seconds_in_a_row(run, jax.block_until_ready), config, FORWARD_FLOP)
-    add_memory(compiled, name)
+    add(*training.memory(compiled, name))
 
 
 def encoder(dtype: str, batch: str) -> None:

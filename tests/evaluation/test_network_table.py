@@ -4,6 +4,7 @@ import csv
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from network_results import (
     CLASSES,
     DEPTH,
@@ -22,10 +23,10 @@ from usam_jax.evaluation.pixel_counts import pooled_scores, sum_by_case
 from usam_jax.evaluation.report import network_plots, network_tables
 
 
-def make_finished(folder, name, network, shifts, patients) -> Finished:
+def make_finished(folder, name, network, shifts, patients, window=1) -> Finished:
     runs = [make_run(folder / name / str(i), x, patients) for i, x in enumerate(shifts)]
     results, folders = zip(*runs, strict=True)
-    return Finished(name, network, list(range(len(shifts))), list(results), list(folders))
+    return Finished(name, network, window, list(range(len(shifts))), list(results), list(folders))
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,7 @@ def test_table_without_patients_says_so(tmp_path):
     assert made["against"] is None and made["rows"][0]["dice"]["mean"]["sd"] is None
     text = network_tables.write_markdown(tmp_path / "networks.md", made)
     assert "The data set does not name patients, so the intervals and tests treat cases" in text
-    assert "No network is tested" in text and "- usam@none" not in text
+    assert "No network is tested" in text and "minus usam@none" not in text
 
 
 def test_markdown_and_latex_have_equal_cells(table, tmp_path):
@@ -103,6 +104,25 @@ def test_markdown_and_latex_have_equal_cells(table, tmp_path):
     assert r"net\_\&\_x &" in latex and r"$\pm$" in latex and "±" not in latex
     rows = [x for x in latex.splitlines() if x.endswith(r"\\")]
     assert {x.replace(r"\&", "").count("&") for x in rows} == {lines[0].count("|") - 2}
+
+
+def test_table_names_the_runs_without_a_result(table, tmp_path):
+    text = network_tables.write_markdown(tmp_path / "t.md", table)
+    assert "left out" not in text
+    made = table | {"left_out": ["vnet3d, seed 0", "vnet3d, seed 1"]}
+    text = network_tables.write_markdown(tmp_path / "t.md", made)
+    assert "\nRuns without a result are left out: vnet3d, seed 0; vnet3d, seed 1.\n" in text
+
+
+def test_numbers_have_three_digits_and_no_exponent():
+    found = [network_tables.format_digits(x) for x in (6941.3, 103.41, 0.00139, 50.0)]
+    assert found == ["6940", "103", "0.00139", "50"]
+
+
+def test_budget_of_windows_counts_windows_not_slices(tmp_path):
+    one = make_finished(tmp_path, "vnet3d", "vnet3d", (1,), PATIENTS, window=16)
+    text = network_tables.write_markdown(tmp_path / "t.md", make_table([one], None))
+    assert "4 epochs, 40 steps of 8 windows of 16 slices of 24x24, seed 0 |" in text
 
 
 def test_csv_has_the_numbers_of_both_sources(table, tmp_path):
@@ -131,6 +151,31 @@ def test_error_boxes_surround_the_largest_errors():
         (70 - gap, 60 - gap, 6 + 2 * gap, 6 + 2 * gap),
     ]
     assert network_plots.error_boxes(truth, truth) == []
+
+
+@pytest.mark.parametrize("size", [20, 40, 224])
+def test_views_show_the_same_part_at_any_size(size):
+    view = network_plots.find_view(size, np.array([0.75, 0.5, 0.2]))
+    assert np.array(view) / size == pytest.approx([0.55, 0.3, 0.4], abs=1.01 / size)
+    whole = network_plots.find_view(size, np.array([0.5, 0.5, 0.5]))
+    assert whole == (0, 0, size)
+
+
+def test_errors_that_fill_the_view_are_boxed_in_it():
+    view = network_plots.View(10, 20, 8)
+    truth = np.zeros((40, 40), np.uint8)
+    axes = Figure().subplots()
+    network_plots.draw_boxes(axes, truth, truth + 1, view)
+    (box,) = axes.patches
+    assert box.get_bbox().bounds == (9.5, 19.5, 8, 8)
+
+
+def test_dice_of_a_slice_counts_errors_outside_the_view():
+    truth = np.zeros((40, 40), np.uint8)
+    truth[:4, :4] = 1
+    predicted = truth.copy()
+    predicted[30:34, 30:34] = 1
+    assert network_plots.slice_dice(truth, predicted, CLASSES) == pytest.approx(2 / 3)
 
 
 def test_plots_show_common_slices_of_any_size(table, tmp_path):

@@ -70,9 +70,9 @@ def test_run_of_another_process_is_left_to_it(tmp_path):
     run_fn, called = make_run_fn()
     with sweep.claim(RUNS[1].folder(tmp_path)) as is_mine:
         assert is_mine and sweep.run_all(tmp_path, RUNS, run_fn) == {}
-        assert sweep.count_elsewhere(tmp_path, RUNS) == 1
+        assert sweep.count_elsewhere(tmp_path, RUNS) == 1 and sweep.leave_report(tmp_path, RUNS)
     assert len(called) == 3 and "large, seed 0" not in called
-    assert sweep.count_elsewhere(tmp_path, RUNS) == 0
+    assert not sweep.leave_report(tmp_path, RUNS)
 
 
 def test_progress_estimates_the_time_left_by_cost(tmp_path):

@@ -27,12 +27,11 @@ from usam_jax.io.dicom_seg import is_own_seg
 from usam_jax.predict import Predictor, output
 from usam_jax.predict.slices import Options
 from usam_jax.predict.volume import Request, predict_volume
-from usam_jax.utils.errors import DataError
+from usam_jax.utils.errors import UserError
 from usam_jax.viewer import planes
 from usam_jax.viewer.case import Paths, check_paths, points_path
-from usam_jax.viewer.desk import Desk
 from usam_jax.viewer.slice_state import Prompts
-from usam_jax.viewer.worker import Superseded, Worker
+from usam_jax.viewer.worker import Superseded
 
 HU, LABELS = make_volume()
 
@@ -230,8 +229,6 @@ def test_points_file_prompts_a_new_session(folder, tmp_path):
         served.ready()
         served.wait(lambda x: x["prompted"] == [3, 6, 7])
         np.testing.assert_array_equal(served.desk.case.session.labels, labels)
-    with Served([other], Stub(True), points=points_path(paths.mask)) as served:
-        assert any("was not read" in x for x in served.get("state")["warnings"])
 
 
 def test_click_preempts_the_automatic_mask(folder, tmp_path):
@@ -459,7 +456,10 @@ def test_dicom_is_saved_as_seg_and_nifti(tmp_path):
     np.testing.assert_array_equal(labels, expected_labels(source, False))
     seg = pydicom.dcmread(paths.mask)
     assert is_own_seg(paths.mask) and not is_own_seg(read_series(paths.ct).files[0])
-    check_paths(paths, named=False)  # the same command may replace both masks
+    (tmp_path / "mask.json").unlink()
+    (tmp_path / "mask.nii.gz").rename(tmp_path / "kept.nii.gz")
+    check_paths(paths._replace(mask=tmp_path / "mask.nii.gz"), named=True)  # the SEG is its own
+    (tmp_path / "kept.nii.gz").rename(tmp_path / "mask.nii.gz")
     assert {x.SegmentAlgorithmType for x in seg.SegmentSequence} == {"SEMIAUTOMATIC"}
     files = {x: i for i, x in enumerate(uids(read_series(paths.ct).files))}
     found = np.zeros((9, *SHAPE[1:]), np.uint8)
@@ -534,53 +534,6 @@ def test_viewer_without_model_says_so(folder, tmp_path):
     assert (found == LABELS).mean() > 0.99 and (found[:2, :2, 0] == 1).all()
 
 
-@pytest.mark.parametrize("stub", [None, Stub(), Stub(True)], ids=["none", "published", "clicks"])
-def test_given_mask_is_not_saved_as_automatic(folder, tmp_path, stub):
-    paths = Paths(folder / "ct.nii.gz", tmp_path / "mask.nii.gz", folder / "reference.nii.gz")
-    with Served([paths], stub) as served:
-        state = served.wait(lambda x: x["model"] in ("ready", "none"))
-        assert state["origin"] == "from reference.nii.gz"
-        replaces = any("a click replaces" in x for x in state["warnings"])
-        assert replaces == bool(stub and not stub.interactive)
-        served.post("save", {"format": "nifti"})
-        about = json.loads((tmp_path / "mask.json").read_text())
-        assert about["prompts"] == "from reference.nii.gz" and about["checkpoint_step"] is None
-        if stub:
-            served.click(4, [[40, 4, 1]])
-            served.post("save", {"format": "nifti"})
-            about = json.loads((tmp_path / "mask.json").read_text())
-            assert about["prompts"] == "from reference.nii.gz; prompted slices [4]"
-            assert about["checkpoint_step"] == 7
-
-
-def test_click_refines_a_given_mask(folder, tmp_path):
-    paths = Paths(folder / "ct.nii.gz", tmp_path / "mask.nii.gz", tmp_path / "given.nii.gz")
-    given = np.zeros_like(LABELS)
-    given[5:15, 6:20] = 2  # far from what the stub predicts by itself
-    write_volume(paths.initial, given)
-    with Served([paths], Stub(True)) as served:
-        served.ready()
-        served.post("encode", {"slice": 4}, 202)
-        labels = served.click(4, [[40, 4, 1]])
-        assert labels[4, 40] == 1 and (labels == 2).sum() >= 100
-        assert set(np.flatnonzero((labels == 2).any(0))) <= set(range(5, 15))
-
-
-def test_volume_that_cannot_be_read_is_passed_over(folder, tmp_path, capsys):
-    paths = [
-        Paths(tmp_path / "missing.nii.gz", tmp_path / "a.nii.gz"),
-        Paths(folder / "ct.nii.gz", tmp_path / "b.nii.gz"),
-    ]
-    desk = Desk(("a", "b"), paths, CLASSES, Worker(None))
-    desk.open_first()
-    assert desk.number == 1 and "left out: a: " in capsys.readouterr().err
-    desk.close()
-    desk = Desk(("a",), paths[:1], CLASSES, Worker(None))
-    with pytest.raises(DataError, match=r"missing\.nii\.gz"):
-        desk.open_first()
-    desk.close()
-
-
 def test_network_without_prompts_refuses_clicks(folder, tmp_path):
     paths = Paths(folder / "ct.nii.gz", tmp_path / "mask.nii.gz")
     with Served([paths], Stub(promptable=False)) as served:
@@ -642,3 +595,45 @@ def test_click_counts_though_its_page_is_gone(served):
     assert served.desk.worker.predict(2, Prompts(((4.0, 5.0, 1),))).cancel()
     served.wait(lambda x: x["prompted"] == [2])
     assert served.get("state")["problem"] == ""
+
+
+def test_clicks_refine_a_given_mask_and_its_origin_is_saved(folder, tmp_path):
+    paths = Paths(folder / "ct.nii.gz", tmp_path / "m.nii.gz", folder / "reference.nii.gz")
+    with Served([paths], Stub(True)) as served:
+        state = served.ready()
+        assert state["base"] == "given mask"
+        given = served.plane("labels", "axial", 3).reshape(SHAPE[1:])
+        served.post("save", {"format": "nifti"})
+        described = json.loads((tmp_path / "m.json").read_text())
+        assert described["prompts"] == "from the mask reference.nii.gz"
+        assert described["checkpoint_step"] is None
+        clicked = served.click(3, [[40, 5, 1]])
+        assert (clicked[3:8, 38:43] == 1).all()
+        # The stand-in network removes the first column of the mask that it starts from.
+        columns = np.flatnonzero(given.any(0))
+        np.testing.assert_array_equal(clicked[10:, columns[1:]], given[10:, columns[1:]])
+        served.post("save", {"format": "nifti"})
+        described = json.loads((tmp_path / "m.json").read_text())
+        assert described["prompts"].endswith("; prompted slices [3]")
+        assert described["checkpoint_step"] == 7
+
+
+def test_work_list_starts_with_a_volume_that_can_be_opened(folder, tmp_path, capsys):
+    (tmp_path / "bad.nii.gz").write_bytes(b"no volume")
+    paths = [Paths(x, tmp_path / f"{i}.nii.gz") for i, x in enumerate((tmp_path / "bad.nii.gz",))]
+    with pytest.raises(UserError):
+        Served(paths)
+    paths.append(Paths(folder / "ct.nii.gz", tmp_path / "1.nii.gz"))
+    with Served(paths, names=["bad", "good"]) as served:
+        assert served.get("state")["name"] == "good"
+    assert "bad cannot be opened" in capsys.readouterr().err
+
+
+def test_points_for_an_earlier_session_are_said_to_be_unread(folder, tmp_path):
+    points = tmp_path / "p.json"
+    points.write_text('{"space": "voxel", "points": [{"at": [20, 20, 3], "class": "rectum"}]}')
+    paths = make_paths(tmp_path)._replace(ct=folder / "ct.nii.gz")
+    for expected in (False, True):
+        with Served([paths], Stub(True), points=points) as served:
+            state = served.wait(lambda x: x["busy"] is None and x["prompted"])
+            assert any("p.json was not read" in x for x in state["warnings"]) == expected

@@ -106,7 +106,7 @@ class Served:
         names = names or [x.ct.name for x in paths]
         classes = model.classes if model else CLASSES
         self.desk = Desk(names, paths, classes, worker, model, points=points)
-        self.desk.open(0)
+        self.desk.open_first()
         self.bound = serve.bind(0)
         self.port = self.bound.getsockname()[1]
         self.server = uvicorn.Server(serve.make_config(self.desk, TOKEN))

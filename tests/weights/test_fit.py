@@ -1,6 +1,7 @@
 """Names with a prefix, non-finite values, shards, and weights of other networks."""
 
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from tools import convert as convert_tool
 from usam_jax import convert, torch_file
 from usam_jax.models import variable_shapes
 from usam_jax.utils.errors import WeightsError
-from usam_jax.weights import fit, load
+from usam_jax.weights import fit, load, recognise
+from usam_jax.weights.maps import maps_of
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +82,12 @@ def test_unknown_names_give_a_short_error_with_their_prefix(unet, unet_config):
         f"got {len(unet)} tensors with the prefix encoder.part., such as encoder.part.x0.y" in text
     )
     assert "the published U-Net" in text and len(text) < 600 and "config.model" not in text
+
+
+def test_prefix_of_some_unknown_names_is_not_that_of_all(unet, unet_config):
+    strange = {f"encoder.x{i}.y" if i else "head.y": x for i, x in enumerate(unet.values())}
+    with pytest.raises(WeightsError, match=rf"got {len(unet)} tensors, such as head\.y, encoder"):
+        convert.from_published(strange, unet_config)
 
 
 def test_tensors_outside_the_prefix_are_unknown(unet, unet_config):
@@ -158,7 +166,7 @@ def test_index_of_shards_is_checked(tmp_path, text, problem):
         torch_file.load(tmp_path / "m.index.json")
 
 
-@pytest.mark.parametrize(("given", "wanted"), [("attention_unet", "unet")])
+@pytest.mark.parametrize(("given", "wanted"), [("attention_unet", "unet"), ("vnet3d", "vnet")])
 def test_own_arrays_of_another_network_name_both(given, wanted, tmp_path):
     shapes = traverse_util.flatten_dict(variable_shapes(model_config(name=given)), sep="/")
     arrays = {name: np.zeros(x.shape, np.float32) for name, x in shapes.items()}
@@ -167,3 +175,25 @@ def test_own_arrays_of_another_network_name_both(given, wanted, tmp_path):
         WeightsError, match=rf"network {given}, .* network {wanted}\. Give .*:{given}"
     ):
         load.read_weights(tmp_path / "x.safetensors", model_config(name=wanted))
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [("vnet3d", "vnet"), ("vnet3d", "vnet_prelu"), ("vnet", "vnet3d"), ("vnet_prelu", "vnet")],
+)
+def test_published_variants_with_the_same_names_are_told_apart(given, wanted, monkeypatch):
+    names = ["vnet", "vnet3d", "vnet_prelu"]
+    monkeypatch.setattr(recognise.registry, "names", lambda: names)
+    leaves = recognise.default_leaves(given)[maps_of(given)[0].source]
+    zero = np.zeros((), np.float32)
+    file = {x: np.broadcast_to(zero, leaf.torch_shape) for leaf in leaves for x in leaf.names}
+    monkeypatch.setattr(load.torch_checkpoint, "load", lambda _: file)
+    source, fitting = (maps_of(x)[0].source for x in (given, wanted))
+    with pytest.raises(
+        WeightsError,
+        match=rf"got weights of {source}, .* {wanted}: {fitting}\. Give one .*:{given}$",
+    ):
+        load.read_weights(pathlib.Path("v.pth"), model_config(name=wanted))
+    narrow = model_config(name=given, width=8)  # another size of the same network
+    with pytest.raises(WeightsError, match=rf"not those of {source} with .*width = 8"):
+        load.read_weights(pathlib.Path("v.pth"), narrow)

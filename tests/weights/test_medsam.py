@@ -15,7 +15,7 @@ from test_zoo import assert_probe, to_torch_layout
 from usam_jax import models
 from usam_jax.models import Prompts
 from usam_jax.models.common.spec import InputSpec
-from usam_jax.weights import load, name_map
+from usam_jax.weights import load, name_map, recognise
 from usam_jax.weights.maps import sam_s, usam
 
 
@@ -80,7 +80,7 @@ def test_name_of_the_file_tells_medsam_from_sam(network, tmp_path):
 def test_name_version_names_the_one_that_fits(monkeypatch):
     versions = tuple({"variant": x} for x in ("small", "tiny"))  # quicker than SAM's
     spec = dataclasses.replace(models.get("sam_s"), versions=versions)
-    monkeypatch.setattr(load.registry, "get", lambda name: spec)
+    monkeypatch.setattr(recognise.registry, "get", lambda name: spec)
     leaves = name_map.model_leaves(model_config(name="sam_s", variant="tiny"), sam_s.SAM)
     wanted = name_map.wanted_names(leaves, sam_s.SAM)
     tensors = {
@@ -90,7 +90,7 @@ def test_name_version_names_the_one_that_fits(monkeypatch):
         if name in wanted
     }
     given = model_config(name="sam_s", variant="small")
-    assert load.name_version(tensors, pathlib.Path("sam.pth"), given) == (
+    assert recognise.name_version(tensors, pathlib.Path("sam.pth"), given) == (
         "got weights of SAM for config.model with {'variant': 'tiny'}, expected {'variant': "
         "'small'}. Give --config.model.variant=tiny"
     )

@@ -100,7 +100,7 @@ def measure_speed(model: Model, packed: Packed, subset: Subset, config: ConfigDi
         start = time.perf_counter()
         predict()
         seconds.append(time.perf_counter() - start)
-    slices = config.eval.batch_size * (config.data.slices if dims == 3 else 1)
+    slices = config.eval.batch_size * models.predicted_slices(config.model)
     return slices / statistics.median(seconds)
 
 

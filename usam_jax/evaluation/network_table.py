@@ -2,10 +2,12 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from usam_jax import models
 from usam_jax.data.class_names import MEAN
 from usam_jax.evaluation import published_results
 from usam_jax.evaluation.comparison import compare, holm_correction
@@ -21,10 +23,14 @@ SHARED = ("parameters", "flop", "epochs", "steps", "batch_size", "image_size")
 
 
 class Finished(NamedTuple):
-    """The finished runs of one network: results of `network_run.run_network`, by seed."""
+    """The finished runs of one network: results of `network_run.run_network`, by seed.
+
+    `window` is the number of slices that the network predicts from one input.
+    """
 
     name: str
     network: str
+    window: int
     seeds: list[int]
     results: list[dict[str, Any]]
     folders: list[EvaluationFolder]
@@ -41,8 +47,9 @@ def find_finished(
     found: dict[str, Finished] = {}
     for run in runs:
         if result := results.get(run.name, {}).get(run.seed):
-            network = run.config.model.name
-            one = found.setdefault(run.name, Finished(run.name, network, [], [], []))
+            model = run.config.model
+            new = Finished(run.name, model.name, models.predicted_slices(model), [], [], [])
+            one = found.setdefault(run.name, new)
             one.seeds.append(run.seed)
             one.results.append(result)
             folder = Workdir(run.folder(workdir))
@@ -50,13 +57,16 @@ def find_finished(
     return list(found.values())
 
 
-def make_table(finished: list[Finished], against: str | None) -> dict[str, Any]:
+def make_table(
+    finished: list[Finished], against: str | None, left_out: Sequence[str] = ()
+) -> dict[str, Any]:
     """Return the table of a comparison, ready for JSON.
 
     Pooled Dice and IoU are means over the seeds with their standard deviation. The interval of the
     mean Dice is over patients, or over cases if the data set does not name patients. Each network
     is compared with the network `against` on the Dice of the cases, averaged over seeds; None
-    compares none. Raises DataError if the runs were evaluated on different cases.
+    compares none. `left_out` names runs of the sweep without a result. Raises DataError if the
+    runs were evaluated on different cases.
     """
     summaries = {x.name: x.summaries() for x in finished}
     first = summaries[finished[0].name][0]
@@ -86,6 +96,7 @@ def make_table(finished: list[Finished], against: str | None) -> dict[str, Any]:
         "num_resampled": int(case_groups(first).max()) + 1,
         "interval": {"level": 0.95, "resamples": RESAMPLES, "seed": SEED},
         "against": against if against in averaged else None,
+        "left_out": list(left_out),
         "rows": rows,
     }
 
@@ -102,6 +113,7 @@ def describe(one: Finished, summaries: list[dict[str, Any]]) -> dict[str, Any]:
     row = {
         "name": one.name,
         "network": pathlib.Path(one.network).stem,
+        "window": one.window,
         "mode": one.results[0]["mode"],
         "prompts": summaries[0]["prompts"],
         "seeds": one.seeds,

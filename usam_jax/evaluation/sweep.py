@@ -200,6 +200,15 @@ def finish(workdir: pathlib.Path, runs: list[Run], failed: dict[str, str]) -> No
 
 
 def count_elsewhere(workdir: pathlib.Path, runs: list[Run]) -> int:
-    """Return the number of runs that other processes are making, which will write the tables."""
+    """Return the number of runs that other processes are making."""
     left = [x for x in runs if not x.result(workdir).is_file()]
     return sum(is_claimed(x.folder(workdir)) for x in left)
+
+
+def leave_report(workdir: pathlib.Path, runs: list[Run]) -> bool:
+    """Return whether another process will write the tables, as it still makes runs, and say so."""
+    count = count_elsewhere(workdir, runs)
+    if count:
+        whose = "1 run is" if count == 1 else f"{count} runs are"
+        console.info(f"{whose} being made by other processes; the last one reports")
+    return count > 0

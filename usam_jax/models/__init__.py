@@ -6,7 +6,16 @@ from usam_jax.models.common.registry import (
     init_variables,
     make_config,
     make_model,
+    predicted_slices,
     variable_shapes,
 )
 
-__all__ = ["Prompts", "get", "init_variables", "make_config", "make_model", "variable_shapes"]
+__all__ = [
+    "Prompts",
+    "get",
+    "init_variables",
+    "make_config",
+    "make_model",
+    "predicted_slices",
+    "variable_shapes",
+]

@@ -25,9 +25,9 @@ def predict_in_turn(
 ) -> Prediction:
     """Return the prediction for points (x, y, class) and a box, in pixels of the slice.
 
-    An interactive network first predicts without points, from the probabilities `start`
-    float32[h w k] if given, and then once more for each point, with all points up to it and the
-    last prediction, as it was trained. Any other network takes all points at once, every class
+    An interactive network first predicts without points, and then once more for each point, with all
+    points up to it and the last prediction, as it was trained. The probabilities `start`
+    float32[h w k] stand for the first prediction; with a box they are what it starts from. Any other network takes all points at once, every class
     above 0 as foreground. `known` holds earlier predictions of the slice for the same `start` and
     gets the new ones, so that one more click costs one prediction.
     """
@@ -36,6 +36,8 @@ def predict_in_turn(
             [p[:2] for p in points], [int(p[2] > 0) for p in points], box, encoded=encoded
         )
     known = {} if known is None else known
+    if start is not None and box is None:
+        known[(), None] = start.argmax(-1).astype(np.uint8), start
     first = next((n for n in range(len(points), -1, -1) if (points[:n], box) in known), -1)
     found = known[points[:first], box] if first >= 0 else None
     for n in range(first + 1, len(points) + 1):

@@ -181,9 +181,9 @@ def train(
     subsets = splits.split_subsets(packed, config.data, config.eval.select_on)
     splits.choose(subsets, config)  # so that a wrong config.eval.split fails before training
     trained, chosen = subsets["train"], subsets[config.eval.select_on]
-    dims, slices = models.get(config.model.name).dims, config.data.slices
-    rows = windows.training_rows(packed, trained.split, trained.rows, slices, dims)
-    per_step = config.train.batch_size * (slices if dims == 3 else 1)  # slices
+    dims = models.get(config.model.name).dims
+    rows = windows.training_rows(packed, trained.split, trained.rows, config.data.slices, dims)
+    per_step = config.train.batch_size * models.predicted_slices(config.model)
     _, steps_per_epoch = loader.row_batches(len(rows), config)
     num_steps = config.train.num_epochs * steps_per_epoch
     training = make_training(config, steps_per_epoch, mesh)

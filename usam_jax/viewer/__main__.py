@@ -56,10 +56,9 @@ FRESH = flags.DEFINE_bool("fresh", False, "Start again; the earlier session is k
 
 def check_flags(arguments: list[str]) -> None:
     """Raise UsageError if flags are missing or contradict each other."""
-    if not INPUT.value:
-        raise UsageError(f"-i: got no volume, expected -i VOLUME or -i FOLDER\n{__doc__}")
-    if arguments:
-        raise UsageError(f"expected -i and flags alone, got {arguments}\n{__doc__}")
+    if arguments or not INPUT.value:
+        got = " ".join(arguments) if arguments else "no -i"
+        raise UsageError(f"got {got}, expected -i VOLUME and other flags\n{__doc__}")
     if POINTS.value and not CHECKPOINT.value:
         raise UsageError("--points: got no model, expected --checkpoint as well")
     if CLASSES.value and CHECKPOINT.value:

@@ -2,7 +2,7 @@
 
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,10 +25,9 @@ from usam_jax.utils.errors import UsageError
 from usam_jax.utils.files import write_json
 from usam_jax.utils.outputs import Output, check_outputs, is_json_with
 from usam_jax.viewer.autosave import Autosave
-from usam_jax.viewer.origin import describe_origin, is_touched
 from usam_jax.viewer.points import points_file
 from usam_jax.viewer.session import Session
-from usam_jax.viewer.slice_state import NO_PROMPTS, SliceState
+from usam_jax.viewer.slice_state import NO_PROMPTS
 
 FORMATS = ("nifti", "dicom-seg")
 NSD_TOLERANCE_MM = 2.0
@@ -63,23 +62,29 @@ def points_path(mask: pathlib.Path) -> pathlib.Path:
 def check_paths(paths: Paths, named: bool) -> None:
     """Raise UsageError if saving would replace an input or a file of the user.
 
-    `named` says whether the user named the mask, which may then replace that one file. The other
-    format of the mask may only replace what this program wrote.
+    `named` says whether the user named the mask, which may then replace any file. The same mask in
+    the other format may not.
     """
-    as_seg = paths.mask.suffix == ".dcm"
-    mask = nifti_path(paths.mask) if as_seg else paths.mask
+    is_dicom = paths.ct.is_dir()
+    if paths.mask.suffix == ".dcm" and not is_dicom:
+        raise UsageError(
+            f"-o: got {paths.mask}, expected .nii or .nii.gz, since the CT is not DICOM"
+        )
+    mask = nifti_path(paths.mask) if paths.mask.suffix == ".dcm" else paths.mask
+
+    def own(path: pathlib.Path) -> Callable[[pathlib.Path], bool] | None:
+        if named and path == paths.mask:
+            return None
+        return is_own_seg if path.suffix == ".dcm" else has_class_list
+
     outputs = [
-        Output(mask, "a mask", FIX, None if named and not as_seg else has_class_list),
+        Output(mask, "a mask", FIX, own(mask)),
         Output(class_list_path(mask), "a list of classes", FIX, is_class_list),
         Output(points_path(mask), "a points file", FIX, is_points_file),
     ]
-    if paths.ct.is_dir():
+    if is_dicom:
         seg = paths.mask.with_name(f"{volume_name(paths.mask)}.dcm")
-        outputs.append(Output(seg, "a mask", FIX, None if named and as_seg else is_own_seg))
-    elif as_seg:
-        raise UsageError(
-            f"-o {paths.mask}: got the input {paths.ct}, expected DICOM slices for a DICOM-SEG"
-        )
+        outputs.append(Output(seg, "a mask", FIX, own(seg)))
     read = dict.fromkeys(files_of([paths.ct]), "the CT")
     if paths.reference:
         read[paths.reference] = "the reference"
@@ -128,17 +133,11 @@ class Case:
         except BaseException:
             self.autosave.close()
             raise
-        self.warnings += self.autosave.notes + self.click_notes()
-
-    def click_notes(self) -> list[str]:
-        """Return a note if clicks replace the given mask in place of refining it."""
-        if not (self.model and self.paths.initial) or self.model.points_carry_class:
-            return []
-        name = self.paths.initial.name
-        note = (
-            f"a click replaces the slice of {name}; only an interactive model refines a given mask"
-        )
-        return [note]
+        self.warnings += self.autosave.notes
+        if initial is not None and model and not model.points_carry_class:
+            self.warnings.append(
+                "a click replaces the given mask of its slice: this model does not start from masks"
+            )
 
     def read_mask(self, path: pathlib.Path) -> np.ndarray:
         """Read labels uint8[n h w] on the CT's voxels.
@@ -149,27 +148,17 @@ class Case:
         return read_labels(path, len(self.classes), self.geometry.affine)
 
     @property
-    def is_automatic(self) -> bool:
-        """Whether slices that nobody touched show what the model predicts without prompts."""
-        return self.model is not None and self.paths.initial is None
-
-    @property
-    def origin(self) -> str:
-        """Where the labels of slices come from that nobody touched, in words."""
-        if self.paths.initial:
-            return f"from {self.paths.initial.name}"
-        return "automatic" if self.model else "unchanged"
-
-    def step_used(self, slices: Mapping[int, SliceState]) -> int | None:
-        """Return the step of the checkpoint, or None if no slice shows a prediction of it."""
-        predicted = any(x.predicted or x.propagated for x in slices.values())
-        return self.model.step if self.model and (self.is_automatic or predicted) else None
-
-    @property
     def pixel_mm(self) -> tuple[float, float]:
         """Height and width of a pixel in mm."""
         _, height, width = self.geometry.spacing_mm
         return height, width
+
+    @property
+    def base(self) -> str:
+        """What a slice shows that nobody has touched, in words."""
+        if self.paths.initial:
+            return "given mask"
+        return "automatic" if self.model else "unchanged"
 
     def formats(self) -> list[str]:
         """The formats in which the mask can be saved, that of the mask's name first."""
@@ -202,11 +191,13 @@ class Case:
             check_seg(self.source.series, self.classes)
         prompts = {i: x.prompts for i, x in slices.items() if x.prompts != NO_PROMPTS}
         self.write_points(prompts)
+        given = self.paths.initial
+        predicted = any(x.predicted or x.propagated for x in slices.values())
         about = Labelling(
             self.classes,
-            self.step_used(slices),
-            describe_origin(slices, self.origin) + self.autosave.describe_earlier(),
-            not self.is_automatic or any(map(is_touched, slices.values())),
+            self.model.step if self.model and (predicted or not given) else None,
+            describe_origin(slices, given) + self.autosave.describe_earlier(),
+            bool(given) or predicted or any(x.edits for x in slices.values()),
         )
         output.write_labels(path, self.source, labels, about)
         session.mark_saved(revision)
@@ -258,7 +249,7 @@ class Case:
 def compare_slice(
     labels: np.ndarray, reference: np.ndarray
 ) -> tuple[int, float | None, int | None]:
-    """Return the wrong pixels of a slice, its foreground Dice and the class of least Dice.
+    """Return the wrong pixels of a slice, the Dice of all foreground and the class of least Dice.
 
     Dice and class are None if there is no foreground.
     """
@@ -273,6 +264,19 @@ def compare_slice(
     worst = found[(both[found] / sizes[found]).argmin()]
     dice = 2 * both[1:].sum() / sizes[1:].sum()
     return int(np.count_nonzero(wrong)), float(dice), int(worst)
+
+
+def describe_origin(slices: dict[int, Any], given: pathlib.Path | None) -> str:
+    """Return in words where labels come from: a `given` mask, and slices prompted or edited."""
+    found = {
+        "prompted": [i for i, x in sorted(slices.items()) if x.prompts != NO_PROMPTS],
+        "propagated to": [i for i, x in sorted(slices.items()) if x.propagated],
+        "edited by hand": [i for i, x in sorted(slices.items()) if x.edits],
+    }
+    words = [f"{name} slices {numbers}" for name, numbers in found.items() if numbers]
+    if given:
+        words.insert(0, f"from the mask {given.name}")
+    return "; ".join(words) or "none (automatic)"
 
 
 def oblique_note(affine: Any) -> list[str]:

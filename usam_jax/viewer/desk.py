@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from usam_jax.utils import console
-from usam_jax.utils.errors import DataError
+from usam_jax.utils.errors import UserError
 from usam_jax.viewer.case import Case, Model, Paths
 from usam_jax.viewer.worker import Worker
 
@@ -39,12 +39,12 @@ class Desk:
 
         Raises UserError if it cannot be opened; the one that was open is then opened again.
         """
-        before = self.number if self.case else None
+        before = self.number
         self.close_case()
         try:
             self.case = self.make_case(number)
         except BaseException:
-            if before is not None and number != before:
+            if number != before:
                 self.case, self.number = self.make_case(before), before
                 self.worker.open(self.case)
             raise
@@ -54,27 +54,27 @@ class Desk:
         return self.case
 
     def open_first(self) -> Case:
-        """Open the first volume whose files can be used, and print which ones are left out.
+        """Open the first volume that can be opened, and print why others could not.
 
-        Raises DataError if there is none, and UserError if it cannot be opened for another reason.
+        Raises UserError if none can be.
         """
-        for number in range(len(self.paths) - 1):
+        for number, name in enumerate(self.names):
+            self.number = number  # so that `open` does not go back to one that cannot be opened
             try:
                 return self.open(number)
-            except DataError as error:
-                console.info(f"left out: {self.names[number]}: {error}")
-        return self.open(len(self.paths) - 1)
+            except UserError as error:
+                if number + 1 == len(self.names):
+                    raise
+                console.info(f"{name} cannot be opened: {error}")
+        raise AssertionError("a work list has a volume")
 
     def give_points(self, case: Case) -> None:
-        """Prompt a new session with the points file, or note that an earlier one continues.
-
-        Raises UsageError if the file does not fit.
-        """
+        """Prompt a new session with the points file. Raises UsageError if it does not fit."""
         if self.points is None or self.model is None:
             return
         if case.session.slices:
             case.warnings.append(
-                f"{self.points}: was not read, since the earlier session continues; --fresh reads it"
+                f"{self.points} was not read, since the earlier session goes on; --fresh starts again"
             )
             return
         from usam_jax.viewer.model import read_points  # imports JAX

@@ -18,7 +18,7 @@ from usam_jax.predict.slices import points_of
 from usam_jax.utils import runtime
 from usam_jax.viewer.cache import SliceCache
 from usam_jax.viewer.case import Case, Model
-from usam_jax.viewer.slice_state import EMPTY, Prompts, SliceState, unpack
+from usam_jax.viewer.slice_state import NO_PROMPTS, Prompts, SliceState, unpack
 from usam_jax.weights.run_checkpoint import best_step, require_config
 
 CACHE_BYTES = 512 * 2**20
@@ -81,14 +81,13 @@ class SliceModel:
 
     def prepare(self, number: int) -> None:
         """Do ahead what the first click on a slice needs."""
-        entry = self.encode(number)
-        if self.predictor.network.interactive and entry.start is None:
-            start = self.start_of(number, EMPTY)
-            predict_in_turn(self.predictor, entry.encoded, (), start=start, known=entry.known)
-            self.cache.put(number, entry, entry.size)
+        if self.predictor.network.interactive:
+            self.predict(number, NO_PROMPTS, self.case.session.slice_state(number))
+        else:
+            self.encode(number)
 
     def predict(self, number: int, prompts: Prompts, state: SliceState) -> np.ndarray:
-        """Return labels uint8[h w] for prompts, on top of what was propagated to the slice."""
+        """Return labels uint8[h w] for prompts, on top of a propagated mask or the given one."""
         entry = self.encode(number)
         if entry.start != state.propagated:
             entry.start, entry.known = state.propagated, {}
@@ -97,25 +96,23 @@ class SliceModel:
             entry.encoded,
             prompts.points,
             prompts.box,
-            self.start_of(number, state),
+            self.start(number, state),
             entry.known,
         )
         self.cache.put(number, entry, entry.size)
         return labels
 
-    def start_of(self, number: int, state: SliceState) -> np.ndarray | None:
-        """Return the labels that clicks refine as probabilities float32[h w k], or None.
+    def start(self, number: int, state: SliceState) -> np.ndarray | None:
+        """Return the labels that clicks improve as probabilities float32[h w k].
 
-        These are propagated ones or else those of the mask to start from, and only an interactive
-        network uses them.
+        None if they improve the network's own prediction, or if it takes no earlier one.
         """
+        session = self.case.session
         if not self.predictor.network.interactive:
             return None
         if state.propagated is not None:
-            return self.one_hot(unpack(state.propagated, self.case.session.plane_shape))
-        return (
-            self.one_hot(self.case.session.automatic[number]) if self.case.paths.initial else None
-        )
+            return self.one_hot(unpack(state.propagated, session.plane_shape))
+        return self.one_hot(session.automatic[number]) if self.case.paths.initial else None
 
     def automatic(self, number: int) -> np.ndarray:
         """Return labels uint8[h w] without prompts."""

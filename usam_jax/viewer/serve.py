@@ -44,7 +44,7 @@ class Settings(NamedTuple):
 def serve(settings: Settings) -> None:
     """Serve the viewer until Ctrl-C.
 
-    Raises UsageError if the port is in use, and UserError if no volume can be opened.
+    Raises UsageError if the port is in use, and UserError if the first volume cannot be opened.
     """
     with bind(settings.port) as bound:
         desk = make_desk(settings)

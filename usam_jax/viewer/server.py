@@ -78,7 +78,6 @@ class Api:
                 "model_window": list(case.model.window) if case.model else None,
                 "warnings": case.warnings,
                 "formats": case.formats(),
-                "origin": case.origin,
                 "model": worker.model,
                 "problem": worker.problem,
                 "autosave_problem": case.autosave.journal.problem,
@@ -93,6 +92,7 @@ class Api:
                 "redo": history.undone[-1].what if history.undone else None,
                 "saved_revision": session.saved_revision,
                 "volume_ml": (session.counts[:, 1:].sum(0) * session.ml_per_voxel).tolist(),
+                "base": case.base,
                 "has_reference": case.reference is not None,
             }
 

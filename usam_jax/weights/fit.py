@@ -78,8 +78,8 @@ def score(fit: Fit, wanted: set[str]) -> int:
 
 
 def describe_strange(names: list[str], maps: tuple[NameMap, ...], wanted: list[set[str]]) -> str:
-    """An error for a file with hardly any known name, which names the prefix of its tensors."""
-    prefix = shared_prefixes(names)[-1]
+    """An error for a file with hardly any known name, which names the prefix of all its tensors."""
+    prefix = [x for x in shared_prefixes(names) if all(y.startswith(x) for y in names)][-1]
     prefixed = f" with the prefix {prefix}" if prefix else ""
     expected = "; ".join(
         f"{', '.join(sorted(found)[:2])}, ... ({name_map.source})"

@@ -1,8 +1,9 @@
 """Plots of a comparison of networks: Dice against cost, and the same slices of all."""
 
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
@@ -11,16 +12,32 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from scipy import ndimage
 
 from usam_jax.data.class_names import MEAN
+from usam_jax.evaluation.pixel_counts import count_pixels, pooled_scores
 from usam_jax.evaluation.report.plots import find_errors, region_of_interest
+from usam_jax.utils.formatting import percent
 from usam_jax.utils.plotting import class_colours, outline, save_figure
 
 BOX_COLOUR = "#f0e442"
 MOST_BOXES = 3  # in one panel
-BOX_SHARE = 4e-4  # of the slice's pixels: smaller errors are not boxed
+BOX_SHARE = 2.5e-3  # of the panel's pixels: smaller errors are not boxed
 GAP = 2  # pixels: errors that are closer share a box
 MOST_COLUMNS = 8  # panels next to each other
 
-Shown = dict[str, np.ndarray]  # names, image, truth and predicted of `network_run.write_shown`
+PARTS = ("image", "truth", "predicted")
+
+Shown = dict[str, np.ndarray]  # names and PARTS of `network_run.write_shown`
+
+
+class View(NamedTuple):
+    """The square part of a slice that a panel shows, in pixels."""
+
+    left: int
+    top: int
+    side: int
+
+    def of(self, labels: np.ndarray) -> np.ndarray:
+        """Return the part of labels [s s]."""
+        return labels[self.top : self.top + self.side, self.left : self.left + self.side]
 
 
 def save_cost(path: pathlib.Path, table: dict[str, Any]) -> None:
@@ -49,7 +66,7 @@ def save_cost(path: pathlib.Path, table: dict[str, Any]) -> None:
     axes.set_ylabel("mean Dice, pooled (%)")
     axes.grid(alpha=0.3)
     hollow = "; hollow: the paper" if any(x["paper"] for x in table["rows"]) else ""
-    title = f"lines: 95 % over {table['num_resampled']} {table['resampled']}{hollow}"
+    title = f"lines: 95 % intervals over {table['num_resampled']} {table['resampled']}{hollow}"
     axes.set_title(title, fontsize=10)
     figure.legend(loc="outside right upper", fontsize=8)
     save_figure(figure, path)
@@ -79,8 +96,9 @@ def save_same_slices(
 ) -> list[str]:
     """Plot the slices that all networks show: truth, then each network with its errors boxed.
 
-    `shown` holds the slices of each network by name; their sizes may differ. Returns the names of
-    the slices, none of which is drawn if there are no common ones.
+    Panels are views around the truth; their titles have the Dice of the whole slice. `shown` holds
+    the slices of each network by name; their sizes may differ. Returns the names of the slices,
+    none of which is drawn if there are no common ones.
     """
     names = common_names(list(shown.values()))
     if not names:
@@ -89,22 +107,23 @@ def save_same_slices(
     panels = 1 + len(shown)
     columns = min(panels, MOST_COLUMNS)
     height = -(-panels // columns)  # rows of panels for one slice
-    figure = Figure(figsize=(2.2 * columns, 2.4 * height * len(names) + 0.6), layout="constrained")
+    figure = Figure(figsize=(2.2 * columns, 2.4 * height * len(names) + 0.9), layout="constrained")
+    figure.suptitle("around the truth, with the Dice of the whole slice", fontsize=9)
     grid = figure.subplots(height * len(names), columns, squeeze=False)
     for number, name in enumerate(names):
         axes = grid[number * height : (number + 1) * height].ravel()
-        truth = pick(first, name, "truth")
+        image, truth = (pick(first, name, x) for x in ("image", "truth"))
         centre = np.array(region_of_interest(truth)) / len(truth)
-        draw_panel(axes[0], pick(first, name, "image"), truth, colours, centre)
+        draw_panel(axes[0], image, truth, colours, find_view(len(truth), centre))
         axes[0].set_title("truth", fontsize=8)
-        axes[0].set_ylabel(name, fontsize=8)
+        axes[0].set_ylabel(name, fontsize=8, parse_math=False)
         for ax, (network, arrays) in zip(axes[1:], shown.items(), strict=False):
-            truth, predicted = (pick(arrays, name, x) for x in ("truth", "predicted"))
-            draw_panel(ax, pick(arrays, name, "image"), predicted, colours, centre)
-            for x, y, w, h in error_boxes(truth, predicted):
-                corner = (x - 0.5, y - 0.5)
-                ax.add_patch(Rectangle(corner, w, h, fill=False, ec=BOX_COLOUR, lw=1.2))
-            ax.set_title(network, fontsize=8)
+            image, truth, predicted = (pick(arrays, name, x) for x in PARTS)
+            view = find_view(len(truth), centre)
+            draw_panel(ax, image, predicted, colours, view)
+            draw_boxes(ax, truth, predicted, view)
+            dice = percent(slice_dice(truth, predicted, classes), 1)
+            ax.set_title(f"{network}: {dice} %", fontsize=8, parse_math=False)
         for ax in axes[panels:]:
             ax.set_axis_off()
     handles = [Patch(color=c, label=x) for c, x in zip(colours, classes[1:], strict=True)]
@@ -114,6 +133,13 @@ def save_same_slices(
     )
     save_figure(figure, path)
     return names
+
+
+def slice_dice(truth: np.ndarray, predicted: np.ndarray, classes: tuple[str, ...]) -> float | None:
+    """Return the mean Dice over the classes that truth or prediction, uint8[s s], have."""
+    p, y = (jnp.asarray(x[None], jnp.int32) for x in (predicted, truth))
+    counts = count_pixels(p, y, jnp.ones(1, bool), len(classes))
+    return pooled_scores(np.asarray(counts), classes).mean_dice
 
 
 def common_names(shown: list[Shown]) -> list[str]:
@@ -129,14 +155,32 @@ def pick(arrays: Shown, name: str, what: str) -> np.ndarray:
     return arrays[what][arrays["names"].tolist().index(name)]
 
 
+def find_view(size: int, centre: np.ndarray) -> View:
+    """Return the part of a slice of `size` pixels that panels show.
+
+    `centre` is x, y and half the width, as shares of the size.
+    """
+    x, y, half = centre * size
+    side = round(2 * half)
+    left, top = (min(max(round(at - half + 0.5), 0), size - side) for at in (x, y))
+    return View(left, top, side)
+
+
 def draw_panel(
-    axes: Any, image: np.ndarray, labels: np.ndarray, colours: list[Any], centre: np.ndarray
+    axes: Any, image: np.ndarray, labels: np.ndarray, colours: list[Any], view: View
 ) -> None:
-    """Draw labels over an image, zoomed to `centre` (x, y, half width as shares of the side)."""
-    x, y, half = centre * len(image)
+    """Draw labels over an image."""
     axes.imshow(image, cmap="gray", vmin=0, vmax=255)
     outline(axes, labels, colours)
-    axes.set_xlim(x - half, x + half)
-    axes.set_ylim(y + half, y - half)
+    axes.set_xlim(view.left - 0.5, view.left + view.side - 0.5)
+    axes.set_ylim(view.top + view.side - 0.5, view.top - 0.5)
     axes.set_xticks([])
     axes.set_yticks([])
+
+
+def draw_boxes(axes: Any, truth: np.ndarray, predicted: np.ndarray, view: View) -> None:
+    """Draw the boxes of the errors in a view, also where they lie on the panel's frame."""
+    for x, y, w, h in error_boxes(view.of(truth), view.of(predicted)):
+        corner = (view.left + x - 0.5, view.top + y - 0.5)
+        box = Rectangle(corner, w, h, fill=False, ec=BOX_COLOUR, lw=1.2, clip_on=False, zorder=5)
+        axes.add_patch(box)

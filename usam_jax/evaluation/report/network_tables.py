@@ -40,9 +40,9 @@ def make_cells(table: dict[str, Any]) -> list[list[str]]:
     """Return the header and the rows of the table as text, the paper's row below ours."""
     columns, against = metric_columns(table), table["against"]
     header = ["network", "prompts", *(f"{name} {METRICS[kind]}" for name, kind in columns)]
-    header += [f"95 % interval of the mean Dice, {table['resampled']}"]
+    header += [f"mean Dice, 95 % interval over {table['resampled']}"]
     if against:
-        header += [f"Dice of the cases - {against} [95 %]", "p (Holm)"]
+        header += [f"Dice of the cases minus {against} [95 %]", "p (Holm)"]
     header += ["parameters (M)", "GFLOP", "slices/s predicted", "slices/s trained"]
     header += ["budget", "hardware"]
     lines = [header]
@@ -66,9 +66,15 @@ def own_cells(
     cells.append(format_interval(row["ci95"], "Dice"))
     if against:
         cells += difference_cells(row["against"])
-    cells += [format_number(row["parameters"] / 1e6), format_number(row["flop"] / 1e9, 1)]
-    cells += [f"{row[x]:.3g}" for x in ("predicted_per_second", "trained_per_second")]
+    numbers = [row["parameters"] / 1e6, row["flop"] / 1e9]
+    numbers += [row["predicted_per_second"], row["trained_per_second"]]
+    cells += [format_digits(x) for x in numbers]
     return [*cells, describe_budget(row), "; ".join(row["devices"])]
+
+
+def format_digits(value: float) -> str:
+    """Return a number with three digits, without an exponent up to a million."""
+    return f"{float(f'{value:.3g}'):g}"
 
 
 def difference_cells(test: dict[str, Any] | None) -> list[str]:
@@ -84,10 +90,10 @@ def difference_cells(test: dict[str, Any] | None) -> list[str]:
 def describe_budget(row: dict[str, Any]) -> str:
     """Return what each run of a row was trained with, and the seeds."""
     seeds = f"seed{'s' * (len(row['seeds']) > 1)} {', '.join(map(str, row['seeds']))}"
-    return (
-        f"{row['epochs']} epochs, {row['steps']} steps of {row['batch_size']} slices of "
-        f"{row['image_size']}x{row['image_size']}, {seeds}"
-    )
+    count, window = row["batch_size"], row["window"]
+    batch = f"{count} slices" if window == 1 else f"{count} windows of {window} slices"
+    side = row["image_size"]
+    return f"{row['epochs']} epochs, {row['steps']} steps of {batch} of {side}x{side}, {seeds}"
 
 
 def paper_cell(value: float | None) -> str:
@@ -121,6 +127,8 @@ def describe_table(table: dict[str, Any]) -> list[str]:
         "GFLOP: products and convolutions of one slice without prompts, a multiply-add counted as "
         "two. Slices/s: the median over the seeds, predicted without reading data."
     )
+    if table["left_out"]:
+        lines.append(f"Runs without a result are left out: {'; '.join(table['left_out'])}.")
     if any(x["paper"] for x in table["rows"]):
         lines.append("Rows of the paper: its printed results on its test set, for its own budget.")
     return lines
@@ -157,7 +165,7 @@ def write_numbers(path: pathlib.Path, table: dict[str, Any]) -> None:
     names = [*table["classes"][1:], MEAN]
     metrics = [(kind, name) for kind in METRICS for name in names]
     plain = ("parameters", "flop", "predicted_per_second", "trained_per_second")
-    budget = ("epochs", "steps", "batch_size", "image_size", "seconds")
+    budget = ("epochs", "steps", "batch_size", "window", "image_size", "seconds")
     columns = [*CSV_COLUMNS]
     columns += [f"{kind}_{metric_key(name)}{x}" for kind, name in metrics for x in ("", "_sd")]
     columns += ["dice_mean_low", "dice_mean_high", "difference", "difference_low"]

@@ -19,8 +19,8 @@ def forward_flop(config: ConfigDict) -> float:
     """
     model = registry.make_model(config)
     image = jax.ShapeDtypeStruct((1, *registry.input_shape(config)), jnp.float32)
-    slices = config.slices if registry.get(config.name).dims == 3 else 1
-    return count_flop(model.apply, registry.variable_shapes(config), image, None) / slices
+    flop = count_flop(model.apply, registry.variable_shapes(config), image, None)
+    return flop / registry.predicted_slices(config)
 
 
 def count_flop(function: Callable[..., Any], *arguments: Any) -> float:

@@ -141,6 +141,11 @@ def input_shape(config: ConfigDict) -> tuple[int, ...]:
     return size if slices == 1 else (*size, slices)
 
 
+def predicted_slices(config: ConfigDict) -> int:
+    """Return the number of slices that `config.model` predicts from one input."""
+    return config.slices if get(config.name).dims == 3 else 1
+
+
 def is_promptable(model: nn.Module) -> bool:
     """Return whether a module can encode images once and decode them for several prompts."""
     return hasattr(model, "encode") and hasattr(model, "decode")

@@ -155,7 +155,7 @@ export class Panel {
     const k = this.app.cross[0];
     byId("slice").textContent = describeIndex(k, state.shape[0]);
     const has = ["prompted", "propagated", "edited", "locked"].filter((x) => state[x].includes(k));
-    byId("slice-state").textContent = has.length ? has.join(", ") : state.origin;
+    byId("slice-state").textContent = has.length ? has.join(", ") : state.base;
     byId("clear-prompts").disabled = !has.includes("prompted") && !has.includes("propagated");
     byId("clear-edits").disabled = !has.includes("edited");
   }
