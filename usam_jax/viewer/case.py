@@ -249,7 +249,7 @@ class Case:
 def compare_slice(
     labels: np.ndarray, reference: np.ndarray
 ) -> tuple[int, float | None, int | None]:
-    """Return the wrong pixels of a slice, the Dice of all foreground and the class of least Dice.
+    """Return the wrong pixels of a slice, its foreground Dice and the class of least Dice.
 
     Dice and class are None if there is no foreground.
     """

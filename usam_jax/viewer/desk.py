@@ -74,7 +74,7 @@ class Desk:
             return
         if case.session.slices:
             case.warnings.append(
-                f"{self.points} was not read, since the earlier session goes on; --fresh starts again"
+                f"{self.points} was not read, since the earlier session continues; --fresh starts again"
             )
             return
         from usam_jax.viewer.model import read_points  # imports JAX
