@@ -91,7 +91,7 @@ def is_own_seg(path: pathlib.Path) -> bool:
     except DataError:
         return False
     is_seg = header.get("SOPClassUID") == SegmentationStorage
-    return is_seg and header.get("Manufacturer") == MODEL_NAME
+    return bool(is_seg and header.get("Manufacturer") == MODEL_NAME)
 
 
 def read_source(series: Series) -> tuple[list[Header], list[str]]:

@@ -223,7 +223,7 @@ class Case:
         scoring = Scoring(self.classes, tolerances)
         scores = score_case(self.reference, labels, self.geometry.spacing_mm, scoring)
         names = ("Dice", "HD95", "volume", "reference_volume")
-        rows = [{name: x[name] for name in names} for x in scores]
+        rows: list[dict[str, Any]] = [{name: x[name] for name in names} for x in scores]
         for row in rows:
             if not (row["volume"] and row["reference_volume"]):
                 row["HD95"] = None  # no distance between surfaces if there is only one
