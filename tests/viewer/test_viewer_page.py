@@ -497,11 +497,11 @@ def test_click_that_fails_leaves_no_marker(page):
     page.key("p")
     page.click(50, 45)
     page.settle()
-    page.page.route("**/api/prompts", lambda route: route.abort())
+    page.page.route("**/api/**", lambda route: route.abort())
     page.click(20, 12)
     page.wait(lambda: page.page.query_selector("#gone"))
     page.wait(lambda: len(page.get("app.store.promptsOf(6).points")) == 1)
-    page.page.unroute("**/api/prompts")
+    page.page.unroute("**/api/**")
     page.get("app.store.refresh()")
     page.wait(lambda: not page.page.query_selector("#gone"))
     page.problems.clear()  # Chromium logs the aborted request

@@ -249,7 +249,7 @@ class Case:
 def compare_slice(
     labels: np.ndarray, reference: np.ndarray
 ) -> tuple[int, float | None, int | None]:
-    """Return the wrong pixels of a slice, its foreground Dice and the class of least Dice.
+    """Return wrong pixels, the Dice of all foreground and the class of least Dice of a slice.
 
     Dice and class are None if there is no foreground.
     """
