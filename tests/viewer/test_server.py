@@ -23,12 +23,13 @@ from viewer_server import (
 )
 
 from usam_jax.io.dicom import read_series
+from usam_jax.io.dicom_seg import is_own_seg
 from usam_jax.predict import Predictor, output
 from usam_jax.predict.slices import Options
 from usam_jax.predict.volume import Request, predict_volume
 from usam_jax.utils.errors import UserError
 from usam_jax.viewer import planes
-from usam_jax.viewer.case import Paths, points_path
+from usam_jax.viewer.case import Paths, check_paths, points_path
 from usam_jax.viewer.slice_state import Prompts
 from usam_jax.viewer.worker import Superseded
 
@@ -454,6 +455,11 @@ def test_dicom_is_saved_as_seg_and_nifti(tmp_path):
     source = output.read_source(paths.ct)
     np.testing.assert_array_equal(labels, expected_labels(source, False))
     seg = pydicom.dcmread(paths.mask)
+    assert is_own_seg(paths.mask) and not is_own_seg(read_series(paths.ct).files[0])
+    (tmp_path / "mask.json").unlink()
+    (tmp_path / "mask.nii.gz").rename(tmp_path / "kept.nii.gz")
+    check_paths(paths._replace(mask=tmp_path / "mask.nii.gz"), named=True)  # the SEG is its own
+    (tmp_path / "kept.nii.gz").rename(tmp_path / "mask.nii.gz")
     assert {x.SegmentAlgorithmType for x in seg.SegmentSequence} == {"SEMIAUTOMATIC"}
     files = {x: i for i, x in enumerate(uids(read_series(paths.ct).files))}
     found = np.zeros((9, *SHAPE[1:]), np.uint8)

@@ -104,6 +104,24 @@ def test_propagation_is_one_step_of_undo():
     assert session.labels.all()
 
 
+def test_click_during_propagation_does_not_split_it():
+    session = Session(SHAPE, CLASSES)
+    session.set_propagated(0, plane(1), 1, group=7)
+    session.set_prompts(2, click(), plane(2))
+    session.set_propagated(1, plane(1), 1, group=7)
+    words = [x.what for x in (session.undo(), session.undo()) if x]
+    assert words == ["point (rectum) on slice 2", "propagation from slice 1"]
+    assert not session.labels.any() and session.undo() is None
+
+
+def test_click_on_a_propagated_slice_stays_its_own_step():
+    session = Session(SHAPE, CLASSES)
+    session.set_propagated(0, plane(1), 1, group=7)
+    session.set_prompts(0, click(), plane(2))
+    session.set_propagated(0, plane(2), 1, group=7)
+    assert [x.what[:5] for x in session.history.done] == ["propa", "point", "propa"]
+
+
 def test_action_that_changes_nothing_is_no_step():
     session = Session(SHAPE, CLASSES)
     session.clear(0, "prompts")
@@ -343,7 +361,11 @@ def test_autosave_notes_another_checkpoint(tmp_path):
     open_autosave(tmp_path, checkpoint="mine, step 5").close()
     saved = open_autosave(tmp_path, checkpoint="mine, step 9")
     assert "came from mine, step 5, new ones come from mine, step 9" in saved.notes[0]
+    assert saved.describe_earlier() == "; earlier predictions from mine, step 5"
     saved.close()
+    again = open_autosave(tmp_path, checkpoint="mine, step 9")
+    assert "mine, step 5" in again.describe_earlier()
+    again.close()
 
 
 def test_second_viewer_on_one_mask_is_refused(tmp_path):

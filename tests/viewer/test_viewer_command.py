@@ -185,7 +185,7 @@ def test_nothing_is_lost_by_sigkill(folder):
     again = send(port, token, "GET", "state")
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=20)
-    assert process.returncode == 130 and "not exported yet, kept in" in errors
+    assert process.returncode == 130 and "the edits are kept in" in errors
     for name in ("edited", "undo", "redo", "volume_ml", "filled"):
         assert again[name] == state[name]
     assert len(again["edited"]) == 8 and "restored 10 actions" in again["warnings"][-1]

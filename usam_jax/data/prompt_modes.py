@@ -152,5 +152,5 @@ def trained_with(saved: dict[str, Any]) -> str:
     if prompts["kind"] == "mixed":
         return f"mixed: none, a box, both, or {mode.describe()}"
     if prompts["kind"] == "interactive":
-        return f"{prompts['rounds']} simulated clicks after none, a box, or {mode.describe()}"
+        return f"{prompts['rounds']} simulated clicks, before them nothing, a box, or {mode.describe()}"
     return mode.describe()

@@ -10,6 +10,7 @@ import numpy as np
 import pydicom
 from pydicom.sr.codedict import codes
 from pydicom.tag import Tag
+from pydicom.uid import SegmentationStorage
 from pydicom.valuerep import DA, DS, TM, validate_value
 
 import usam_jax
@@ -81,6 +82,16 @@ def write_seg(
         seg = make_seg(frames, headers, classes, prompted, model_name)
         with atomic_write(path) as temporary:
             seg.save_as(temporary)
+
+
+def is_own_seg(path: pathlib.Path) -> bool:
+    """Whether a file is a SEG that this program wrote."""
+    try:
+        header = read_header(path)
+    except DataError:
+        return False
+    is_seg = header.get("SOPClassUID") == SegmentationStorage
+    return bool(is_seg and header.get("Manufacturer") == MODEL_NAME)
 
 
 def read_source(series: Series) -> tuple[list[Header], list[str]]:

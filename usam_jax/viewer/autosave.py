@@ -36,6 +36,7 @@ class Autosave:
             if fresh:
                 self.lock_file = self.set_aside()
             self.notes: list[str] = []
+            self.earlier: list[str] = []
             self.check_identity(identity)
             self.journal = Journal(self.folder / "journal.jsonl")
         except BaseException:
@@ -68,6 +69,7 @@ class Autosave:
         saved = load_json(path)
         if not isinstance(saved, dict) or not {*SAME, "affine", "checkpoint"} <= saved.keys():
             raise DataError(f"{path}: is not the description of a session", FRESH)
+        self.earlier = list(saved.get("earlier", []))
         for name in SAME:
             if saved[name] != identity[name]:
                 raise UsageError(
@@ -81,7 +83,12 @@ class Autosave:
                 f"earlier predictions came from {saved['checkpoint'] or 'no checkpoint'}, new ones "
                 f"come from {identity['checkpoint'] or 'no checkpoint'}"
             )
-            write_json(path, identity)
+            self.earlier += [saved["checkpoint"]] if saved["checkpoint"] else []
+            write_json(path, identity | {"earlier": self.earlier})
+
+    def describe_earlier(self) -> str:
+        """Return in words, for the end of a sentence, which other checkpoints predicted before."""
+        return f"; earlier predictions from {' and '.join(self.earlier)}" if self.earlier else ""
 
     def read_automatic(self, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray] | None:
         """Return the automatic labels uint8[n h w] and the slices bool[n] that have them."""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from usam_jax.evaluation.case_metrics import Scoring, score_case
-from usam_jax.io.dicom_seg import check_seg
+from usam_jax.io.dicom_seg import check_seg, is_own_seg
 from usam_jax.io.nifti import read_labels, require_grid_of
 from usam_jax.io.volume_files import volume_name
 from usam_jax.predict import output
@@ -73,7 +73,9 @@ def check_paths(paths: Paths, named: bool) -> None:
     mask = nifti_path(paths.mask) if paths.mask.suffix == ".dcm" else paths.mask
 
     def own(path: pathlib.Path) -> Callable[[pathlib.Path], bool] | None:
-        return None if named and path == paths.mask else has_class_list
+        if named and path == paths.mask:
+            return None
+        return is_own_seg if path.suffix == ".dcm" else has_class_list
 
     outputs = [
         Output(mask, "a mask", FIX, own(mask)),
@@ -194,7 +196,7 @@ class Case:
         about = Labelling(
             self.classes,
             self.model.step if self.model and (predicted or not given) else None,
-            describe_origin(slices, given),
+            describe_origin(slices, given) + self.autosave.describe_earlier(),
             bool(given) or predicted or any(x.edits for x in slices.values()),
         )
         output.write_labels(path, self.source, labels, about)
@@ -221,7 +223,10 @@ class Case:
         scoring = Scoring(self.classes, tolerances)
         scores = score_case(self.reference, labels, self.geometry.spacing_mm, scoring)
         names = ("Dice", "HD95", "volume", "reference_volume")
-        rows = [{name: x[name] for name in names} for x in scores]
+        rows: list[dict[str, Any]] = [{name: x[name] for name in names} for x in scores]
+        for row in rows:
+            if not (row["volume"] and row["reference_volume"]):
+                row["HD95"] = None  # no distance between surfaces if there is only one
         pairs = zip(labels, self.reference, strict=True)
         wrong, dice, worst = zip(*(compare_slice(a, b) for a, b in pairs), strict=True)
         return {"classes": rows, "wrong": wrong, "dice": dice, "worst": worst}

@@ -100,7 +100,10 @@ class Desk:
         if problem:
             console.info(f"error: {problem}")
         elif not saved:
-            console.info(f"not exported yet, kept in {case.autosave.folder}")
+            console.info(
+                f"not saved as a mask yet: the edits are kept in {case.autosave.folder}; the same "
+                "command continues"
+            )
 
     def describe(self) -> list[dict[str, Any]]:
         """Return name and progress of each volume."""

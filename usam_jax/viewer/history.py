@@ -9,7 +9,7 @@ class Action(NamedTuple):
     """One step of undo.
 
     `what` is in words, `number` the slice to show, and `changes` the states before and after by
-    slice. Consecutive actions of the same `group` are one step.
+    slice. Actions of the same `group` are one step.
     """
 
     what: str
@@ -19,7 +19,7 @@ class Action(NamedTuple):
 
 
 def merge(first: Action, second: Action) -> Action:
-    """Return two consecutive actions as one."""
+    """Return two actions of a group as one."""
     changes = dict(first.changes)
     for number, (before, after) in second.changes.items():
         earliest = changes[number][0] if number in changes else before
@@ -36,12 +36,26 @@ class History:
 
     def push(self, action: Action) -> None:
         """Add an action. What was undone cannot be redone afterwards."""
-        last = self.done[-1] if self.done else None
-        if last and last.group is not None and last.group == action.group and not self.undone:
-            self.done[-1] = merge(last, action)
-        else:
+        found = None if self.undone else self.find_group(action)
+        if found is None:
             self.done.append(action)
+        else:
+            self.done[found] = merge(self.done[found], action)
         self.undone.clear()
+
+    def find_group(self, action: Action) -> int | None:
+        """Return the index of the step that an action continues, or None.
+
+        Steps in between, such as clicks during a propagation, must have changed other slices.
+        """
+        if action.group is None:
+            return None
+        for i in range(len(self.done) - 1, -1, -1):
+            if self.done[i].group == action.group:
+                return i
+            if self.done[i].changes.keys() & action.changes.keys():
+                return None
+        return None
 
     def undo(self) -> Action | None:
         """Return the last action and make it redoable, or None if there is none."""
