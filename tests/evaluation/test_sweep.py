@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from usam_jax.evaluation import sweep
 from usam_jax.utils.errors import SomeFailed, Stopped, UsageError
-from usam_jax.utils.files import read_json
+from usam_jax.utils.files import read_json, write_json
 
 RUNS = [
     sweep.Run(name, seed, ConfigDict({"name": name, "seed": seed}), cost)
@@ -95,6 +95,11 @@ def test_sweep_keeps_its_config_and_foreign_files(tmp_path):
     with pytest.raises(UsageError, match=r"another config:\n  config.width: got 4, expected 8"):
         sweep.open_sweep(tmp_path, "networks", config, ())
     config.width = 8
+    earlier = read_json(tmp_path / "sweep.json")
+    del earlier["config"]["schema_version"]  # as sweeps were written at first
+    write_json(tmp_path / "sweep.json", earlier)
+    config.train = ConfigDict({"compiler_options": ()})  # a field that is new since then
+    sweep.open_sweep(tmp_path, "networks", config, ())
     with pytest.raises(UsageError, match="kind: got ablation, expected networks"):
         sweep.open_sweep(tmp_path, "ablation", config, ())
     other = tmp_path / "other"

@@ -6,7 +6,6 @@ runs that no other process has. Rerun the command to resume, and to repeat the r
 
 import contextlib
 import fcntl
-import json
 import pathlib
 import time
 import traceback
@@ -23,9 +22,10 @@ from usam_jax.utils.errors import DISK_FULL, SomeFailed, Stopped, UsageError, Us
 from usam_jax.utils.files import read_json, require_folder, write_json, write_text
 from usam_jax.utils.mesh import make_mesh
 from usam_jax.utils.outputs import Output, check_outputs, is_json_with
-from usam_jax.weights import run_checkpoint
+from usam_jax.weights import saved_config
 
 SETTINGS = "sweep.json"  # what the sweep is over, in its folder
+UNVERSIONED = 4  # schema version of sweeps that do not name theirs
 
 
 class Run(NamedTuple):
@@ -91,10 +91,11 @@ def open_sweep(
     names = (SETTINGS, *outputs)
     what = [Output(workdir / x, "results", fix, lambda _: is_sweep(path)) for x in names]
     check_outputs(what, {})
-    given = {"kind": kind, "config": json.loads(config.to_json_best_effort())}
+    given = {"kind": kind, "config": saved_config.to_json(config)}
     saved = read_json(path) or given
+    saved["config"].setdefault("schema_version", UNVERSIONED)
     changed = [f"kind: got {kind}, expected {saved['kind']}"] if saved["kind"] != kind else []
-    changed += run_checkpoint.differences(given["config"], saved["config"])
+    changed += saved_config.differences(config, saved_config.upgrade(saved["config"]))
     # Each run has a seed and a network of its own.
     if changed := [x for x in changed if not x.startswith("config.seed:")]:
         raise UsageError(
