@@ -1,5 +1,6 @@
 """Clicks: what training with them costs, and how many a volume needs."""
 
+import itertools
 import pathlib
 import time
 
@@ -21,7 +22,7 @@ from usam_jax.utils.mesh import make_mesh, shard_batch
 ROUNDS = (1, 3, 5, 8)
 STEPS = 8
 TARGET, MAX_CLICKS = 0.85, 100  # Dice of a volume, clicks on it
-CLICKS_IN_TURN = 3  # on one slice, before its mask is propagated
+IN_TURN = (1, 3)  # clicks on one slice, before its mask is propagated
 
 # Labels uint8[s s] and probabilities float32[s s k] of a slice.
 Prediction = tuple[np.ndarray, np.ndarray]
@@ -57,8 +58,8 @@ def step_seconds(config: ConfigDict) -> float:
 def measure_volume_clicks(workdir: str) -> list[Row]:
     """Clicks until the mean Dice of a whole test volume reaches 85 %, by an interactive run.
 
-    A robot user gives three clicks to the slice with the most wrong pixels, each on its largest
-    error. In one way they change that slice alone, in the other its mask is then propagated.
+    A robot user gives one or three clicks to the slice with the most wrong pixels, each on its
+    largest error. They change that slice alone, or its mask is then propagated.
     """
     network = load_network(pathlib.Path(workdir))
     network.require_interactive(workdir)
@@ -66,12 +67,15 @@ def measure_volume_clicks(workdir: str) -> list[Row]:
     images, labels = packed.images("test"), packed.labels("test")
     cases = np.array([record["case"] for record in packed.slices("test")])
     results = []
-    for name, propagates in (("slice by slice", False), ("propagated", True)):
+    for in_turn, propagates in itertools.product(IN_TURN, (False, True)):
+        name = f"{in_turn} on a slice{', then propagated' * propagates}"
         counts = []
         with console.Progress(name, len(packed.cases("test")), "volumes") as bar:
             for case in np.unique(cases):
                 rows = np.flatnonzero(cases == case)
-                counts.append(Volume(network, images[rows], labels[rows], propagates).count())
+                counts.append(
+                    Volume(network, images[rows], labels[rows]).count(in_turn, propagates)
+                )
                 bar.advance()
         results += [
             (f"clicks until a volume's Dice is 85 %, {name}", float(np.mean(counts)), "clicks"),
@@ -86,10 +90,8 @@ class Volume:
     `images` and `labels` are uint8[n s s].
     """
 
-    def __init__(
-        self, network: Network, images: np.ndarray, labels: np.ndarray, propagates: bool
-    ) -> None:
-        self.network, self.labels, self.propagates = network, labels, propagates
+    def __init__(self, network: Network, images: np.ndarray, labels: np.ndarray) -> None:
+        self.network, self.labels = network, labels
         self.features = [network.encode(x[None]) for x in images]
         self.clicks = [NO_CLICKS._replace(point_classes=np.zeros(0, np.int32)) for _ in images]
         self.predicted = np.zeros_like(labels)
@@ -110,15 +112,15 @@ class Volume:
             found.append(2 * (truth & mask).sum() / (truth.sum() + mask.sum()))
         return float(np.mean(found))
 
-    def count(self) -> int:
+    def count(self, in_turn: int, propagates: bool) -> int:
         """Return the number of clicks until `TARGET` is reached, at most `MAX_CLICKS`."""
         for done in range(MAX_CLICKS):
             if self.dice() >= TARGET:
                 return done
-            if not done % CLICKS_IN_TURN:
+            if not done % in_turn:
                 worst = int((self.predicted != self.labels).sum((1, 2)).argmax())
             self.click(worst)
-            if self.propagates and done % CLICKS_IN_TURN == CLICKS_IN_TURN - 1:
+            if propagates and not (done + 1) % in_turn:
                 self.propagate(worst)
         return MAX_CLICKS
 
