@@ -91,8 +91,8 @@ def open_sweep(
     names = (SETTINGS, *outputs)
     what = [Output(workdir / x, "results", fix, lambda _: is_sweep(path)) for x in names]
     check_outputs(what, {})
-    given = {"kind": kind, "config": saved_config.to_json(config)}
-    saved = read_json(path) or given
+    given: dict[str, Any] = {"kind": kind, "config": saved_config.to_json(config)}
+    saved: dict[str, Any] = read_json(path) or given
     saved["config"].setdefault("schema_version", UNVERSIONED)
     changed = [f"kind: got {kind}, expected {saved['kind']}"] if saved["kind"] != kind else []
     changed += saved_config.differences(config, saved_config.upgrade(saved["config"]))
