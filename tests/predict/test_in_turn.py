@@ -51,8 +51,15 @@ def test_one_more_click_costs_one_prediction():
 
 def test_clicks_start_from_a_given_prediction():
     predictor = Counter()
-    predict_in_turn(predictor, None, POINTS[:1], start=np.full((2, 2, 1), 7.0))
+    start, box = np.full((2, 2, 1), 7.0), (0.0, 0.0, 1.0, 1.0)
+    predict_in_turn(predictor, None, POINTS[:2], start=start)
     assert [x[4] for x in predictor.calls] == [8, 9]
+    assert [x[3] for x in predictor.calls] == [[2], [2, 0]]  # none without points
+    predictor.calls.clear()
+    predict_in_turn(predictor, None, POINTS[:1], box, start)
+    assert [x[4] for x in predictor.calls] == [8, 9]
+    labels, _ = predict_in_turn(predictor, None, (), start=np.eye(3)[np.array([[0, 2]])])
+    assert labels.tolist() == [[0, 2]]
 
 
 def test_published_network_takes_all_points_at_once():

@@ -97,7 +97,7 @@ def test_folder_becomes_a_work_list(folder, served):
         (["-i", "ct.nii.gz", "--points=p.json"], 2, "expected --checkpoint"),
         (["-i", "ct.nii.gz", "--classes=a,b", "--checkpoint=run"], 2, "--classes"),
         (["-i", "ct.nii.gz", "--classes=a,a"], 2, "--classes"),
-        (["-i", "ct.nii.gz", "--checkpoint=run"], 5, "run: does not exist"),
+        (["-i", "ct.nii.gz", "--checkpoint=run"], 5, "run does not exist"),
         (["-i", "ct.nii.gz", "-o", "m.dcm"], 2, "expected .nii or .nii.gz"),
         (["-i", "ct.nii.gz", "--port=70000"], 2, "port"),
     ],

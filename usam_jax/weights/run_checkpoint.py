@@ -233,10 +233,9 @@ def require_config(workdir: pathlib.Path) -> dict[str, Any]:
     require_utf8(workdir)
     saved = read_config(workdir)
     if not saved:
-        if not workdir.is_dir():
-            raise WeightsError(f"{workdir}: does not exist, expected the workdir of a run")
+        missing = "" if workdir.is_dir() else "does not exist, so it "
         raise WeightsError(
-            f"{workdir} has no finished checkpoint. Train first: "
+            f"{workdir} {missing}has no finished checkpoint. Train first: "
             f"python -m usam_jax.main --config=... --workdir={workdir}"
         )
     return saved
