@@ -24,9 +24,6 @@ STEPS = 8
 TARGET, MAX_CLICKS = 0.85, 100  # Dice of a volume, clicks on it
 IN_TURN = (1, 3)  # clicks on one slice, before its mask is propagated
 
-# Labels uint8[s s] and probabilities float32[s s k] of a slice.
-Prediction = tuple[np.ndarray, np.ndarray]
-
 
 def measure_rounds() -> list[Row]:
     """Training step of the demo's network without clicks, and with more and more rounds of them."""

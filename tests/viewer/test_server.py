@@ -637,3 +637,11 @@ def test_points_for_an_earlier_session_are_said_to_be_unread(folder, tmp_path):
         with Served([paths], Stub(True), points=points) as served:
             state = served.wait(lambda x: x["busy"] is None and x["prompted"])
             assert any("p.json was not read" in x for x in state["warnings"]) == expected
+
+
+def test_comparison_has_no_distance_to_an_empty_mask(folder, tmp_path):
+    paths = Paths(folder / "ct.nii.gz", tmp_path / "m.nii.gz", None, folder / "reference.nii.gz")
+    with Served([paths]) as served:  # without a model the mask is empty
+        found = served.get("comparison")["classes"]
+    assert [x["HD95"] for x in found] == [None, None]
+    assert all(x["volume"] == 0 < x["reference_volume"] for x in found)

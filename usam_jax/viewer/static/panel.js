@@ -241,8 +241,7 @@ export class Panel {
     add(["", "Dice", "HD95 mm", "ml", "ref. ml"], true);
     found.classes.forEach((x, i) => {
       const name = app.styles[i + 1].name;
-      const distance = x.volume && x.reference_volume ? x.HD95 : null; // there is none to an empty mask
-      add([name, number(x.Dice, 3), number(distance, 1), number(x.volume, 1), number(x.reference_volume, 1)]);
+      add([name, number(x.Dice, 3), number(x.HD95, 1), number(x.volume, 1), number(x.reference_volume, 1)]);
     });
     byId("worst").replaceChildren(
       ...app.worstSlices().slice(0, 20).map((k) => {
