@@ -63,20 +63,21 @@ def measure_volume_clicks(workdir: str) -> list[Row]:
     packed = prepare(ConfigDict(network.config).data)
     images, labels = packed.images("test"), packed.labels("test")
     cases = np.array([record["case"] for record in packed.slices("test")])
+    ways = list(itertools.product(IN_TURN, (False, True)))
+    counts: list[list[int]] = [[] for _ in ways]
+    with console.Progress("clicks", len(packed.cases("test")), "volumes") as bar:
+        for case in np.unique(cases):
+            rows = np.flatnonzero(cases == case)
+            volume = Volume(network, images[rows], labels[rows])
+            for way, found in zip(ways, counts, strict=True):
+                found.append(volume.count(*way))
+            bar.advance()
     results = []
-    for in_turn, propagates in itertools.product(IN_TURN, (False, True)):
+    for (in_turn, propagates), found in zip(ways, counts, strict=True):
         name = f"{in_turn} on a slice{', then propagated' * propagates}"
-        counts = []
-        with console.Progress(name, len(packed.cases("test")), "volumes") as bar:
-            for case in np.unique(cases):
-                rows = np.flatnonzero(cases == case)
-                counts.append(
-                    Volume(network, images[rows], labels[rows]).count(in_turn, propagates)
-                )
-                bar.advance()
         results += [
-            (f"clicks until a volume's Dice is 85 %, {name}", float(np.mean(counts)), "clicks"),
-            (f"the same, median, {name}", float(np.median(counts)), "clicks"),
+            (f"clicks until a volume's Dice is 85 %, {name}", float(np.mean(found)), "clicks"),
+            (f"the same, median, {name}", float(np.median(found)), "clicks"),
         ]
     return results
 
@@ -90,10 +91,14 @@ class Volume:
     def __init__(self, network: Network, images: np.ndarray, labels: np.ndarray) -> None:
         self.network, self.labels = network, labels
         self.features = [network.encode(x[None]) for x in images]
-        self.clicks = [NO_CLICKS._replace(point_classes=np.zeros(0, np.int32)) for _ in images]
         self.predicted = np.zeros_like(labels)
         self.probabilities: list[np.ndarray] = [np.zeros(0)] * len(images)
-        for i in range(len(images)):
+
+    def start(self) -> None:
+        """Forget all clicks, and predict automatically."""
+        none = NO_CLICKS._replace(point_classes=np.zeros(0, np.int32))
+        self.clicks = [none] * len(self.labels)
+        for i in range(len(self.labels)):
             self.predict(i, NO_CLICKS)
 
     def predict(self, i: int, clicks: Clicks) -> None:
@@ -111,6 +116,7 @@ class Volume:
 
     def count(self, in_turn: int, propagates: bool) -> int:
         """Return the number of clicks until `TARGET` is reached, at most `MAX_CLICKS`."""
+        self.start()
         for done in range(MAX_CLICKS):
             if self.dice() >= TARGET:
                 return done

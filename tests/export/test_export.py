@@ -30,7 +30,7 @@ from usam_jax.utils.files import write_json
 from usam_jax.weights import load, name_map
 from usam_jax.weights.maps.usam import PUBLISHED
 from usam_jax.weights.name_map import NameMap
-from usam_jax.weights.run_checkpoint import read_config
+from usam_jax.weights.run_config import read_config
 
 BATCHES = (1, 3, 8)
 # Whether the first point, the second point and the box are given.

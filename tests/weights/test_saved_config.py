@@ -49,7 +49,7 @@ def test_upgrade_renames_the_fields_of_version_1():
     saved = old_config(config)
     assert saved["model"]["arch"] == "usam" and saved["eval"]["tolerance"] == [2.0]
     before = copy.deepcopy(saved)
-    assert run_checkpoint.differences(config, saved_config.upgrade(saved)) == []
+    assert saved_config.differences(config, saved_config.upgrade(saved)) == []
     assert saved == before
 
 
@@ -57,7 +57,7 @@ def test_upgrade_of_version_2_names_the_anatomy_of_phantoms():
     config = phantom_config()
     saved = saved_config.to_json(config) | {"schema_version": 2}
     saved["data"].pop("anatomy")
-    assert run_checkpoint.differences(config, saved_config.upgrade(saved)) == []
+    assert saved_config.differences(config, saved_config.upgrade(saved)) == []
 
 
 def test_upgrade_turns_baseline_of_version_1_into_a_network():
@@ -65,7 +65,7 @@ def test_upgrade_turns_baseline_of_version_1_into_a_network():
     saved = old_config(config)
     saved["model"] |= {"arch": "sam", "num_skips": 4, "num_mask_tokens": 0}
     saved["optimizer"]["learning_rates"]["backbone"] = 1e-3
-    assert run_checkpoint.differences(config, saved_config.upgrade(saved)) == []
+    assert saved_config.differences(config, saved_config.upgrade(saved)) == []
 
 
 @pytest.mark.parametrize("version", list(saved_config.ADDED))
@@ -74,7 +74,7 @@ def test_upgrade_adds_the_fields_of_each_version(version):
     saved = saved_config.to_json(config) | {"schema_version": version - 1}
     for added_in in (x for x in saved_config.ADDED if x >= version):
         remove_added(saved, added_in)
-    assert run_checkpoint.differences(config, saved_config.upgrade(saved)) == []
+    assert saved_config.differences(config, saved_config.upgrade(saved)) == []
 
 
 def test_upgrade_keeps_todays_config():
@@ -133,7 +133,7 @@ def test_differences_name_unknown_fields():
     saved = saved_config.upgrade(saved_config.to_json(config))
     saved["train"]["added_later"] = 3
     del saved["train"]["ema_decay"]
-    assert run_checkpoint.differences(config, saved) == [
+    assert saved_config.differences(config, saved) == [
         "config.train.added_later: an unknown field of the saved config (3)",
         "config.train.ema_decay: got 0.0, but the saved config has no such field",
     ]

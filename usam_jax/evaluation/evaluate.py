@@ -37,7 +37,7 @@ from usam_jax.utils.errors import WeightsError
 from usam_jax.utils.files import require_folder
 from usam_jax.utils.mesh import make_mesh, replicated
 from usam_jax.utils.workdir import Workdir
-from usam_jax.weights import run_checkpoint
+from usam_jax.weights import run_checkpoint, run_config
 
 
 class Model(NamedTuple):
@@ -172,7 +172,7 @@ def evaluate_workdir(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any
     mesh = make_mesh()
     checks.check_all(config, mesh)
     step = run_checkpoint.best_step(workdir, config.model)
-    saved = run_checkpoint.read_config(workdir)
+    saved = run_config.read_config(workdir)
     check_classes(workdir, saved, config)
     if runtime.is_main_process():
         require_folder(Workdir(workdir).evaluations)

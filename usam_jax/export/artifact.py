@@ -29,7 +29,7 @@ from usam_jax.utils import console
 from usam_jax.utils.errors import UsageError, WeightsError
 from usam_jax.utils.files import atomic_write, checksum, read_json, write_json, write_text
 from usam_jax.utils.workdir import Workdir
-from usam_jax.weights import load, run_checkpoint
+from usam_jax.weights import load, run_checkpoint, run_config
 from usam_jax.weights.maps import maps_of
 from usam_jax.weights.name_map import Variables
 
@@ -170,7 +170,7 @@ def export_run(workdir: pathlib.Path, folder: pathlib.Path, torch: bool) -> None
     `folder` holds something else or the network takes windows of slices.
     """
     require_own(folder)
-    saved = run_checkpoint.require_config(workdir)
+    saved = run_config.require_config(workdir)
     config = ConfigDict(saved["model"])
     if config.slices > 1:
         raise UsageError(

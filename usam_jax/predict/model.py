@@ -18,7 +18,7 @@ from usam_jax.models.common import registry
 from usam_jax.models.common.prompts import batch_images, batch_prompts
 from usam_jax.utils.errors import UsageError, WeightsError
 from usam_jax.utils.workdir import Workdir
-from usam_jax.weights import run_checkpoint
+from usam_jax.weights import run_checkpoint, run_config
 
 MIN_POINTS = 32  # Arrays hold at least so many points: adding a click rarely recompiles.
 
@@ -175,7 +175,7 @@ def load_network(workdir: pathlib.Path) -> Network:
     Raises WeightsError if there is none, or if it or the run's config is damaged.
     """
     try:
-        saved = run_checkpoint.require_config(workdir)
+        saved = run_config.require_config(workdir)
         config = ConfigDict(saved)
         model, classes = make_model(config.model), tuple(saved["data"]["classes"])
         preparation = make_preparation(saved, source_kind(workdir, saved))

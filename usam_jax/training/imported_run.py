@@ -11,7 +11,7 @@ from usam_jax.utils.errors import UsageError, WeightsError, list_some
 from usam_jax.utils.files import write_json
 from usam_jax.utils.mesh import make_mesh
 from usam_jax.utils.workdir import Workdir
-from usam_jax.weights import load, run_checkpoint, saved_config
+from usam_jax.weights import load, run_checkpoint, run_config, saved_config
 
 NO_SPLIT = "no split"  # what chose the checkpoint, in summaries and model cards
 
@@ -24,7 +24,7 @@ def write(config: ConfigDict, workdir: pathlib.Path) -> None:
     """
     if not config.init_from:
         raise UsageError('config.init_from: got "", expected a file of weights')
-    if run_checkpoint.read_config(workdir):
+    if run_config.read_config(workdir):
         raise UsageError(f"{workdir} holds a run already. Give another folder.")
     training = loop.make_training(config, 1, make_mesh(1))
     variables = load.read_initial(config)
@@ -36,7 +36,7 @@ def write(config: ConfigDict, workdir: pathlib.Path) -> None:
             f"config.init_from: {config.init_from} has no weights for {len(missing)} arrays of the "
             f"network, so it can only start a training:\n{list_some(missing)}"
         )
-    run_checkpoint.check_config(workdir, config)
+    run_config.check_config(workdir, config)
     with run_checkpoint.Checkpoints(workdir) as checkpoints:
         saved = saved_config.to_json(config)
         saved["eval"]["select_on"] = NO_SPLIT

@@ -35,7 +35,7 @@ from usam_jax.utils.files import write_json
 from usam_jax.utils.formatting import percent
 from usam_jax.utils.mesh import make_mesh
 from usam_jax.utils.workdir import Workdir
-from usam_jax.weights import load, run_checkpoint, saved_config
+from usam_jax.weights import load, run_config, saved_config
 from usam_jax.weights.run_checkpoint import Checkpoints
 
 PLOT_EVERY = 30.0  # seconds: with short epochs, drawing took a third of the time
@@ -176,7 +176,7 @@ def train(
     """
     mesh, is_main_process = make_mesh(), runtime.is_main_process()
     checks.check(config, mesh)
-    run_checkpoint.check_config(workdir, config)
+    run_config.check_config(workdir, config)
     packed = prepare(config.data)
     subsets = splits.split_subsets(packed, config.data, config.eval.select_on)
     splits.choose(subsets, config)  # so that a wrong config.eval.split fails before training

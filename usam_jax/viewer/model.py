@@ -19,7 +19,8 @@ from usam_jax.utils import runtime
 from usam_jax.viewer.cache import SliceCache
 from usam_jax.viewer.case import Case, Model
 from usam_jax.viewer.slice_state import NO_PROMPTS, Prompts, SliceState, unpack
-from usam_jax.weights.run_checkpoint import best_step, require_config
+from usam_jax.weights.run_checkpoint import best_step
+from usam_jax.weights.run_config import require_config
 
 CACHE_BYTES = 512 * 2**20
 

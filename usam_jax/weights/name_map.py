@@ -131,7 +131,7 @@ class Report:
             lines.append(
                 f"left out {len(names)}: {reason} ({names[0]}{', ...' * (len(names) > 1)})"
             )
-        lines.append(f"left at their initial values: {len(self.fresh)} tensors of the model")
+        lines.append(f"not in the file, left as they were: {len(self.fresh)} tensors of the model")
         return "\n".join(lines)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from usam_jax.data.packed.format import Packed
 from usam_jax.evaluation.interactive import ClickRecord
@@ -123,6 +124,7 @@ def save_curve(path: pathlib.Path, clicks: dict[str, Any]) -> None:
         words = f"{target} %: {number['mean']:.1f} clicks"
         axes.annotate(words, (len(dice) - 1, float(target)), ha="right", va="bottom", fontsize=8)
     axes.set_xlabel("clicks of the robot user")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("Dice (%)")
     axes.set_ylim(min(50.0, float(dice.min()) - 3), 100)
     axes.grid(alpha=0.3)
