@@ -27,6 +27,7 @@ from usam_jax.models.ops import (
 from usam_jax.models.ops.conv import convolve, pixel_shuffle
 
 __all__ = [
+    "conv3d",
     "convolve",
     "depthwise_conv",
     "gelu",
@@ -85,6 +86,7 @@ relu = per_platform(activation.relu, cpu=cpu.relu)
 gelu = per_platform(activation.gelu, cpu=cpu.gelu, cuda=gpu.gelu)
 normalise = per_platform(norm.normalise, cpu=cpu.normalise, cuda=gpu.normalise)
 max_pool = per_platform(conv.max_pool, cpu=cpu_conv.max_pool)
+conv3d = per_platform(conv.conv3d, cpu=cpu_conv.conv3d)
 depthwise_conv = per_platform(conv.depthwise_conv, cpu=cpu_conv.depthwise_conv)
 up_conv = per_platform(conv.up_conv, cpu=cpu_conv.up_conv)
 up_concat_conv = per_platform(

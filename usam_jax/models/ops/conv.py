@@ -22,6 +22,19 @@ def convolve(
     )
 
 
+def conv3d(
+    x: Float[Array, "b z y x d"],
+    kernel: Float[Array, "k l m d e"],
+    *,
+    stride: tuple[int, ...],
+    padding: tuple[tuple[int, int], ...],
+) -> Float[Array, "b o i j e"]:
+    """Convolution of windows of slices with `padding` zeros before and after each axis."""
+    return jax.lax.conv_general_dilated(
+        x, kernel, stride, padding, dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
+    )
+
+
 def depthwise_conv(
     x: Float[Array, "b h w d"], kernel: Float[Array, "k l 1 d"]
 ) -> Float[Array, "b h w d"]:

@@ -28,6 +28,32 @@ def max_pool(x: Float[Array, "b h w d"], *, window: int = 2) -> Float[Array, "b 
     return jnp.maximum(x[:, :, :, 0], x[:, :, :, 1])
 
 
+def conv3d(
+    x: Float[Array, "b z y x d"],
+    kernel: Float[Array, "k l m d e"],
+    *,
+    stride: tuple[int, ...],
+    padding: tuple[tuple[int, int], ...],
+) -> Float[Array, "b o i j e"]:
+    """`conv.conv3d` as one convolution in 2-D, whose channels are those of all taps along z.
+
+    XLA:CPU has no fast convolution in 3-D (5x5x5 on 8 slices of 112x112, 16 to 32 channels: 329 ms
+    forward and 1423 ms with gradients -> 82 ms and 236 ms). The joined taps take as many times the
+    memory of `x` as the kernel has taps along z.
+    """
+    x = jnp.pad(x, ((0, 0), padding[0], (0, 0), (0, 0), (0, 0)))
+    taps, step = kernel.shape[0], stride[0]
+    b, z, *plane, d = x.shape
+    out = (z - taps) // step + 1
+    slices = [x[:, i : i + step * (out - 1) + 1 : step] for i in range(taps)]
+    joined = jnp.concatenate(slices, axis=-1).reshape(b * out, *plane, taps * d)
+    flat = jnp.moveaxis(kernel, 0, 2).reshape(*kernel.shape[1:3], taps * d, -1)
+    y = jax.lax.conv_general_dilated(
+        joined, flat, stride[1:], padding[1:], dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    return y.reshape(b, out, *y.shape[1:])
+
+
 @jax.custom_vjp
 def depthwise_conv(
     x: Float[Array, "b h w d"], kernel: Float[Array, "k l 1 d"]
