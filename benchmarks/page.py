@@ -8,6 +8,20 @@ from usam_jax.utils.files import atomic_write
 
 # Between the marks stands a table of the results whose names match the pattern from their start.
 TABLE = re.compile(r"(<!-- results: (.+?) -->\n).*?(<!-- end of results -->)", re.DOTALL)
+# Between these, a row for each network: its speed, memory and compilation.
+SPEEDS = re.compile(r"(<!-- speeds -->\n).*?(<!-- end of speeds -->)", re.DOTALL)
+SPEED = re.compile(
+    r"(?P<kind>[^:]*?):? ?(?P<task>evaluating|training) (?P<network>\w+, \d+x\d+, .+)"
+)
+SPEED_COLUMNS = (
+    ("", "evaluating", "evaluation, slices/s"),
+    ("the same, of a matrix product", "evaluating", "share"),
+    ("total memory of", "evaluating", "GB"),
+    ("", "training", "training, slices/s"),
+    ("the same, of a matrix product", "training", "share"),
+    ("total memory of", "training", "GB"),
+    ("compiling for", "training", "compiling, s"),
+)
 HEADER = "| what | first value | at commit | last value | at commit | unit |"
 
 
@@ -21,7 +35,9 @@ def write_page(page: pathlib.Path, results: pathlib.Path) -> None:
         return found[1] + make_tables([x for x in rows if pattern.match(x["what"])]) + found[3]
 
     with atomic_write(page) as temporary:
-        temporary.write_text(TABLE.sub(fill, page.read_text()))
+        text = TABLE.sub(fill, page.read_text())
+        speeds = make_speed_tables(rows)
+        temporary.write_text(SPEEDS.sub(lambda found: found[1] + speeds + found[2], text))
 
 
 def make_tables(rows: list[dict[str, str]]) -> str:
@@ -40,4 +56,25 @@ def make_tables(rows: list[dict[str, str]]) -> str:
             before = (first["value"], first["commit"]) if len(found) > 1 else ("", "")
             cells = (what, *before, last["value"], last["commit"], last["unit"])
             lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", ""])
+
+
+def make_speed_tables(rows: list[dict[str, str]]) -> str:
+    """Markdown tables, one per device, with the last values of each network."""
+    devices: dict[str, dict[str, dict[tuple[str, str], dict[str, str]]]] = {}
+    for row in rows:
+        if found := SPEED.fullmatch(row["what"]):
+            networks = devices.setdefault(row["device"], {})
+            networks.setdefault(found["network"], {})[found["kind"], found["task"]] = row
+    lines = []
+    for device, networks in devices.items():
+        names = ["network", "size and batch", *(name for *_, name in SPEED_COLUMNS), "at commit"]
+        lines += ["", f"{device}:", "", f"| {' | '.join(names)} |"]
+        lines.append(f"| --- | --- |{' ---: |' * len(SPEED_COLUMNS)} --- |")
+        for network, results in sorted(networks.items()):
+            name, _, about = network.partition(", ")
+            found_rows = [results.get((kind, task)) for kind, task, _ in SPEED_COLUMNS]
+            values = [row["value"] if row else "" for row in found_rows]
+            commit = next(reversed(results.values()))["commit"]
+            lines.append(f"| {' | '.join((f'`{name}`', about, *values, commit))} |")
     return "\n".join([*lines, "", ""])

@@ -14,6 +14,13 @@ bbb,two cores,speed of a,3,slices/s,
 bbb,"one, large",speed of a,60,slices/s,
 bbb,two cores,weight of a,7,GB,
 """
+SPEEDS = """commit,device,what,value,unit,versions
+aaa,two cores,"evaluating unet, 32x32, batch 4",1,slices/s,
+bbb,two cores,"evaluating unet, 32x32, batch 4",2,slices/s,
+bbb,two cores,"the same, of a matrix product: evaluating unet, 32x32, batch 4",0.5,,
+bbb,two cores,"total memory of training unet, 32x32, batch 4",3,GB,
+bbb,two cores,"training ViT-B, float32, batch 4",7,slices/s,
+"""
 CASES = {"image size": (224, 512), "classes": (3, 17), "points": (0, 4)}
 
 
@@ -30,6 +37,17 @@ def test_page_shows_first_and_last_value_per_device(tmp_path):
         assert "| speed of a |  |  | 60 | bbb | slices/s |" in text.split("one, large:")[1]
         assert "old" not in text
         assert "weight" not in text
+
+
+def test_speed_table_has_a_row_per_network_with_its_last_values(tmp_path):
+    page, results = tmp_path / "page.md", tmp_path / "results.csv"
+    results.write_text(SPEEDS)
+    page.write_text("<!-- speeds -->\nold\n<!-- end of speeds -->\n")
+    write_page(page, results)
+    start, *rows, end = [x for x in page.read_text().splitlines() if x]
+    assert (start, end) == ("<!-- speeds -->", "<!-- end of speeds -->")
+    assert rows[0] == "two cores:"
+    assert rows[3:] == ["| `unet` | 32x32, batch 4 | 2 | 0.5 |  |  |  | 3 |  | bbb |"]
 
 
 def test_plots_are_drawn_from_results(tmp_path):
