@@ -33,7 +33,7 @@ def test_parameter_count_is_the_published_one_for_word(name, expected):
     [
         ("r2unet", "width", 0, "1 or more"),
         ("r2unet", "steps", -1, "0 or more"),
-        ("resunet_pp", "width", 15, "16 or more"),
+        ("resunet_pp", "width", 0, "1 or more"),
         ("resunet_pp", "image_size", 36, "a positive multiple of 8"),
         ("multires_unet", "width", 3, "4 or more"),
         ("vnet", "width", 0, "1 or more"),

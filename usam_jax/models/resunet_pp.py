@@ -75,7 +75,7 @@ class SqueezeExcite(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
         d = x.shape[-1]
-        hidden = d // REDUCTION
+        hidden = max(1, d // REDUCTION)
         y = x.mean((1, 2))
         y = ops.relu(linear(hidden, d, self.dtype, "fc_0", bias=False)(y))
         y = jax.nn.sigmoid(linear(d, hidden, self.dtype, "fc_2", bias=False)(y))
@@ -184,9 +184,9 @@ def resunet_pp_config() -> ConfigDict:
 
 
 def build(config: ConfigDict) -> ResUNetPlusPlus:
-    """Return the module of `config.model`. Raises UsageError if the width is too small."""
-    if config.width < REDUCTION:
-        raise UsageError(f"config.model.width: got {config.width}, expected {REDUCTION} or more")
+    """Return the module of `config.model`. Raises UsageError if the width is below 1."""
+    if config.width < 1:
+        raise UsageError(f"config.model.width: got {config.width}, expected 1 or more")
     return ResUNetPlusPlus(config.num_classes, config.width, jnp.dtype(config.dtype))
 
 
@@ -196,5 +196,5 @@ SPEC = ModelSpec(
     image_size=multiple_of(2 ** (LEVELS - 1)),
     paper="1911.07067",
     code="github.com/rishikksh20/ResUnet@9998512",
-    small={"width": 16},
+    small={"width": 8},
 )
