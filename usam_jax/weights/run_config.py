@@ -1,4 +1,4 @@
-"""The config of a run, `WORKDIR/config.json`: what it was trained with, and what may resume it."""
+"""The config of a run, `WORKDIR/config.json`: how it was trained, and what may resume it."""
 
 import pathlib
 import re
