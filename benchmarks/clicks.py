@@ -63,21 +63,21 @@ def measure_volume_clicks(workdir: str) -> list[Row]:
     packed = prepare(ConfigDict(network.config).data)
     images, labels = packed.images("test"), packed.labels("test")
     cases = np.array([record["case"] for record in packed.slices("test")])
-    ways = list(itertools.product(IN_TURN, (False, True)))
-    counts: list[list[int]] = [[] for _ in ways]
+    modes = list(itertools.product(IN_TURN, (False, True)))
+    counts: list[list[int]] = [[] for _ in modes]
     with console.Progress("clicks", len(packed.cases("test")), "volumes") as bar:
         for case in np.unique(cases):
             rows = np.flatnonzero(cases == case)
             volume = Volume(network, images[rows], labels[rows])
-            for way, found in zip(ways, counts, strict=True):
-                found.append(volume.count(*way))
+            for mode, of_mode in zip(modes, counts, strict=True):
+                of_mode.append(volume.count(*mode))
             bar.advance()
     results = []
-    for (in_turn, propagates), found in zip(ways, counts, strict=True):
+    for (in_turn, propagates), of_mode in zip(modes, counts, strict=True):
         name = f"{in_turn} on a slice{', then propagated' * propagates}"
         results += [
-            (f"clicks until a volume's Dice is 85 %, {name}", float(np.mean(found)), "clicks"),
-            (f"the same, median, {name}", float(np.median(found)), "clicks"),
+            (f"clicks until a volume's Dice is 85 %, {name}", float(np.mean(of_mode)), "clicks"),
+            (f"the same, median, {name}", float(np.median(of_mode)), "clicks"),
         ]
     return results
 
@@ -93,13 +93,16 @@ class Volume:
         self.features = [network.encode(x[None]) for x in images]
         self.predicted = np.zeros_like(labels)
         self.probabilities: list[np.ndarray] = [np.zeros(0)] * len(images)
+        for i in range(len(images)):
+            self.predict(i, NO_CLICKS)
+        self.automatic = self.predicted.copy(), list(self.probabilities)
+        self.forget_clicks()
 
-    def start(self) -> None:
-        """Forget all clicks, and predict automatically."""
+    def forget_clicks(self) -> None:
+        """Go back to the automatic prediction."""
+        self.predicted, self.probabilities = self.automatic[0].copy(), list(self.automatic[1])
         none = NO_CLICKS._replace(point_classes=np.zeros(0, np.int32))
         self.clicks = [none] * len(self.labels)
-        for i in range(len(self.labels)):
-            self.predict(i, NO_CLICKS)
 
     def predict(self, i: int, clicks: Clicks) -> None:
         labels, probabilities = self.network.decode(self.features[i], [clicks])
@@ -116,7 +119,7 @@ class Volume:
 
     def count(self, in_turn: int, propagates: bool) -> int:
         """Return the number of clicks until `TARGET` is reached, at most `MAX_CLICKS`."""
-        self.start()
+        self.forget_clicks()
         for done in range(MAX_CLICKS):
             if self.dice() >= TARGET:
                 return done

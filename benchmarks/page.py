@@ -15,18 +15,18 @@ SPEED = re.compile(
 )
 SPEED_COLUMNS = (
     ("", "evaluating", "evaluation, slices/s"),
-    ("the same, of a matrix product", "evaluating", "share"),
-    ("total memory of", "evaluating", "GB"),
+    ("the same, of a matrix product", "evaluating", "evaluation, share"),
+    ("total memory of", "evaluating", "evaluation, GB"),
     ("", "training", "training, slices/s"),
-    ("the same, of a matrix product", "training", "share"),
-    ("total memory of", "training", "GB"),
+    ("the same, of a matrix product", "training", "training, share"),
+    ("total memory of", "training", "training, GB"),
     ("compiling for", "training", "compiling, s"),
 )
 HEADER = "| what | first value | at commit | last value | at commit | unit |"
 
 
 def write_page(page: pathlib.Path, results: pathlib.Path) -> None:
-    """Fill the page's tables, one per device, with the first and the last value of each result."""
+    """Fill the tables of a page between their marks, one per device."""
     with results.open(newline="") as file:
         rows = list(csv.DictReader(file))
 
@@ -64,8 +64,9 @@ def make_speed_tables(rows: list[dict[str, str]]) -> str:
     devices: dict[str, dict[str, dict[tuple[str, str], dict[str, str]]]] = {}
     for row in rows:
         if found := SPEED.fullmatch(row["what"]):
-            networks = devices.setdefault(row["device"], {})
-            networks.setdefault(found["network"], {})[found["kind"], found["task"]] = row
+            results = devices.setdefault(row["device"], {}).setdefault(found["network"], {})
+            results.pop((found["kind"], found["task"]), None)  # so that the last one is the newest
+            results[found["kind"], found["task"]] = row
     lines = []
     for device, networks in devices.items():
         names = ["network", "size and batch", *(name for *_, name in SPEED_COLUMNS), "at commit"]

@@ -20,6 +20,7 @@ bbb,two cores,"evaluating unet, 32x32, batch 4",2,slices/s,
 bbb,two cores,"the same, of a matrix product: evaluating unet, 32x32, batch 4",0.5,,
 bbb,two cores,"total memory of training unet, 32x32, batch 4",3,GB,
 bbb,two cores,"training ViT-B, float32, batch 4",7,slices/s,
+ccc,two cores,"evaluating unet, 32x32, batch 4",4,slices/s,
 """
 CASES = {"image size": (224, 512), "classes": (3, 17), "points": (0, 4)}
 
@@ -47,7 +48,7 @@ def test_speed_table_has_a_row_per_network_with_its_last_values(tmp_path):
     start, *rows, end = [x for x in page.read_text().splitlines() if x]
     assert (start, end) == ("<!-- speeds -->", "<!-- end of speeds -->")
     assert rows[0] == "two cores:"
-    assert rows[3:] == ["| `unet` | 32x32, batch 4 | 2 | 0.5 |  |  |  | 3 |  | bbb |"]
+    assert rows[3:] == ["| `unet` | 32x32, batch 4 | 4 | 0.5 |  |  |  | 3 |  | ccc |"]
 
 
 def test_plots_are_drawn_from_results(tmp_path):

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import re
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from jax._src.cudnn import fused_attention_stablehlo
 
 from benchmarks.hlo import products
 from usam_jax.models import ops
+from usam_jax.models.common import layers
 from usam_jax.models.common.layers import ConvUnit
 from usam_jax.models.common.up_block import UpBlock
 from usam_jax.models.ops import (
@@ -112,8 +114,8 @@ CASES = {
     ),
     "conv3d with stride": (
         "conv3d",
-        (normal(2, 4, 4, 6, 2), normal(2, 2, 2, 2, 4)),
-        {"stride": (2, 2, 2), "padding": ((0, 0),) * 3},
+        (normal(2, 5, 4, 7, 2), normal(3, 2, 3, 2, 4)),
+        {"stride": (2, 1, 3), "padding": ((1, 0), (0, 1), (2, 1))},
     ),
     "depthwise_conv": ("depthwise_conv", (normal(2, 4, 5, 3), normal(3, 3, 1, 3)), {}),
     "up_conv": ("up_conv", (normal(2, 3, 5, 4), normal(2, 2, 4, 6), normal(6)), {}),
@@ -262,6 +264,16 @@ def test_program_contains_only_its_platforms_forms(platform, position, transform
     )
     assert other - own  # or the test could not tell them apart
     assert set(products(lower([platform], transform=transform))) == own
+
+
+@pytest.mark.parametrize(("platform", "axes"), [("cpu", "0, 1"), ("cuda", "0, 1, 2")])
+def test_convolutions_of_windows_are_in_2d_on_a_cpu_alone(platform, axes):
+    layer = layers.conv(4, 2, 3, jnp.float32, "conv", dims=3)
+    windows = jax.ShapeDtypeStruct((1, 3, 4, 5, 2), jnp.float32)
+    variables = jax.eval_shape(layer.init, jax.random.key(0), windows)
+    exported = jax.export.export(jax.jit(layer.apply), platforms=[platform])(variables, windows)
+    found = re.findall(r"dim_numbers = \[b, ([\d, ]+), f\]", exported.mlir_module())
+    assert found == [axes]
 
 
 @pytest.mark.parametrize("num_devices", [1, 2])

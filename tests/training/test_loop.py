@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT, phantom_config
+from conftest import ROOT, finish_run, phantom_config
 from rich.console import Console
 
 from usam_jax.data import loader, splits
@@ -26,7 +26,7 @@ from usam_jax.utils import console
 from usam_jax.utils.errors import DataError, UsageError, UserError, WeightsError
 from usam_jax.utils.files import write_json
 from usam_jax.utils.mesh import check_batch_size, make_mesh, shard_batch
-from usam_jax.weights import run_checkpoint, run_config
+from usam_jax.weights import run_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -268,45 +268,6 @@ def test_metric_writer_drops_rows_past_the_checkpoint(tmp_path):
     assert lines[2].endswith('"train/loss": 0.5, "val/dice/tumour": null}')
 
 
-def finish_run(workdir, config) -> None:
-    """Write the checkpoint folder and the config of a run that has a finished checkpoint."""
-    (workdir / "checkpoints" / "5").mkdir(parents=True)
-    (workdir / "config.json").write_text(config.to_json_best_effort())
-
-
-def test_check_config_rejects_changed_config_of_a_run(tmp_path):
-    other = phantom_config(**{"train.batch_size": 4, "prompts.kind": "none"})
-    (tmp_path / "config.json").write_text(phantom_config().to_json_best_effort())
-    run_config.check_config(tmp_path, other)  # allowed, since no checkpoint exists yet
-    finish_run(tmp_path, phantom_config())
-    run_config.check_config(tmp_path, phantom_config())
-    with pytest.raises(UsageError) as caught:
-        run_config.check_config(tmp_path, other)
-    assert "config.train.batch_size: got 4, expected 8" in str(caught.value)
-    assert "config.prompts.kind: got 'none', expected 'points'" in str(caught.value)
-
-
-def test_check_config_keeps_files_of_the_user(tmp_path):
-    for name, content in (("config.json", '{"mine": 1}'), ("metrics.csv", "a,b"), ("run.json", "")):
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / name).write_text(content)
-        with pytest.raises(UsageError, match=rf"is not a run, since its config\.json .*\n.*{name}"):
-            run_config.check_config(folder, phantom_config())
-
-
-def test_check_config_accepts_a_run_without_checkpoint(tmp_path):
-    for name in ("data.json", "run.json", "metrics.jsonl"):  # as a kill leaves it
-        (tmp_path / name).write_text("{}")
-    (tmp_path / "config.json").write_text(phantom_config().to_json_best_effort())
-    run_config.check_config(tmp_path, phantom_config())
-
-
-def test_check_config_names_a_workdir_that_is_not_utf_8(tmp_path):
-    with pytest.raises(UsageError, match="expected a path in UTF-8"):
-        run_config.check_config(tmp_path / "caf\udce9", phantom_config())
-
-
 def test_best_step_rejects_checkpoint_of_another_model(tmp_path):
     config = phantom_config()
     with pytest.raises(WeightsError, match="has no finished checkpoint"):
@@ -316,13 +277,6 @@ def test_best_step_rejects_checkpoint_of_another_model(tmp_path):
         WeightsError, match=r"config.model.variant: got 'vit_b', expected 'smallest'"
     ):
         run_checkpoint.best_step(tmp_path, phantom_config(**{"model.variant": "vit_b"}).model)
-
-
-def test_check_config_names_damaged_config(tmp_path):
-    finish_run(tmp_path, phantom_config())
-    (tmp_path / "config.json").write_text('{"model"')
-    with pytest.raises(UserError, match=r"config\.json: not JSON .*: damaged"):
-        run_config.check_config(tmp_path, phantom_config())
 
 
 def test_checkpoints_keeps_best_and_last_two(packed_phantoms, one_device_run, tmp_path):

@@ -27,6 +27,7 @@ from usam_jax.io.dicom_seg import is_own_seg
 from usam_jax.predict import Predictor, output
 from usam_jax.predict.slices import Options
 from usam_jax.predict.volume import Request, predict_volume
+from usam_jax.utils import console
 from usam_jax.utils.errors import UserError
 from usam_jax.viewer import planes
 from usam_jax.viewer.case import Paths, check_paths, points_path
@@ -440,6 +441,22 @@ def test_saved_mask_equals_predictor_and_points(tmp_path, axes, rotation, intera
     again = tmp_path / "again.nii.gz"
     predict_volume(stub, path, again, request)
     np.testing.assert_array_equal(np.asarray(nibabel.load(again).dataobj), right.dataobj)
+
+
+def test_closing_names_the_autosave_of_unsaved_actions_alone(folder, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(console, "info", said.append)
+    paths = Paths(folder / "ct.nii.gz", tmp_path / "mask.nii.gz")
+    with Served([paths], Stub(True)) as served:
+        served.ready()
+    assert said == []
+    with Served([paths], Stub(True)) as served:
+        served.ready()
+        click_all(served)
+        served.post("save", {"format": "nifti"})
+        served.post("undo", {})  # the file still has what was undone
+    (line,) = said
+    assert line.startswith("not saved as a mask yet: the edits are kept in")
 
 
 def test_dicom_is_saved_as_seg_and_nifti(tmp_path):

@@ -99,7 +99,7 @@ class Desk:
         problem = case.close()
         if problem:
             console.info(f"error: {problem}")
-        elif session.slices and not saved:
+        elif not saved and (session.history.done or session.history.undone):
             console.info(
                 f"not saved as a mask yet: the edits are kept in {case.autosave.folder}; the same "
                 "command continues"

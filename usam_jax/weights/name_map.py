@@ -112,7 +112,7 @@ class Report:
     """Report of what was done with each tensor of a checkpoint, by torch name.
 
     `resized` gives the shapes before and after, `left` the reason why a tensor was not read.
-    `fresh` lists the model's tensors that keep their initial values. `constants` holds variables
+    `fresh` lists the model's tensors that are not read and keep their values. `constants` holds variables
     outside `params`: the fixed matrix of SAM's Fourier features.
     """
 
@@ -131,7 +131,7 @@ class Report:
             lines.append(
                 f"left out {len(names)}: {reason} ({names[0]}{', ...' * (len(names) > 1)})"
             )
-        lines.append(f"not in the file, left as they were: {len(self.fresh)} tensors of the model")
+        lines.append(f"not read: {len(self.fresh)} tensors of the model, which keep their values")
         return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""The config of a run, `WORKDIR/config.json`: how it was trained, and what may resume it."""
+"""Reads a run's config and checks that a config may resume the run."""
 
 import pathlib
 import re

@@ -1,4 +1,4 @@
-"""The config that a run saves as `config.json`, and upgrades from older versions."""
+"""The format of a run's `config.json`: versions, upgrades and differences."""
 
 import copy
 import json

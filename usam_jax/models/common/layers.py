@@ -61,9 +61,17 @@ def dense_matmul(x: Array, kernel: Array, *_args: Any, **_options: Any) -> Array
     return ops.matmul(x, kernel)
 
 
-def conv3d(x: Array, kernel: Array, strides: Any, padding: Any, **options: Any) -> Array:
+def conv_of_windows(
+    x: Array,
+    kernel: Array,
+    strides: Any,
+    padding: Any,
+    *,
+    rhs_dilation: Any,
+    **_options: Any,  # those that `conv` leaves at their defaults
+) -> Array:
     """`ops.conv3d` with the arguments of `lax.conv_general_dilated`, as `nn.Conv` calls it."""
-    assert set(options["rhs_dilation"]) == {1}, "windows have no dilated convolution"
+    assert set(rhs_dilation) == {1}, "convolutions of windows have no dilation"
     return ops.conv3d(x, kernel, stride=tuple(strides), padding=tuple(padding))
 
 
@@ -96,7 +104,7 @@ def conv(
         dtype=dtype,
         kernel_init=kernel_init or init,
         bias_init=bias_init or init,
-        conv_general_dilated=conv3d if dims == 3 else None,
+        conv_general_dilated=conv_of_windows if dims == 3 else None,
         name=name,
     )
 

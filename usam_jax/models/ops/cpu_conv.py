@@ -37,9 +37,9 @@ def conv3d(
 ) -> Float[Array, "b o i j e"]:
     """`conv.conv3d` as one convolution in 2-D, whose channels are those of all taps along z.
 
-    XLA:CPU has no fast convolution in 3-D (5x5x5 on 8 slices of 112x112, 16 to 32 channels: 329 ms
-    forward and 1423 ms with gradients -> 82 ms and 236 ms). The joined taps take as many times the
-    memory of `x` as the kernel has taps along z.
+    XLA:CPU has no fast convolution in 3-D (5x5x5 on 8 slices of 112x112, from 16 to 32 channels:
+    329 ms forward and 1423 ms with gradients -> 82 ms and 236 ms). The joined taps take as many
+    times the memory of `x` as the kernel has taps along z, in training until the backward pass.
     """
     x = jnp.pad(x, ((0, 0), padding[0], (0, 0), (0, 0), (0, 0)))
     taps, step = kernel.shape[0], stride[0]
