@@ -17,6 +17,7 @@ from benchmarks.limits import FORWARD_FLOP, STEP_FLOP, measure_bandwidth, produc
 from benchmarks.results import Row
 from configs import care
 from usam_jax.data.loader import stack
+from usam_jax.data.prompts import make_add_prompts
 from usam_jax.models import get, init_variables, make_model, predicted_slices
 from usam_jax.models.common.prompts import batch_images
 from usam_jax.models.common.registry import input_shape
@@ -128,8 +129,8 @@ def measure_step(
 
 
 def make_batch(config: ConfigDict) -> dict[str, np.ndarray]:
-    """A batch of noise, with three points per class if the network takes prompts."""
-    rng, size, spec = np.random.default_rng(0), config.model.image_size, get(config.model.name)
+    """A batch of noise, with the prompts of `config.prompts` if the network takes any."""
+    rng, spec = np.random.default_rng(0), get(config.model.name)
     shape = input_shape(config.model)
     labelled = shape if spec.dims == 3 else shape[:2]
     item = {
@@ -138,8 +139,7 @@ def make_batch(config: ConfigDict) -> dict[str, np.ndarray]:
         "index": np.int32(0),
     }
     if spec.promptable:
-        item["points_xy"] = rng.uniform(0, size, (6, 2)).astype(np.float32)
-        item["point_labels"] = np.ones(6, np.int32)
+        item = make_add_prompts(config)(item, rng)
     return stack([item] * config.train.batch_size)
 
 

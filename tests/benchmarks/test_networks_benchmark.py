@@ -5,7 +5,7 @@ import subprocess
 
 import jax
 import pytest
-from conftest import ROOT
+from conftest import ROOT, phantom_config
 
 from benchmarks import __main__ as command
 from benchmarks import networks, training
@@ -46,6 +46,14 @@ def test_batch_of_a_network_has_what_its_step_takes(name):
     step = loop.make_training(config, 100, make_mesh(1))
     state, values = jax.eval_shape(step.train_step, step.target, batch)
     assert values["train/loss"].shape == () and state.step.shape == ()
+
+
+def test_batch_of_an_interactive_network_has_what_its_step_takes():
+    interactive = {"model.interactive": True, "prompts.kind": "interactive", "prompts.rounds": 1}
+    config = phantom_config("sam_s", **interactive)
+    step = loop.make_training(config, 100, make_mesh(1))
+    batch = training.make_batch(config)
+    assert jax.eval_shape(step.train_step, step.target, batch)[1]["train/loss"].shape == ()
 
 
 def test_work_of_a_step_of_windows_is_that_of_a_slice():
