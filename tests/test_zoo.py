@@ -247,8 +247,8 @@ def torch_tensors(tree, collection: str, network: str) -> dict[str, np.ndarray]:
 
 
 # The cross entropy of UCTransNet's second step is 1.1e-5 off, also with the references of all
-# operations (1.04e-5); its source.json asks for 1e-5.
-MISSED = {("uctransnet", 1): 1.2e-5}
+# operations (1.04e-5); its source.json asks for 1e-5, which total and Dice meet.
+MISSED = {("uctransnet", 1): (1e-5, 1.2e-5, 1e-5)}
 
 
 def test_zoo_sgd_steps_equal_the_published_ones(published):
@@ -282,8 +282,9 @@ def test_zoo_sgd_steps_equal_the_published_ones(published):
         else:
             params, grads, losses, logits, changed = train_step(params, *batch)
             rest = {**rest, **changed}
-        tolerance = MISSED.get((name, step), tolerance)
-        np.testing.assert_allclose(losses, golden["losses"][step], rtol=0, atol=tolerance)
+        allowed = MISSED.get((name, step), (tolerance,) * 3)
+        for loss, expected, atol in zip(losses, golden["losses"][step], allowed, strict=True):
+            np.testing.assert_allclose(loss, expected, rtol=0, atol=atol)
         if step == 0:
             first = to_torch_layout(logits), grads, changed.get("batch_stats", {})
     logits, grads, stats = first
