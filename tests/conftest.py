@@ -84,6 +84,22 @@ def phantom_config(network: str = "usam", **changes) -> ConfigDict:
     return config
 
 
+def make_variables(config: ConfigDict) -> dict:
+    """Arbitrary variables of `config.model`, faster than compiling the initialisers."""
+    import jax.numpy as jnp
+    from flax import traverse_util
+
+    from usam_jax import models
+
+    flat = traverse_util.flatten_dict(models.variable_shapes(config))
+    for path, like in flat.items():
+        noise = recipe.normal("/".join(path), like.shape)
+        fan_in = np.prod(like.shape[:-1]) if len(like.shape) > 1 else 100
+        noise = jnp.asarray(noise * fan_in**-0.5, jnp.float32)
+        flat[path] = 1 + abs(noise) if path[-1] in ("scale", "var") else noise
+    return traverse_util.unflatten_dict(flat)
+
+
 def set_fields(config: ConfigDict, changes: dict) -> None:
     """Set fields by dotted name. Raises KeyError for one that does not exist, unlike ConfigDict."""
     for name in changes:

@@ -7,9 +7,8 @@ import re
 import runpy
 import shlex
 
-import jax
 import pytest
-from conftest import ROOT
+from conftest import ROOT, make_variables
 
 from configs import care
 from usam_jax import models, torch_file
@@ -103,9 +102,7 @@ def test_readme_snippet_runs(monkeypatch):
     usam.VARIANTS["smallest"] = usam.Variant(48, 2, 2, (1,), window=7, dim=32)
     small = models.make_config("usam")
     small.variant = "smallest"
-    published = load.to_published(
-        jax.device_get(models.init_variables(small, jax.random.key(0))), small
-    )
+    published = load.to_published(make_variables(small), small)
     monkeypatch.setattr(torch_file, "load", lambda path: published)
     monkeypatch.setattr(models, "make_config", lambda name: small)
     (code,) = snippets(ROOT / "README.md", "python")

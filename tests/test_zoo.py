@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import recipe
-from conftest import each_network, phantom_config
+from conftest import each_network, make_variables, phantom_config
 from flax import traverse_util
 
 from usam_jax import convert, models
@@ -21,9 +21,7 @@ from usam_jax.weights import load, maps, name_map
 NETWORKS = registry.names()
 # `make networks` tests the others.
 ALWAYS = (
-    "attention_unet",
     "nnunet",
-    "nnunet_resenc",
     "sam_s",
     "samed",
     "swin_unet",
@@ -59,28 +57,21 @@ def golden_labels(config, salt: str) -> np.ndarray:
 def small(request):
     """Name, config, module and variables of each network."""
     config = small_config(request.param)
-    variables = models.init_variables(config, jax.random.key(0))
+    variables = make_variables(config)
     return request.param, config, models.make_model(config), variables
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_spec_logits_have_images_shape_in_float32(name):
-    for dtype in ("float32", "bfloat16"):
-        config = small_config(name, dtype=dtype, num_classes=5)
-        model, shapes = models.make_model(config), models.variable_shapes(config)
-        images = jax.eval_shape(lambda config=config: make_images(config))
-        logits = jax.eval_shape(model.apply, shapes, images)
-        assert (logits.shape, logits.dtype) == ((*images.shape, 5), jnp.float32)
-        assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(shapes))
-
-
-@pytest.mark.parametrize("name", [x for x in NETWORKS if models.get(x).dims == 2])
-def test_network_of_slices_takes_neighbours_as_channels(name):
-    config = small_config(name, slices=3)
-    model, images = models.make_model(config), jax.eval_shape(lambda: make_images(config))
-    assert images.shape[-1] == 3
-    logits = jax.eval_shape(model.apply, models.variable_shapes(config), images)
-    assert logits.shape == (*images.shape[:3], config.num_classes)
+def test_logits_are_float32_for_neighbours_and_bfloat16_too(name):
+    changes = {} if models.get(name).dims == 3 else {"slices": 3}  # neighbours as channels
+    config = small_config(name, dtype="bfloat16", num_classes=5, **changes)
+    model, shapes = models.make_model(config), models.variable_shapes(config)
+    images = jax.eval_shape(lambda: make_images(config))
+    logits = jax.eval_shape(model.apply, shapes, images)
+    pixels = images.shape[:-1] if changes else images.shape
+    assert images.shape[-1] == (3 if changes else config.image_size)
+    assert (logits.shape, logits.dtype) == ((*pixels, 5), jnp.float32)
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(shapes))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -194,6 +185,7 @@ def assert_probe(golden, stage: str, array, tolerance: float, spread: float = 1.
     np.testing.assert_allclose(summary[1:], golden[f"{stage}/summary"][1:], rtol=10 * tolerance)
 
 
+@pytest.mark.golden
 def test_parameter_count_equals_the_published_one(published):
     name, _, _, _, variables = published
     manifest, ignored = read_golden(name)[2], maps.maps_of(name)[0].ignored
@@ -215,6 +207,7 @@ def find_stage(state, path: str) -> np.ndarray:
     return np.asarray(value[int(element)] if element else value)
 
 
+@pytest.mark.golden
 def test_stages_and_logits_equal_the_published_ones(published):
     _, golden, source, config, variables = published
     model, tolerances = models.make_model(config), source["tolerances"]
@@ -251,6 +244,7 @@ def torch_tensors(tree, collection: str, network: str) -> dict[str, np.ndarray]:
 MISSED = {("uctransnet", 1): (1e-5, 1.2e-5, 1e-5)}
 
 
+@pytest.mark.golden
 def test_zoo_sgd_steps_equal_the_published_ones(published):
     name, golden, source, config, variables = published
     model, tolerances = models.make_model(config), source["tolerances"]

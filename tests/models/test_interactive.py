@@ -40,12 +40,13 @@ def test_untrained_extension_changes_nothing(network):
     assert rest.pop("extension")
     image = jax.random.uniform(jax.random.key(1), (1, SIZE, SIZE))
     prompts = click(9.0, 5.0, 2)
-    expected = plain.apply(
+    expected = jax.jit(plain.apply)(
         {**variables, "params": rest},
         image,
         Prompts(points_xy=prompts.points_xy, point_labels=prompts.point_labels),
     )
-    np.testing.assert_array_equal(model.apply(variables, image, prompts), expected)
+    found = jax.jit(model.apply)(variables, image, prompts)
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_trained_extension_leaves_images_without_prompts(network):
@@ -56,9 +57,10 @@ def test_trained_extension_leaves_images_without_prompts(network):
     )
     changed = {**variables, "params": {**variables["params"], "extension": extension}}
     image = jax.random.uniform(jax.random.key(1), (1, SIZE, SIZE))
-    before, after = (model.apply(x, image, None) for x in (variables, changed))
+    apply = jax.jit(model.apply)
+    before, after = (apply(x, image, None) for x in (variables, changed))
     np.testing.assert_array_equal(after, before)
-    with_click = [model.apply(changed, image, click(9.0, 5.0, label)) for label in (1, 2)]
+    with_click = [apply(changed, image, click(9.0, 5.0, label)) for label in (1, 2)]
     assert jnp.abs(with_click[0] - with_click[1]).max() > 1e-3
 
 

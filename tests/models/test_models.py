@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import recipe
-from conftest import model_config, phantom_config
+from conftest import make_variables, model_config, phantom_config
 from flax import linen as nn
 from flax import traverse_util
 
@@ -34,17 +34,6 @@ def smallest(name: str = "usam", **changes):
     config = phantom_config(name).model
     config.update({"image_size": 112, **changes})
     return config
-
-
-def make_variables(model):
-    """Arbitrary variables of the right shapes, faster than compiling the initialisers."""
-    size = model.image_size
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, size, size)), None)
-    flat = {}
-    for path, shape in traverse_util.flatten_dict(shapes).items():
-        noise = 0.1 * recipe.normal("/".join(path), shape.shape)
-        flat[path] = jnp.asarray(1 + abs(noise) if path[-1] in ("scale", "var") else noise)
-    return traverse_util.unflatten_dict(flat)
 
 
 def count_by_part(config) -> dict[str, int]:
@@ -86,9 +75,10 @@ def test_variables_match_the_published_checkpoint(name, num_classes):
 
 @pytest.mark.parametrize("name", ["usam", "sam_s"])
 def test_call_equals_decode_of_encode(name):
-    model = make_model(smallest(name))
+    config = smallest(name)
+    model = make_model(config)
     images, points, labels, boxes = make_inputs()
-    variables = make_variables(model)
+    variables = make_variables(config)
     apply = jax.jit(model.apply)
     features = jax.jit(lambda v, x: model.apply(v, x, method="encode"))(variables, images)
     decode = jax.jit(lambda v, f, p: model.apply(v, f, p, method="decode"))
@@ -107,9 +97,10 @@ def test_call_equals_decode_of_encode(name):
 
 @pytest.mark.parametrize("num_skips", range(5))
 def test_num_skips_uses_only_the_deepest_skips(num_skips):
-    model = make_model(smallest(num_skips=num_skips))
+    config = smallest(num_skips=num_skips)
+    model = make_model(config)
     images, points, labels, _ = make_inputs(batch=1)
-    variables = make_variables(model)
+    variables = make_variables(config)
     features = jax.jit(lambda v, x: model.apply(v, x, method="encode"))(variables, images)
 
     def total(skips):
@@ -122,9 +113,10 @@ def test_num_skips_uses_only_the_deepest_skips(num_skips):
 
 
 def test_mask_tokens_can_be_one_per_class():
-    model = make_model(tiny(num_mask_tokens=3))
+    config = tiny(num_mask_tokens=3)
+    model = make_model(config)
     images, *_ = make_inputs()
-    variables = make_variables(model)
+    variables = make_variables(config)
     logits = jax.eval_shape(model.apply, variables, images, None)
     assert logits.shape == (2, 112, 112, 3)
     assert variables["params"]["mask_decoder"]["mask_tokens"].shape == (3, 64)
@@ -132,9 +124,10 @@ def test_mask_tokens_can_be_one_per_class():
 
 @pytest.mark.parametrize("image_size", [96, 160])
 def test_model_accepts_sizes_whose_windows_need_padding(image_size):
-    model = make_model(smallest(image_size=image_size))
+    config = smallest(image_size=image_size)
+    model = make_model(config)
     images, points, labels, _ = make_inputs(image_size)
-    logits = jax.jit(model.apply)(make_variables(model), images, Prompts(points, labels))
+    logits = jax.jit(model.apply)(make_variables(config), images, Prompts(points, labels))
     assert logits.shape == (2, image_size, image_size, 3)
     assert bool(jnp.isfinite(logits).all())
 
@@ -179,7 +172,7 @@ def test_bfloat16_model_returns_float32_logits():
     images, points, labels, _ = make_inputs()
     prompts = Prompts(points, labels)
     exact, rounded = make_model(tiny()), make_model(tiny(dtype="bfloat16"))
-    variables = make_variables(rounded)
+    variables = make_variables(tiny())
     assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
     features = jax.jit(lambda v, x: rounded.apply(v, x, method="encode"))(variables, images)
     assert features.embedding.dtype == jnp.bfloat16
@@ -248,7 +241,7 @@ def test_model_promotes_no_dtype_implicitly():
 
 def test_prompt_encoder_replaces_padding_points():
     model = make_model(tiny())
-    variables = make_variables(model)
+    variables = make_variables(tiny())
     _, points, labels, _ = make_inputs()
     prompts = Prompts(points, labels)
     tokens, _ = model.apply(variables, prompts, 2, method=lambda m, p, b: m.prompt_encoder(p, b))
@@ -259,9 +252,10 @@ def test_prompt_encoder_replaces_padding_points():
 
 
 def test_mixed_batch_gives_each_image_the_logits_of_its_prompts():
-    model = make_model(smallest())
+    config = smallest()
+    model = make_model(config)
     images, points, labels, boxes = make_inputs()
-    variables = make_variables(model)
+    variables = make_variables(config)
     apply = jax.jit(model.apply)
     prompts_of = {
         (False, False): None,

@@ -26,6 +26,7 @@ def plain():
     return golden, config, convert.from_published(golden_state_dict(manifest, source), config)
 
 
+@pytest.mark.golden
 def test_published_training_equals_nnunets(plain):
     golden, config, variables = plain
     spec, model = models.get("nnunet").at(config), models.make_model(config)

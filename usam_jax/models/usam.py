@@ -39,7 +39,7 @@ VARIANTS = {
     "vit_h": Variant(1280, 32, 16, (7, 15, 23, 31)),
     # For the demo and the tests, without published weights.
     "small": Variant(96, 4, 4, (1, 3), window=7, dim=128),
-    "tiny": Variant(96, 4, 4, (1, 3), window=7, dim=64),
+    "tiny": Variant(96, 2, 4, (1,), window=7, dim=64),
 }
 
 
