@@ -31,6 +31,8 @@ def get_config(model: str = "usam") -> ConfigDict:
         config.data.num_patients = (48, 12)  # in the training and test splits
         config.data.slices_per_patient = 24
     config.data.train_on_empty = True  # the test set has slices without foreground too
+    if "deep_supervision" in config.model:
+        config.model.deep_supervision = 0.3  # else the transformer learns next to nothing
     if "interactive" in config.model:
         # Clicks name their class, and each click improves the mask.
         config.model.interactive, config.prompts.kind = True, "interactive"

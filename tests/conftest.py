@@ -69,6 +69,8 @@ def phantom_config(network: str = "usam", **changes) -> ConfigDict:
         config.prompts.kind = "points"
     if "interactive" in config.model:
         config.model.interactive = False
+    if "deep_supervision" in config.model:
+        config.model.deep_supervision = 0.0
     if models.get(network).at(config.model).image_size.accepts(32):
         config.model.image_size = 32
     config.data.anatomy, config.data.phantom_seed = "single", 1

@@ -62,7 +62,7 @@ def small(request):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_logits_are_float32_for_neighbours_and_bfloat16_too(name):
+def test_logits_are_float32_for_bfloat16_and_neighbours(name):
     changes = {} if models.get(name).dims == 3 else {"slices": 3}  # neighbours as channels
     config = small_config(name, dtype="bfloat16", num_classes=5, **changes)
     model, shapes = models.make_model(config), models.variable_shapes(config)

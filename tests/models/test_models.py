@@ -276,13 +276,13 @@ def test_mixed_batch_gives_each_image_the_logits_of_its_prompts():
 
 
 def test_init_variables_follows_torchs_distributions():
-    params = init_variables(tiny(image_size=32), jax.random.key(1))["params"]
+    params = init_variables(phantom_config().model, jax.random.key(1))["params"]
     flat = traverse_util.flatten_dict(params, sep="/")
     for path, fan_in in {
-        "backbone/down4/nConvs_1/conv": 96 * 9,
-        "image_encoder/blocks_0/attn/qkv": 96,
-        "mask_decoder/up4/up": 64 * 4,
-        "mask_decoder/output_hypernetworks_mlps/layers_0": 64,
+        "backbone/down4/nConvs_1/conv": 48 * 9,
+        "image_encoder/blocks_0/attn/qkv": 48,
+        "mask_decoder/up4/up": 32 * 4,
+        "mask_decoder/output_hypernetworks_mlps/layers_0": 32,
     }.items():
         for leaf in ("kernel", "bias"):
             array = flat[f"{path}/{leaf}"]

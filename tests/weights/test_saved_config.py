@@ -77,14 +77,21 @@ def test_upgrade_adds_the_fields_of_each_version(version):
     assert saved_config.differences(config, saved_config.upgrade(saved)) == []
 
 
+def test_upgrade_of_version_5_has_no_deep_supervision():
+    config = phantom_config()
+    saved = saved_config.to_json(config) | {"schema_version": 5}
+    saved["model"].pop("deep_supervision")
+    assert saved_config.differences(config, saved_config.upgrade(saved)) == []
+
+
 def test_upgrade_keeps_todays_config():
     saved = saved_config.to_json(phantom_config())
     assert saved_config.upgrade(saved) == {k: v for k, v in saved.items() if k != "schema_version"}
 
 
 def test_upgrade_names_unknown_version():
-    with pytest.raises(UserError, match=r"got schema_version 6, expected at most 5"):
-        saved_config.upgrade({"schema_version": 6})
+    with pytest.raises(UserError, match=r"got schema_version 7, expected at most 6"):
+        saved_config.upgrade({"schema_version": 7})
 
 
 @pytest.fixture(scope="module")

@@ -66,6 +66,7 @@ class USam(nn.Module):
     dtype: Dtype = jnp.float32
     remat: bool = False
     interactive: bool = False
+    deep_supervision: bool = False
 
     def setup(self) -> None:
         variant, u_shaped = self.variant, self.num_skips is not None
@@ -79,7 +80,11 @@ class USam(nn.Module):
         )
         self.prompt_encoder = PromptEncoder(variant.dim, self.image_size)
         self.mask_decoder = MaskDecoder(
-            self.num_classes, self.num_mask_tokens, self.num_skips, self.dtype
+            self.num_classes,
+            self.num_mask_tokens,
+            self.num_skips,
+            self.dtype,
+            sow_coarse=self.deep_supervision,
         )
         if self.interactive:
             self.extension = Interactive(
@@ -149,6 +154,9 @@ def usam_config() -> ConfigDict:
     config.num_mask_tokens = 0
     config.remat = False  # recompute the transformer's activations in the backward pass
     config.interactive = False  # clicks with a class; needs config.prompts.kind = "interactive"
+    # Weight in the loss of coarse logits from the transformer's own map; 0 leaves them out, as
+    # published. Trained from nothing, the decoder else learns to ignore the transformer.
+    config.deep_supervision = 0.0
     return config
 
 
@@ -170,6 +178,10 @@ def build(config: ConfigDict) -> USam:
         raise UsageError(
             f"config.model.num_mask_tokens: got {config.num_mask_tokens}, expected 0 or more"
         )
+    if config.deep_supervision < 0:
+        raise UsageError(
+            f"config.model.deep_supervision: got {config.deep_supervision}, expected 0 or more"
+        )
     if config.interactive and not config.num_skips:
         raise UsageError(
             "config.model.num_skips: got 0, expected 1 or more with config.model.interactive: "
@@ -184,7 +196,14 @@ def build(config: ConfigDict) -> USam:
         dtype=jnp.dtype(config.dtype),
         remat=config.remat,
         interactive=config.interactive,
+        deep_supervision=config.deep_supervision > 0,
     )
+
+
+def depends(config: ConfigDict) -> dict[str, Any]:
+    """Return the fields of SPEC that follow from `config.model`: the weights of the outputs."""
+    coarse = config.deep_supervision
+    return {"loss_weights": {"logits": 1.0} | ({"mask_decoder/coarse": coarse} if coarse else {})}
 
 
 SPEC = ModelSpec(
@@ -204,4 +223,5 @@ SPEC = ModelSpec(
     pretrained="sam_vit_b_01ec64.pth",
     versions=tuple({"variant": name} for name in ("vit_b", "vit_l", "vit_h")),
     small={"variant": "small"},
+    depends=depends,
 )

@@ -15,7 +15,7 @@ from usam_jax.models.common.prompts import BACKGROUND, FOREGROUND, PADDING, Prom
 
 WINDOW = 9  # pixels: side of the window in which errors are counted
 POWER = 4  # of that count: larger values draw clicks closer to the centres of error regions
-WEIGHT = 0.3  # of the loss at the clicked pixels, which are few among all pixels
+WEIGHT = 0.5  # of the loss at the clicked pixels, which are few among all pixels
 
 
 def with_room(prompts: Prompts, rounds: int) -> Prompts:

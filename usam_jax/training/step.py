@@ -125,12 +125,19 @@ def make_train_step(
     groups = mesh.size if train.statistics == "device" else 1
     update_if, norms = skipping.update_if(mesh), norms_for(mesh, train.fsdp)
 
+    def loss_of(logits: Any, changed: dict[str, Any], labels: Any) -> tuple[Any, losses.Terms]:
+        """Return the loss of `logits` and of those that the network sowed, and its terms."""
+        outputs = {"logits": logits, **sown(changed.get("aux_logits", {}))}
+        return losses.weighted_loss(
+            outputs, labels, spec.loss_weights, segmentation_loss, spec.label_grid
+        )
+
     def group_loss(
         trainable: Any, variables: Any, batch: dict[str, Any], key: Any
     ) -> tuple[Any, Any]:
         variables = {**variables, "params": merge_params(trainable, variables["params"])}
         if rounds:
-            return interactive_loss(model, variables, batch, rounds, key, segmentation_loss)
+            return interactive_loss(model, variables, batch, rounds, key, loss_of)
         logits, changed = model.apply(
             variables,
             batch_images(batch["image"]),
@@ -139,11 +146,7 @@ def make_train_step(
             mutable=["batch_stats", "aux_logits"],
             rngs={"dropout": key} if spec.stochastic else None,
         )
-        outputs = {"logits": logits, **sown(changed.get("aux_logits", {}))}
-        labels = batch["label"].astype(jnp.int32)
-        loss, terms = losses.weighted_loss(
-            outputs, labels, spec.loss_weights, segmentation_loss, spec.label_grid
-        )
+        loss, terms = loss_of(logits, changed, batch["label"].astype(jnp.int32))
         return loss, ({"loss": loss, **terms}, changed.get("batch_stats", {}))
 
     def loss_fn(trainable: Any, variables: Any, batch: dict[str, Any], key: Any) -> tuple[Any, Any]:

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from usam_jax.utils.errors import UserError
 from usam_jax.utils.renamed_fields import RENAMED
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 # Fields that each version added, with the values that earlier versions used.
 ADDED: dict[int, dict[str, dict[str, Any]]] = {
     3: {
@@ -59,6 +59,8 @@ def upgrade(saved: dict[str, Any]) -> dict[str, Any]:
         if config["model"].get("name") in ("usam", "sam_s"):
             config["model"]["interactive"] = False
             config["optimizer"]["learning_rates"]["interactive"] = 1e-3
+    if version < 6 and config["model"].get("name") == "usam":
+        config["model"]["deep_supervision"] = 0.0
     return config
 
 

@@ -50,7 +50,7 @@ def save_cost(path: pathlib.Path, table: dict[str, Any]) -> None:
         if dice is None:
             continue
         colour, marker = colours(i % 20), "os^D"[i // 20 % 4]
-        label = f"{row['name']} ({row['parameters'] / 1e6:.1f} M)"
+        label = f"{row['name']} ({row['parameters'] / 1e6:.3g} M)"
         axes.plot(flop, 100 * dice, marker, c=colour, ms=8, mec="black", mew=0.5, label=label)
         if row["ci95"]:
             low, high = (100 * x for x in row["ci95"])

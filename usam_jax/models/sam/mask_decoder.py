@@ -49,7 +49,8 @@ class MaskDecoder(nn.Module):
 
     With `num_skips` None the upsampling is SAM's own (the paper's S); otherwise it is U-SAM's
     with the deepest `num_skips` of the four skips. With `sow_low_res`, SAM's logits at 1/4 size are
-    sown as `low_res`.
+    sown as `low_res`; with `sow_coarse`, logits of the transformer's map, before any skip, as
+    `coarse`.
     """
 
     num_classes: int
@@ -57,6 +58,7 @@ class MaskDecoder(nn.Module):
     num_skips: int | None
     dtype: Dtype
     sow_low_res: bool = False
+    sow_coarse: bool = False
 
     @nn.compact
     def __call__(
@@ -89,6 +91,9 @@ class MaskDecoder(nn.Module):
         mlps = TokenMlps(d // 8, self.dtype, name="output_hypernetworks_mlps")
         weights = mlps(tokens[:, 1 : 1 + t])
         source = source.reshape(b, g, g, d)
+        if self.sow_coarse:
+            head = conv(self.num_classes, d, 1, self.dtype, "coarse_head")
+            self.sow("aux_logits", "coarse", head(source).astype(jnp.float32))
         if self.num_skips is None:
             return self.upsample_sam(source, weights, skips)
         return self.upsample_u(source, weights, skips, train)

@@ -25,6 +25,7 @@ PATCH_EMBED = (r"image_encoder\.patch_embed", "the convolutional encoder takes i
 BARE = (r"^(?!sam\.|backbone\.)", "sam.")
 FRESH = "started afresh, for other classes than SAM's"
 EXTENSION = (r"^params/extension/", "the interactive extension starts from zero")
+COARSE = (r"^params/mask_decoder/coarse_head/", "deep supervision is of training alone")
 
 PUBLISHED = NameMap(
     source="a published U-SAM",
@@ -32,7 +33,7 @@ PUBLISHED = NameMap(
     layout=SAM_LAYOUT,
     stacked=STACKED,
     ignored=(*UNUSED, PATCH_EMBED),
-    fresh=(EXTENSION,),
+    fresh=(EXTENSION, COARSE),
     file_names=(BARE,),
 )
 
