@@ -117,7 +117,8 @@ def make_train_step(
     published. `train.grad_accum_steps` splits the batch into as many equal micro-batches, which run
     one after the other. Frozen parameters have no gradient. Dropout and simulated clicks depend on
     `seed` and the step alone. With `rounds` above 0, for an interactive network, the loss is the
-    mean over the first prediction and those after each of so many simulated clicks. Donates `state`.
+    weighted mean over the first prediction and those after each of so many simulated clicks. Donates
+    `state`.
     """
     placed = jax.tree.map(lambda x: x.sharding, target)
     # Only windows have slices that do not count: of cases shorter than a window.
@@ -125,7 +126,7 @@ def make_train_step(
     groups = mesh.size if train.statistics == "device" else 1
     update_if, norms = skipping.update_if(mesh), norms_for(mesh, train.fsdp)
 
-    def loss_of(logits: Any, changed: dict[str, Any], labels: Any) -> tuple[Any, losses.Terms]:
+    def loss_of(logits: Any, changed: Any, labels: Any) -> tuple[Any, losses.Terms]:
         """Return the loss of `logits` and of those that the network sowed, and its terms."""
         outputs = {"logits": logits, **sown(changed.get("aux_logits", {}))}
         return losses.weighted_loss(
