@@ -62,16 +62,25 @@ def small(request):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_logits_are_float32_for_bfloat16_and_neighbours(name):
-    changes = {} if models.get(name).dims == 3 else {"slices": 3}  # neighbours as channels
-    config = small_config(name, dtype="bfloat16", num_classes=5, **changes)
+def test_bfloat16_network_has_float32_logits_and_variables(name):
+    config = small_config(name, dtype="bfloat16", num_classes=5)
     model, shapes = models.make_model(config), models.variable_shapes(config)
     images = jax.eval_shape(lambda: make_images(config))
     logits = jax.eval_shape(model.apply, shapes, images)
-    pixels = images.shape[:-1] if changes else images.shape
-    assert images.shape[-1] == (3 if changes else config.image_size)
-    assert (logits.shape, logits.dtype) == ((*pixels, 5), jnp.float32)
+    assert (logits.shape, logits.dtype) == ((*images.shape, 5), jnp.float32)
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(shapes))
+
+
+OF_SLICES = [x for x in NETWORKS if models.get(x).dims == 2]
+
+
+@pytest.mark.parametrize("name", each_network(OF_SLICES, ALWAYS))
+def test_network_of_slices_takes_neighbours_as_channels(name):
+    config = small_config(name, slices=3)
+    model, images = models.make_model(config), jax.eval_shape(lambda: make_images(config))
+    assert images.shape[-1] == 3
+    logits = jax.eval_shape(model.apply, models.variable_shapes(config), images)
+    assert logits.shape == (*images.shape[:3], config.num_classes)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -79,6 +88,8 @@ def test_spec_groups_cover_every_parameter(name):
     spec, config = models.get(name), small_config(name)
     if "interactive" in config:  # a group of its own, empty without the extension
         config.interactive = True
+    if "deep_supervision" in config:
+        config.deep_supervision = 0.3
     params = models.variable_shapes(config)["params"]
     flat = traverse_util.flatten_dict(params, sep="/")
     found = {group_of(path, spec) for path in flat}
@@ -185,7 +196,7 @@ def assert_probe(golden, stage: str, array, tolerance: float, spread: float = 1.
     np.testing.assert_allclose(summary[1:], golden[f"{stage}/summary"][1:], rtol=10 * tolerance)
 
 
-@pytest.mark.golden
+@pytest.mark.optimised
 def test_parameter_count_equals_the_published_one(published):
     name, _, _, _, variables = published
     manifest, ignored = read_golden(name)[2], maps.maps_of(name)[0].ignored
@@ -207,7 +218,7 @@ def find_stage(state, path: str) -> np.ndarray:
     return np.asarray(value[int(element)] if element else value)
 
 
-@pytest.mark.golden
+@pytest.mark.optimised
 def test_stages_and_logits_equal_the_published_ones(published):
     _, golden, source, config, variables = published
     model, tolerances = models.make_model(config), source["tolerances"]
@@ -244,7 +255,7 @@ def torch_tensors(tree, collection: str, network: str) -> dict[str, np.ndarray]:
 MISSED = {("uctransnet", 1): (1e-5, 1.2e-5, 1e-5)}
 
 
-@pytest.mark.golden
+@pytest.mark.optimised
 def test_zoo_sgd_steps_equal_the_published_ones(published):
     name, golden, source, config, variables = published
     model, tolerances = models.make_model(config), source["tolerances"]

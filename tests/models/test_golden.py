@@ -25,7 +25,7 @@ from usam_jax.training import losses, optimizer
 from usam_jax.weights import name_map
 from usam_jax.weights.maps import usam
 
-pytestmark = pytest.mark.golden
+pytestmark = pytest.mark.optimised
 
 TOLERANCES = json.loads((recipe.USAM / "source.json").read_text())["tolerances"]
 PLACES = {

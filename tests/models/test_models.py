@@ -173,12 +173,13 @@ def test_bfloat16_model_returns_float32_logits():
     prompts = Prompts(points, labels)
     exact, rounded = make_model(tiny()), make_model(tiny(dtype="bfloat16"))
     variables = make_variables(tiny())
-    assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+    shapes = variable_shapes(tiny(dtype="bfloat16"))
+    assert {x.dtype for x in jax.tree.leaves(shapes)} == {jnp.dtype(jnp.float32)}
     features = jax.jit(lambda v, x: rounded.apply(v, x, method="encode"))(variables, images)
     assert features.embedding.dtype == jnp.bfloat16
     a, b = (jax.jit(m.apply)(variables, images, prompts) for m in (exact, rounded))
     assert b.dtype == jnp.float32
-    # bfloat16 keeps 8 bits: after some twenty layers the error is a few per cent of the norm.
+    # bfloat16 keeps 8 bits: after some ten layers the error is a few per cent of the norm.
     assert float(jnp.linalg.norm(a - b) / jnp.linalg.norm(a)) < 0.1
 
 

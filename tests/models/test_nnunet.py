@@ -26,7 +26,7 @@ def plain():
     return golden, config, convert.from_published(golden_state_dict(manifest, source), config)
 
 
-@pytest.mark.golden
+@pytest.mark.optimised
 def test_published_training_equals_nnunets(plain):
     golden, config, variables = plain
     spec, model = models.get("nnunet").at(config), models.make_model(config)
@@ -81,6 +81,7 @@ def test_labels_of_deep_outputs_equal_nnunets(plain):
     assert sums == plain[0]["deep/label_sums"].tolist()
 
 
+@pytest.mark.optimised
 def test_transposed_convolution_equals_nnunets(plain):
     golden, config, variables = plain
     images = jnp.asarray(recipe.images(2))

@@ -31,6 +31,8 @@ from usam_jax.models.ops import (
 from usam_jax.models.sam.image_encoder import Block
 from usam_jax.utils.mesh import batch_sharding, make_mesh, replicated
 
+pytestmark = pytest.mark.optimised
+
 FORMS = {
     "matmul": (linear.matmul, cpu.matmul),
     "relu": (activation.relu, cpu.relu),

@@ -56,7 +56,7 @@ def test_labels_at_quarter_size_equal_the_published_rows():
     np.testing.assert_array_equal(rows, golden["low_res_index"])
 
 
-@pytest.mark.golden
+@pytest.mark.optimised
 def test_published_loss_at_quarter_size_equals_sameds():
     golden, source, manifest = read_golden("samed")
     config, spec = models.make_config("samed"), models.get("samed")

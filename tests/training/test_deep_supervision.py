@@ -8,7 +8,7 @@ from conftest import make_variables, phantom_config
 
 from usam_jax import models
 from usam_jax.models.common.prompts import batch_images
-from usam_jax.training import interactive_loss, losses, step
+from usam_jax.training import interactive_loss, losses, simulated_clicks, step
 from usam_jax.utils.errors import UsageError
 from usam_jax.weights.maps.usam import PUBLISHED
 from usam_jax.weights.name_map import from_torch, to_torch
@@ -26,6 +26,17 @@ def make_batch() -> dict[str, np.ndarray]:
     labels = np.zeros((2, SIZE, SIZE), np.uint8)
     labels[0, 4:20, 6:22], labels[1, 20:, 12:] = 1, 2
     return {"image": labels * 100, "label": labels, "index": np.arange(2, dtype=np.int32)}
+
+
+def make_clicks() -> dict[str, np.ndarray]:
+    """`make_batch` with room for prompts, none of them given."""
+    return make_batch() | {
+        "points_xy": np.zeros((2, 4, 2), np.float32),
+        "point_labels": np.full((2, 4), -1, np.int32),
+        "point_classes": np.zeros((2, 4), np.int32),
+        "boxes_xyxy": np.zeros((2, 4), np.float32),
+        "prompts_given": np.zeros((2, 5), bool),
+    }
 
 
 def without_head(variables):
@@ -66,21 +77,29 @@ def test_interactive_loss_has_coarse_logits_in_each_round():
         shapes.append(changed["aux_logits"]["mask_decoder"]["coarse"][0].shape)
         return losses.segmentation_loss(logits, labels)
 
-    batch = make_batch() | {
-        "points_xy": np.zeros((2, 4, 2), np.float32),
-        "point_labels": np.full((2, 4), -1, np.int32),
-        "point_classes": np.zeros((2, 4), np.int32),
-        "boxes_xyxy": np.zeros((2, 4), np.float32),
-        "prompts_given": np.zeros((2, 5), bool),
-    }
     jax.eval_shape(
         lambda variables, batch: interactive_loss.interactive_loss(
             network, variables, batch, 2, jax.random.key(0), loss_of
         ),
         models.variable_shapes(config.model),
-        batch,
+        make_clicks(),
     )
     assert shapes == [COARSE] * 3
+
+
+def test_automatic_round_and_obedience_have_their_weights(monkeypatch):
+    config = make_config(0.0, **{"model.interactive": True, "prompts.kind": "interactive"})
+    rounds = iter([8.0, 2.0, 4.0])
+    monkeypatch.setattr(simulated_clicks, "click_loss", lambda *_: jnp.float32(6))
+
+    @jax.jit
+    def loss(variables, batch):
+        loss_of = lambda *_: (jnp.float32(next(rounds)), {})
+        network, key = models.make_model(config.model), jax.random.key(0)
+        return interactive_loss.interactive_loss(network, variables, batch, 2, key, loss_of)[0]
+
+    found = loss(make_variables(config.model), make_clicks())
+    np.testing.assert_allclose(found, (2 * 8 + (2 + 0.5 * 6) + (4 + 0.5 * 6)) / 4, rtol=1e-6)
 
 
 def test_negative_weight_is_an_error():

@@ -35,6 +35,7 @@ def assert_close(found, expected):
         np.testing.assert_allclose(found[part], steps, rtol=0, atol=3e-6)
 
 
+@pytest.mark.optimised
 def test_adamw_steps_equal_stored_torch_steps():
     found = our_steps()
     with np.load(problem.GOLDEN) as expected:

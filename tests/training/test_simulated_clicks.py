@@ -113,10 +113,12 @@ def interactive_batch() -> dict[str, np.ndarray]:
 
 @pytest.mark.slow
 def test_interactive_step_lowers_loss_without_recompiling():
-    config = phantom_config("sam_s", **INTERACTIVE, **{"train.batch_size": 2})
+    changes = {"model.deep_supervision": 0.3, "prompts.rounds": 1, "train.batch_size": 2}
+    config = phantom_config("usam", **(INTERACTIVE | changes))
     mesh: Mesh = make_mesh(1)
     training = loop.make_training(config, 10, mesh)
     state, losses = training.start_fn(), []
+    before = np.array(state.params["mask_decoder"]["coarse_head"]["kernel"])
     placed = shard_batch(interactive_batch(), mesh)
     for _ in range(6):
         state, values = training.train_step(state, placed)
@@ -124,6 +126,8 @@ def test_interactive_step_lowers_loss_without_recompiling():
     assert training.train_step._cache_size() == 1
     assert losses[-1] < losses[0]
     assert float(values["grad_norm/interactive"]) > 0
+    after = np.asarray(state.params["mask_decoder"]["coarse_head"]["kernel"])
+    assert np.abs(after - before).max() > 1e-3  # weight decay alone is 1e-6
 
 
 def test_interactive_step_encodes_once():

@@ -23,6 +23,7 @@ def workdir(tmp_path_factory):
     """A run of an untrained network whose extension is not zero, so that clicks matter."""
     folder = tmp_path_factory.mktemp("run")
     changes = {"model.interactive": True, "prompts.kind": "interactive"}
+    changes["model.deep_supervision"] = 0.3  # as the demo's
     config = phantom_config(**changes)
     variables = init_variables(config.model, jax.random.key(3))
     rng = np.random.default_rng(0)

@@ -19,7 +19,7 @@ from usam_jax.weights import load, name_map, recognise
 from usam_jax.weights.maps import sam_s, usam
 
 
-@pytest.mark.golden
+@pytest.mark.optimised
 def test_box_of_medsam_gives_its_embedding_and_mask():
     """Of S with SAM's four masks, MedSAM uses the first one."""
     with np.load(recipe.GOLDEN / "medsam" / "medsam_256.npz") as file:

@@ -77,10 +77,14 @@ def test_upgrade_adds_the_fields_of_each_version(version):
     assert saved_config.differences(config, saved_config.upgrade(saved)) == []
 
 
-def test_upgrade_of_version_5_has_no_deep_supervision():
-    config = phantom_config()
+@pytest.mark.parametrize(("interactive", "gain"), [(False, 96.0), (True, 64.0)])
+@pytest.mark.parametrize("network", ["usam", "sam_s"])
+def test_upgrade_of_version_5_keeps_what_the_run_computes(network, interactive, gain):
+    config = phantom_config(network, **{"model.interactive": interactive})
     saved = saved_config.to_json(config) | {"schema_version": 5}
-    saved["model"].pop("deep_supervision")
+    saved["model"].pop("deep_supervision", None)
+    saved["model"].pop("click_gain")
+    config.model.click_gain = gain
     assert saved_config.differences(config, saved_config.upgrade(saved)) == []
 
 

@@ -58,13 +58,16 @@ RunFn = Callable[[ConfigDict, pathlib.Path], dict[str, Any]]
 def one_mode(config: ConfigDict, fields: dict[str, Any], seed: int) -> ConfigDict:
     """Return a copy of a config with these fields and the seed, evaluated in one prompt mode.
 
-    The network has no interactive extension unless `prompts.kind` is "interactive".
+    U-SAM and S are as published: without deep supervision, and without the interactive extension
+    unless `prompts.kind` is "interactive".
     """
     config = config.copy_and_resolve_references()
     config.update_from_flattened_dict(fields)
     config.seed = seed
     if "interactive" in config.model:
         config.model.interactive = config.prompts.kind == "interactive"
+    if "deep_supervision" in config.model:
+        config.model.deep_supervision = 0.0
     config.eval.prompts = config.eval.prompt_jitter_px = ()
     return config
 

@@ -202,7 +202,7 @@ def abstract_arrays(tree: Any, sharding: Sharding) -> Any:
 def best_step(workdir: pathlib.Path, model: ConfigDict) -> int:
     """Return the best step of a run, whose model must be `model` (`config.model`).
 
-    The fields dtype and remat may differ. Raises WeightsError if there is no checkpoint with a
+    The fields dtype and remat may differ, and weights of deep supervision above 0. Raises WeightsError if there is no checkpoint with a
     score or the model differs.
     """
     saved = require_config(workdir)
@@ -213,7 +213,10 @@ def best_step(workdir: pathlib.Path, model: ConfigDict) -> int:
             f"{given['name']}. Give the config that the run was trained with: "
             f"--config=configs/NAME.py:{trained['name']}"
         )
-    given |= {name: trained[name] for name in ("dtype", "remat") if name in trained}
+    same = ["dtype", "remat"]
+    if given.get("deep_supervision") and trained.get("deep_supervision"):
+        same.append("deep_supervision")
+    given |= {name: trained[name] for name in same if name in trained}
     changed = differences({"model": given}, {"model": trained})
     if changed:
         raise WeightsError(

@@ -59,8 +59,11 @@ def upgrade(saved: dict[str, Any]) -> dict[str, Any]:
         if config["model"].get("name") in ("usam", "sam_s"):
             config["model"]["interactive"] = False
             config["optimizer"]["learning_rates"]["interactive"] = 1e-3
-    if version < 6 and config["model"].get("name") == "usam":
-        config["model"]["deep_supervision"] = 0.0
+    model = config.get("model", {})
+    if version < 6 and "interactive" in model:
+        model["click_gain"] = 64.0 if model["interactive"] else 96.0
+        if model["name"] == "usam":
+            model["deep_supervision"] = 0.0
     return config
 
 

@@ -18,7 +18,7 @@ from usam_jax.models.sam.prompt_encoder import PADDING, Prompts
 
 CLICK_SIGMA = 3.0  # pixels of the model's input
 POINT_SIGMA = 0.7  # of the clicks that act on the logits themselves
-POINT_GAIN = 64.0  # lets a few hundred steps of a usual size outweigh the decoder's logits
+CLICK_GAIN = 96.0  # lets a few hundred steps of a usual size outweigh the decoder's logits
 
 
 @struct.dataclass
@@ -99,7 +99,7 @@ class Interactive(nn.Module):
     """Embeds the classes of clicks and the previous prediction.
 
     `map_channels` and `map_strides` describe the maps of `Hints`; strides are relative to the
-    image. Each image without clicks and without a previous prediction gets zeros.
+    image. `gain` multiplies its logits, so that they learn faster. Each image without clicks and without a previous prediction gets zeros.
     """
 
     num_classes: int
@@ -107,6 +107,7 @@ class Interactive(nn.Module):
     image_size: int
     map_channels: tuple[int, ...]
     map_strides: tuple[int, ...]
+    gain: float
     dtype: Dtype
 
     @nn.compact
@@ -139,5 +140,5 @@ class Interactive(nn.Module):
             tokens=one_hot @ classes,
             embedding=jnp.where(any_hint, embedding, 0),
             maps=tuple(maps),
-            logits=POINT_GAIN * spots @ of_click,
+            logits=self.gain * spots @ of_click,
         )

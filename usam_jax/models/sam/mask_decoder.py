@@ -91,7 +91,7 @@ class MaskDecoder(nn.Module):
         mlps = TokenMlps(d // 8, self.dtype, name="output_hypernetworks_mlps")
         weights = mlps(tokens[:, 1 : 1 + t])
         source = source.reshape(b, g, g, d)
-        if self.sow_coarse:
+        if self.sow_coarse and (self.is_initializing() or self.is_mutable_collection("aux_logits")):
             head = conv(self.num_classes, d, 1, self.dtype, "coarse_head")
             self.sow("aux_logits", "coarse", head(source).astype(jnp.float32))
         if self.num_skips is None:
