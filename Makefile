@@ -14,7 +14,7 @@ test: .venv/dev.stamp  ## all tests that need no torch
 	QUICK_COMPILE=1 $(PYTEST) -m "not optimised and $(USUAL)"
 
 test-fast: .venv/dev.stamp  ## the tests that start no processes and compile little: about a minute
-	QUICK_COMPILE=1 $(PYTEST) -m "not slow and $(USUAL)"
+	QUICK_COMPILE=1 $(PYTEST) -m "not slow and not optimised and $(USUAL)"
 
 networks: .venv/dev.stamp  ## golden values and a whole run of each further network: some twenty minutes
 	$(PYTEST) -m networks

@@ -58,8 +58,8 @@ RunFn = Callable[[ConfigDict, pathlib.Path], dict[str, Any]]
 def one_mode(config: ConfigDict, fields: dict[str, Any], seed: int) -> ConfigDict:
     """Return a copy of a config with these fields and the seed, evaluated in one prompt mode.
 
-    U-SAM and S are as published: without deep supervision, and without the interactive extension
-    unless `prompts.kind` is "interactive".
+    U-SAM and S are as published, whatever the config says: without deep supervision, and without
+    the interactive extension unless `prompts.kind` is "interactive".
     """
     config = config.copy_and_resolve_references()
     config.update_from_flattened_dict(fields)

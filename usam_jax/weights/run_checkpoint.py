@@ -202,8 +202,8 @@ def abstract_arrays(tree: Any, sharding: Sharding) -> Any:
 def best_step(workdir: pathlib.Path, model: ConfigDict) -> int:
     """Return the best step of a run, whose model must be `model` (`config.model`).
 
-    The fields dtype and remat may differ, and weights of deep supervision above 0. Raises WeightsError if there is no checkpoint with a
-    score or the model differs.
+    The fields dtype and remat may differ, and so may two weights of deep supervision that are both
+    above 0. Raises WeightsError if there is no checkpoint with a score or the model differs.
     """
     saved = require_config(workdir)
     trained, given = saved["model"], json.loads(model.to_json_best_effort())

@@ -18,7 +18,7 @@ from usam_jax.models.sam.prompt_encoder import PADDING, Prompts
 
 CLICK_SIGMA = 3.0  # pixels of the model's input
 POINT_SIGMA = 0.7  # of the clicks that act on the logits themselves
-CLICK_GAIN = 96.0  # lets a few hundred steps of a usual size outweigh the decoder's logits
+CLICK_GAIN = 96.0  # so that click logits outweigh the decoder's after a few hundred steps
 
 
 @struct.dataclass
@@ -99,7 +99,8 @@ class Interactive(nn.Module):
     """Embeds the classes of clicks and the previous prediction.
 
     `map_channels` and `map_strides` describe the maps of `Hints`; strides are relative to the
-    image. `gain` multiplies its logits, so that they learn faster. Each image without clicks and without a previous prediction gets zeros.
+    image. `gain` multiplies the click logits, so that they learn faster. Images without clicks and
+    without a previous prediction get zeros.
     """
 
     num_classes: int
