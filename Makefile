@@ -4,6 +4,9 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 USUAL := not parity and not faults and not browser and not networks
 
+# Tests start many processes, which else compile this package's sources each time.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-fast networks faults parity viewer lint types
 
 demo: .venv/run.stamp  ## train and evaluate a small U-SAM on generated CT phantoms

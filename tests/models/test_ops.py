@@ -31,8 +31,6 @@ from usam_jax.models.ops import (
 from usam_jax.models.sam.image_encoder import Block
 from usam_jax.utils.mesh import batch_sharding, make_mesh, replicated
 
-pytestmark = pytest.mark.optimised
-
 FORMS = {
     "matmul": (linear.matmul, cpu.matmul),
     "relu": (activation.relu, cpu.relu),
@@ -164,6 +162,7 @@ def assert_form_equals_reference(case: str, dtype: str, form) -> None:
         np.testing.assert_allclose(a, b, rtol=0, atol=TOLERANCE[dtype] * max(1, abs(b).max()))
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("case", CASES)
 def test_cpu_form_equals_reference(case, dtype):
@@ -201,6 +200,7 @@ def test_cases_cover_every_op_with_a_cpu_form():
         assert inspect.unwrap(getattr(ops, name)) is inspect.unwrap(reference)
 
 
+@pytest.mark.optimised
 def test_relu_propagates_nan():
     x = jnp.array([-2.0, -0.0, 0.0, 3.0, jnp.nan, -jnp.inf, jnp.inf])
     np.testing.assert_array_equal(cpu.relu(x), nn.relu(x))
@@ -278,6 +278,7 @@ def test_convolutions_of_windows_are_in_2d_on_a_cpu_alone(platform, axes):
     assert found == [axes]
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("num_devices", [1, 2])
 def test_compiled_cpu_program_makes_no_choice(num_devices):
     """Also with the batch sharded, since the partitioner runs before XLA removes conditionals."""
@@ -292,6 +293,7 @@ def test_compiled_cpu_program_makes_no_choice(num_devices):
     assert "conditional(" not in compiled.as_text()
 
 
+@pytest.mark.optimised
 def test_program_for_two_platforms_has_no_choice_on_a_cpu():
     function, shapes = gradient_function()
     arguments = jax.tree.map(lambda x: 1 + normal(*x.shape, scale=0.1), shapes)
