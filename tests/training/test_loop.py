@@ -103,17 +103,8 @@ def test_two_processes_give_the_losses_of_one_device(packed_phantoms, one_device
         np.testing.assert_allclose(found["losses"], one_device_run[0], rtol=0, atol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def unet_config(packed_phantoms):
-    """The small U-Net, which compiles faster, on the same data, and SGD, which keeps rounding small."""
-    sgd = {"optimizer.name": "sgd", "optimizer.learning_rates.all": 0.1}
-    config = phantom_config("unet", **sgd)
-    config.data = packed_phantoms[0].data
-    return config
-
-
-def test_grad_accumulation_equals_per_device_statistics(packed_phantoms, unet_config):
-    config, packed = unet_config, packed_phantoms[1]
+def test_grad_accumulation_equals_per_device_statistics(packed_phantoms):
+    config, packed = packed_phantoms
     devices = changed(config, train__statistics="device")
     parts = changed(config, train__grad_accum_steps=2)
     a, *_ = run_steps(devices, packed, 2, 3)
@@ -333,8 +324,9 @@ def test_checkpoints_save_rejects_full_disk(one_device_run, tmp_path, monkeypatc
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
 
 
-def test_train_stops_at_a_loss_that_is_not_finite(unet_config, tmp_path):
-    config = unet_config.copy_and_resolve_references()
+def test_train_stops_at_a_loss_that_is_not_finite(packed_phantoms, tmp_path):
+    config = phantom_config("unet")  # compiles faster
+    config.data = packed_phantoms[0].data
     rates = {f"optimizer.learning_rates.{part}": 1e30 for part in config.optimizer.learning_rates}
     config.update_from_flattened_dict(rates)
     with pytest.raises(UserError, match=r"not finite at step \d+, on the slices phantom_"):
