@@ -260,20 +260,28 @@ def care_variables():
 
 # What `make test-fast` leaves out, next to tests that start processes and `@pytest.mark.slow`.
 SLOW_FILES = (  # compiling dominates their time
+    "benchmarks/test_accelerator.py",
+    "benchmarks/test_networks_benchmark.py",
+    "benchmarks/test_zoo_page.py",
     "evaluation/test_evaluate.py",
     "export/test_export.py",
     "io/test_torch_fuzz.py",
     "models/test_golden.py",
+    "models/test_interactive.py",
     "models/test_models.py",
     "predict/test_predict.py",
     "test_end_to_end.py",
     "test_networks.py",
+    "test_networks_of_windows.py",
     "test_own_network.py",
     "test_zoo.py",
     "weights/test_saved_config.py",
     "training/test_compiled.py",
+    "training/test_deep_supervision.py",
     "training/test_loop.py",
     "training/test_optimizer.py",
+    "training/test_simulated_clicks.py",
+    "tools/test_sweep_tools.py",
     "weights/test_convert.py",
 )
 SLOW_FIXTURES = {"care_variables"}  # ViT-B
