@@ -1,11 +1,15 @@
 """The interactive extension of U-SAM and S."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import model_config, phantom_config
+from flax import linen as nn
 
+from tools.click_ablation import VARIANTS, cut
 from usam_jax.models import Prompts, init_variables, make_model
 from usam_jax.models.common.layers import SHARED, BatchNorm
 from usam_jax.models.sam import interactive
@@ -73,6 +77,27 @@ def test_click_gain_multiplies_the_logits_of_clicks(network):
         model = make_model(small_config(config.name, interactive=True, click_gain=gain))
         logits.append(jax.jit(model.apply)(changed, image, click(9.0, 5.0, 2))[0, 5, 9])
     np.testing.assert_allclose(logits[1] - logits[0], [0, 0, 94], atol=1e-4)
+
+
+@pytest.mark.parametrize("part", [x for x in VARIANTS.values() if x])
+def test_ablation_withholds_one_part_of_the_clicks(part):
+    extension = interactive.Interactive(3, 8, SIZE, (4, 6), (1, 2), 1.0, jnp.float32)
+    rng = np.random.default_rng(0)
+    previous = jnp.asarray(rng.uniform(size=(1, SIZE, SIZE, 3)), jnp.float32)
+    prompts = dataclasses.replace(click(9.0, 5.0, 2), previous=previous)
+    variables = jax.eval_shape(extension.init, jax.random.key(0), prompts)
+    variables = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), variables)
+    whole = extension.apply(variables, prompts)
+    blind = extension.apply(variables, dataclasses.replace(prompts, previous=None))
+    with nn.intercept_methods(cut(part)):
+        found = extension.apply(variables, prompts)
+    for name in ("tokens", "embedding", "maps", "logits"):
+        expected = blind if part == "previous" else whole
+        for x, y in zip(
+            *(jax.tree.leaves(getattr(h, name)) for h in (found, expected)), strict=True
+        ):
+            np.testing.assert_array_equal(x, 0 * y if name == part else y)
+            assert np.any(y)
 
 
 def test_points_without_classes_are_an_error(network):

@@ -11,8 +11,8 @@ from absl.testing import flagsaver
 from conftest import ROOT
 from network_results import CLASSES, PATIENTS, make_run, make_shown
 
-from tools import ablation, compare_networks
-from usam_jax.evaluation import published_results
+from tools import ablation, click_ablation, compare_networks
+from usam_jax.evaluation import published_results, sweep
 from usam_jax.evaluation.network_run import shown_path
 from usam_jax.models.common import registry
 from usam_jax.utils import cli
@@ -187,3 +187,54 @@ def test_ablation_resumes_and_reports_when_all_runs_are_done(run, tmp_path, monk
     assert "| S+U | 50.00 ± 0.00 | 50.00 ± 0.00 | 37.50 ± 17.68 |" in text
     assert text.count("\n") == 12
     assert (tmp_path / "runs/dice.png").stat().st_size > 5_000
+
+
+def test_click_ablation_resumes_and_reports(run, tmp_path, monkeypatch, capsys):
+    called = []
+
+    def train_and_evaluate(config, folder):
+        called.append(folder.parent.name)
+        if config.seed == 1 and called.count("whole") == 2 and called[-1] == "whole":
+            raise ValueError("broken")
+        assert config.model.interactive and config.eval.prompts == ("none",)
+        dice = {"dice": {"mean": 0.6 + config.seed / 10}}
+        clicks = {
+            "adherence": 0.98,
+            "cleared_by_negative": None,
+            "dice": [0.1 * x for x in range(11)],
+        }
+        clicks["number_of_clicks"] = {"85": {"mean": 2.5}}
+        return {
+            "other_prompts": {"none": dice},
+            "pooled": {"dice": {"mean": 0.9}},
+            "clicks": clicks,
+        }
+
+    monkeypatch.setattr(sweep, "train_and_evaluate", train_and_evaluate)
+    assert run("--seeds=0,1", tool=click_ablation) == 4
+    assert called[:2] == ["whole", "without_class_tokens"] and len(called) == 12
+    assert not (tmp_path / "runs/clicks.md").exists()
+    called.clear()
+    assert run("--seeds=0,1", tool=click_ablation) == 0
+    assert called == ["whole"]
+    text = (tmp_path / "runs/clicks.md").read_text()
+    assert text.startswith(
+        "| clicks | automatic | points | 1 click | 3 clicks | 5 clicks | 10 clicks |"
+    )
+    shares = "65.0 ± 7.1 | 90.0 ± 0.0 | 10.0 ± 0.0 | 30.0 ± 0.0 | 50.0 ± 0.0 | 100.0 ± 0.0"
+    assert (
+        f"| without click maps | {shares} | 2.5 ± 0.0 | 98.0 ± 0.0 | absent | 60.0 | 70.0 |" in text
+    )
+    assert text in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("model.interactive=False", "config.model.interactive: got False"),
+        ("eval.max_clicks=5", "config.eval.max_clicks: got 5, expected 10 or more"),
+    ],
+)
+def test_click_ablation_needs_clicks(run, flag, message, capsys):
+    assert run(f"--config.{flag}", "--config.prompts.kind=points", tool=click_ablation) == 2
+    assert message in capsys.readouterr().err
