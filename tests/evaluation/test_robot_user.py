@@ -58,12 +58,16 @@ def record_of(tp: list[list[int]]) -> interactive.ClickRecord:
 
 def test_summary_counts_clicks_until_the_target():
     # Dice 2 tp / (tp + 100): 0.667, 0.857 and 0.947; 0, 0.333 and 0.667.
-    summary = interactive.summarise_clicks(record_of([[50, 75, 90], [0, 20, 50]]))
+    record = record_of([[50, 75, 90], [0, 20, 50]])
+    summary = interactive.summarise_clicks(record, ("background", "rectum"))
     np.testing.assert_allclose(summary["dice"], [1 / 3, (6 / 7 + 1 / 3) / 2, (18 / 19 + 2 / 3) / 2])
     assert summary["number_of_clicks"]["85"] == {"mean": 1.5, "failed": 0.5}
     assert summary["number_of_clicks"]["90"] == {"mean": 2.0, "failed": 0.5}
     assert (summary["num_clicks"], summary["adherence"]) == (4, 0.5)
     assert (summary["adherence_negative"], summary["cleared_by_negative"]) == (0.0, 1.0)
+    rectum = summary["classes"]["rectum"]
+    np.testing.assert_allclose(rectum["dice"], [100 / 250, 190 / 295, 280 / 340])
+    assert (rectum["num_clicks"], rectum["adherence"]) == (2, 1.0)
     assert "85 %: 1.5" in words.describe_clicks(summary)
 
 
@@ -85,6 +89,6 @@ def test_click_plots_are_drawn(tmp_path):
         ((), ((5, 5, 1),)),
     )
     save_corrections(tmp_path / "corrections.png", [one], ("background", "rectum", "tumour"))
-    summary = interactive.summarise_clicks(record_of([[50, 75, 90]]))
+    summary = interactive.summarise_clicks(record_of([[50, 75, 90]]), ("background", "rectum"))
     save_curve(tmp_path / "clicks.png", summary)
     assert all((tmp_path / x).stat().st_size > 5000 for x in ("corrections.png", "clicks.png"))

@@ -221,7 +221,7 @@ def evaluate_workdir(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any
             interactive.click_through, network, *model[:2], packed, config=config, mesh=mesh
         )
         record = click(clicked)
-        summary["clicks"] = interactive.summarise_clicks(record)
+        summary["clicks"] = interactive.summarise_clicks(record, classes)
         worst = Subset(subset.split, clicks.choose_slices(record, packed, subset.split))
         corrected = clicks.make_corrected(click(worst, keep=True), packed, subset.split)
     if runtime.is_main_process():

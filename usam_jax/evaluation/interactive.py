@@ -21,7 +21,7 @@ from usam_jax.data.prompts import BACKGROUND, FOREGROUND, empty_prompts
 from usam_jax.data.splits import Subset
 from usam_jax.evaluation import robot_user
 from usam_jax.evaluation.inference import Forward
-from usam_jax.evaluation.pixel_counts import count_pixels
+from usam_jax.evaluation.pixel_counts import count_pixels, pooled_scores
 from usam_jax.evaluation.robot_user import Click, next_click
 from usam_jax.models.common import registry
 from usam_jax.models.common.prompts import batch_prompts
@@ -216,12 +216,13 @@ def add_click(prompts: dict[str, np.ndarray], i: int, number: int, click: Click)
     prompts["prompts_given"][i, number] = True
 
 
-def summarise_clicks(record: ClickRecord) -> dict[str, Any]:
+def summarise_clicks(record: ClickRecord, classes: tuple[str, ...]) -> dict[str, Any]:
     """Return the metrics of `summary.json` under "clicks": shares from 0 to 1, and click counts.
 
     A slice that does not reach a target counts the maximum number of clicks. A click of class 0
     lies on a false positive, whose region `cleared_by_negative` is about: the share of these clicks
-    that clear at least half of it.
+    that clear at least half of it. Dice of each of the `classes`, background first, is pooled over
+    the slices, None where the class is in neither truth nor prediction.
     """
     dice, clicked = record.dice, record.clicked
     maximum = clicked.shape[1]
@@ -234,6 +235,7 @@ def summarise_clicks(record: ClickRecord) -> dict[str, Any]:
             "failed": float((~reached.any(1)).mean()),
         }
     negative = clicked & (record.labels == 0)
+    pooled = [pooled_scores(x, classes).dice for x in np.moveaxis(record.counts, 1, 0)]
     return {
         "num_slices": len(record.rows),
         "max_clicks": maximum,
@@ -244,6 +246,14 @@ def summarise_clicks(record: ClickRecord) -> dict[str, Any]:
         "adherence_negative": share(record.obeyed, negative),
         "cleared_by_negative": share(record.cleared >= 0.5, negative),
         "number_of_clicks": number_of_clicks,
+        "classes": {
+            name: {
+                "dice": [x[name] for x in pooled],
+                "num_clicks": int((clicked & (record.labels == i)).sum()),
+                "adherence": share(record.obeyed, clicked & (record.labels == i)),
+            }
+            for i, name in enumerate(classes[1:], start=1)
+        },
     }
 
 

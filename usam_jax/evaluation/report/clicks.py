@@ -14,7 +14,7 @@ from usam_jax.data.packed.format import Packed
 from usam_jax.evaluation.interactive import ClickRecord
 from usam_jax.evaluation.report.plots import region_of_interest
 from usam_jax.utils.formatting import percent
-from usam_jax.utils.plotting import TWO_SERIES, class_colours, outline, save_figure
+from usam_jax.utils.plotting import class_colours, outline, save_figure
 
 NUM_SLICES = 5  # that the picture of corrections shows, each of another case
 SHOWN = (0, 1, 3)  # clicks
@@ -114,11 +114,17 @@ def save_corrections(path: pathlib.Path, slices: list[Corrected], classes: tuple
 
 
 def save_curve(path: pathlib.Path, clicks: dict[str, Any]) -> None:
-    """Plot the mean Dice of the slices against the number of clicks, with the targets."""
+    """Plot Dice against the number of clicks: the mean of the slices with the targets, and by class."""
     figure = Figure(figsize=(6.5, 4.5), layout="constrained")
     axes = figure.subplots()
     dice = 100 * np.array(clicks["dice"])
-    axes.plot(dice, "o-", c=TWO_SERIES[0], ms=4, label="mean of the slices")
+    lowest = float(dice.min())
+    axes.plot(dice, "o-", c="black", ms=4, label="mean of the slices")
+    colours = class_colours(1 + len(clicks["classes"]))
+    for (name, found), colour in zip(clicks["classes"].items(), colours, strict=True):
+        values = np.array([np.nan if x is None else 100 * x for x in found["dice"]])
+        axes.plot(values, c=colour, lw=1.2, label=f"{name}, pooled")
+        lowest = min(lowest, float(np.nanmin(values, initial=100)))
     for target, number in clicks["number_of_clicks"].items():
         axes.axhline(float(target), c="#999999", lw=0.8, ls="--")
         words = f"{target} %: {number['mean']:.1f} clicks"
@@ -126,7 +132,7 @@ def save_curve(path: pathlib.Path, clicks: dict[str, Any]) -> None:
     axes.set_xlabel("clicks of the robot user")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("Dice (%)")
-    axes.set_ylim(min(50.0, float(dice.min()) - 3), 100)
+    axes.set_ylim(min(50.0, lowest - 3), 100)
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower right", fontsize=8)
     save_figure(figure, path)

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from usam_jax.data.class_names import MEAN
 from usam_jax.evaluation.case_metrics import ABSENT, FALSE_ALARM, MISSED, OK
-from usam_jax.evaluation.report.words import describe_clicks, describe_sensitivity
+from usam_jax.evaluation.report.words import describe_clicks, describe_sensitivity, shown_counts
 from usam_jax.utils.files import write_json
 from usam_jax.utils.formatting import (
     format_interval,
@@ -47,6 +47,8 @@ def print_results(summary: dict[str, Any], folder: pathlib.Path) -> None:
     """Print the pooled table with the paper's rows, the table of cases, and their provenance."""
     print_wide(pooled_table(summary))
     print_cases(summary)
+    if summary["clicks"]:
+        print_wide(clicks_table(summary["clicks"]))
     lines = [f"prompts: {summary['prompts']}"]
     if summary["trained_with"] != summary["prompts"]:
         lines.append(f"note: the model was trained with other prompts: {summary['trained_with']}")
@@ -95,6 +97,21 @@ def pooled_table(summary: dict[str, Any]) -> Table:
             table.add_section()
         cells = [percent(x["dice"][name]) for x in ours.values()]
         table.add_row(name, *cells, *(pooled_cell(x["dice"][name], 0.01) for x in theirs.values()))
+    return table
+
+
+def clicks_table(clicks: dict[str, Any]) -> Table:
+    """Dice of each class after clicks of the robot user, and the share of clicks that it obeys."""
+    title = f"{clicks['num_slices']} slices with foreground pooled, Dice in per cent after clicks"
+    table = Table(title=title, title_justify="left")
+    table.add_column("class")
+    for count in shown_counts(clicks):
+        table.add_column(str(count) if count else "automatic", justify="right")
+    table.add_column("clicks on it", justify="right")
+    table.add_column("obeyed (%)", justify="right")
+    for name, found in clicks["classes"].items():
+        dice = [percent(found["dice"][n]) for n in shown_counts(clicks)]
+        table.add_row(name, *dice, str(found["num_clicks"]), percent(found["adherence"], 1))
     return table
 
 

@@ -17,10 +17,14 @@ def describe_sensitivity(sensitivity: dict[str, float | None]) -> str:
     return facts
 
 
+def shown_counts(clicks: dict[str, Any]) -> list[int]:
+    """Return the numbers of clicks whose Dice is shown."""
+    return [n for n in (0, 1, 3, 5, 10, 20) if n < len(clicks["dice"])]
+
+
 def describe_clicks(clicks: dict[str, Any]) -> str:
     """Return the results of the robot user in sentences."""
-    shown = [n for n in (0, 1, 3, 5, 10, 20) if n < len(clicks["dice"])]
-    dice = ", ".join(f"{n}: {percent(clicks['dice'][n], 1)} %" for n in shown)
+    dice = ", ".join(f"{n}: {percent(clicks['dice'][n], 1)} %" for n in shown_counts(clicks))
     numbers = ", ".join(
         f"{target} %: {x['mean']:.1f} ({percent(x['failed'], 1)} % of the slices never)"
         for target, x in clicks["number_of_clicks"].items()
