@@ -25,11 +25,12 @@ def predict_in_turn(
 ) -> Prediction:
     """Return the prediction for points (x, y, class) and a box, in pixels of the slice.
 
-    An interactive network first predicts without points, and then once more for each point, with all
-    points up to it and the last prediction, as it was trained. The probabilities `start`
+    An interactive network first predicts without points, and then once more for each point, with
+    all points up to it and the last prediction, as it was trained. The probabilities `start`
     float32[h w k] stand for the first prediction; with a box they are what it starts from. Any
-    other network takes all points at once, every class above 0 as foreground. `known` holds earlier predictions of the slice for the same `start` and
-    gets the new ones, so that one more click costs one prediction.
+    other network takes all points at once, every class above 0 as foreground. `known` holds earlier
+    predictions of the slice for the same `start` and gets the new ones, so that one more click
+    costs one prediction.
     """
     if not predictor.network.interactive:
         return predictor.predict(

@@ -103,7 +103,8 @@ def predict_batches(
 ) -> Raw:
     """Predict slices independently, in batches.
 
-    The last batch is padded with its last slice. A batch is computed on the device while the previous one is read.
+    The last batch is padded with its last slice. A batch is computed on the device while the
+    previous one is read.
     """
     size = options.batch_size
     waiting: tuple[list[int], tuple] | None = None
