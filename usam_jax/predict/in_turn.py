@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from usam_jax.predict.model import Clicks
+from usam_jax.predict.model import Clicks, latest
 from usam_jax.predict.predictor import EncodedSlice, Predictor
 
 MAX_KNOWN = 4  # predictions kept per slice: enough to continue after an undo
@@ -73,4 +73,4 @@ def with_previous(
     box: Any = None if clicks.box is None else tuple(clicks.box.tolist())
     encoded = predictor.encode_slice(hu, pixel_mm)
     _, probabilities = predict_in_turn(predictor, encoded, points[:-1], box)
-    return clicks._replace(previous=probabilities)
+    return latest(clicks)._replace(previous=probabilities)

@@ -42,6 +42,18 @@ class Clicks(NamedTuple):
 NO_CLICKS = Clicks(np.zeros((0, 2), np.float32), np.zeros(0, np.int32))
 
 
+def latest(clicks: Clicks) -> Clicks:
+    """Return clicks that name a class without those on whose pixel a later one lies."""
+    assert clicks.point_classes is not None
+    last = {tuple(xy): i for i, xy in enumerate(np.rint(clicks.points_xy).tolist())}
+    kept = np.sort(np.array(list(last.values()), int))
+    return clicks._replace(
+        points_xy=clicks.points_xy[kept],
+        point_labels=clicks.point_labels[kept],
+        point_classes=clicks.point_classes[kept],
+    )
+
+
 def pad_clicks(clicks: list[Clicks]) -> dict[str, np.ndarray]:
     """Return the prompts of a batch as the arrays of `empty_prompts`, padded to p points.
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from usam_jax.data.preprocessing import MIN_SIZE
 from usam_jax.data.prompts import BACKGROUND, FOREGROUND
-from usam_jax.predict.model import Clicks, Network, load_network
+from usam_jax.predict.model import Clicks, Network, latest, load_network
 from usam_jax.utils.errors import DataError, UsageError
 
 GREY_RANGE = (-1.0, 2.0)  # Grey values lie in or near [0, 1]; values outside are probably HU.
@@ -211,13 +211,8 @@ def name_classes(clicks: Clicks, point_classes: Any, classes: tuple[str, ...]) -
                 f"point_classes: got {numbers.tolist()}, expected for each of {len(labels)} points "
                 f"one of {describe_numbers(classes)}"
             )
-    last = {tuple(xy): i for i, xy in enumerate(np.rint(clicks.points_xy).tolist())}
-    kept = np.sort(np.array(list(last.values()), int))
-    numbers = numbers[kept].astype(np.int32)
     kinds = np.where(numbers > 0, FOREGROUND, BACKGROUND).astype(np.int32)
-    return clicks._replace(
-        points_xy=clicks.points_xy[kept], point_labels=kinds, point_classes=numbers
-    )
+    return latest(clicks._replace(point_labels=kinds, point_classes=numbers.astype(np.int32)))
 
 
 def describe_numbers(classes: tuple[str, ...]) -> str:

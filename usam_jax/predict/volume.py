@@ -57,10 +57,15 @@ def read_prompts(
             f"{numbers.start} to {numbers.stop - 1}"
         )
     _, height, width = source.geometry.spacing_mm
-    return {
-        i: with_previous(Predictor(network), source.hu[i], (height, width), x)
-        for i, x in clicks.items()
-    }
+    in_turn = {}
+    for i, given in clicks.items():
+        in_turn[i] = with_previous(Predictor(network), source.hu[i], (height, width), given)
+        if replaced := len(given.point_labels) - len(in_turn[i].point_labels):
+            console.info(
+                f"{request.points}: slice {i}: {replaced} of the points on the pixel of a later one, "
+                "which counts"
+            )
+    return in_turn
 
 
 def predict_volume(
