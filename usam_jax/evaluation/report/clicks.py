@@ -114,7 +114,7 @@ def save_corrections(path: pathlib.Path, slices: list[Corrected], classes: tuple
 
 
 def save_curve(path: pathlib.Path, clicks: dict[str, Any]) -> None:
-    """Plot Dice against the number of clicks: the mean of the slices with the targets, and by class."""
+    """Plot Dice against clicks: the mean of the slices with the targets, and each class."""
     figure = Figure(figsize=(6.5, 4.5), layout="constrained")
     axes = figure.subplots()
     dice = 100 * np.array(clicks["dice"])
