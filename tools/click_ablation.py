@@ -45,6 +45,12 @@ REPORT = "clicks.md"
 SHOWN_CLICKS = (1, 3, 5, 10)
 TARGET = "85"  # per cent: Dice at which the user stops clicking
 NUMBER = f"NoC@{TARGET}"
+CAPTION = f"""\
+Mean ± standard deviation over the seeds, in per cent but for {NUMBER}. Automatic, points: Dice without
+prompts, and with points from the ground truth, pooled over all slices. After clicks of a robot user:
+mean Dice of the slices with foreground. {NUMBER}: mean clicks until a slice reaches {TARGET} %.
+Obeyed: clicks whose pixel changed as it should. Cleared: clicks on false positives that cleared at
+least half of them."""
 
 
 def cut(part: str) -> Callable[[Any, tuple[Any, ...], dict[str, Any], Any], Any]:
@@ -70,9 +76,14 @@ def folder_of(variant: str) -> str:
 
 
 def check(config: ConfigDict) -> None:
-    """Raise UsageError if the network has no clicks, or the robot user makes too few."""
+    """Raise UsageError if the training has no clicks, or the robot user makes too few."""
     if not config.model.get("interactive", False):
-        raise UsageError("config.model.interactive: got False or nothing, expected True")
+        raise UsageError(
+            f"config.model: got {config.model.name} without clicks, expected interactive=True of usam "
+            "or sam_s"
+        )
+    if (kind := config.prompts.kind) != "interactive":
+        raise UsageError(f"config.prompts.kind: got {kind!r}, expected 'interactive'")
     if (most := config.eval.max_clicks) < SHOWN_CLICKS[-1]:
         raise UsageError(f"config.eval.max_clicks: got {most}, expected {SHOWN_CLICKS[-1]} or more")
 
@@ -100,14 +111,14 @@ def run_one(config: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
     return {
         "automatic": summary["other_prompts"]["none"]["dice"]["mean"],
         "points": summary["pooled"]["dice"]["mean"],
-        **{describe_clicks(n): clicks["dice"][n] for n in SHOWN_CLICKS},
+        **{after(n): clicks["dice"][n] for n in SHOWN_CLICKS},
         NUMBER: clicks["number_of_clicks"][TARGET]["mean"],
         "obeyed": clicks["adherence"],
         "cleared": clicks["cleared_by_negative"],
     }
 
 
-def describe_clicks(count: int) -> str:
+def after(count: int) -> str:
     """Return the name of the column after a number of clicks."""
     return "1 click" if count == 1 else f"{count} clicks"
 
@@ -126,7 +137,7 @@ def make_table(results: dict[str, dict[int, dict[str, Any]]]) -> str:
         cells = [spread([x[name] for x in rows], 1 if name == NUMBER else 100) for name in names]
         cells += [spread([x["automatic"]], 100).partition(" ")[0] for x in rows]
         lines.append(f"| {variant} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", CAPTION]) + "\n"
 
 
 def spread(values: list[float | None], factor: float) -> str:

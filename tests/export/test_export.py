@@ -12,7 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import recipe
-from conftest import ROOT, model_config, phantom_config, save_run, without_shape_checks
+from conftest import (
+    ROOT,
+    make_variables,
+    model_config,
+    phantom_config,
+    save_run,
+    without_shape_checks,
+)
 from flax import traverse_util
 
 from usam_jax import convert
@@ -175,13 +182,14 @@ def test_card_code_prepares_slices_as_the_package_does(
     description = {
         "preprocessing": artifact.describe_preprocessing(preparation, InputSpec()),
         "prompts": {"order": "xy"},
+        "classes": ["background", "normal rectum"],
         "inputs": artifact.inputs_of(phantom_config().model),
     }
     code = model_card.write_code(description).replace("(1.0, 1.0)", str(pixel_mm))
     hu = np.random.default_rng(0).normal(40, 150, shape).astype(np.int16)
     np.save(tmp_path / "slice.npy", hu)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "prepare.py").write_text(code.split("predict =")[0])
+    (tmp_path / "prepare.py").write_text(code.split("with open")[0])
     scope = runpy.run_path("prepare.py")
     np.testing.assert_array_equal(scope["image"], preparation.from_hu(hu, pixel_mm))
 
@@ -256,6 +264,27 @@ def test_card_explains_results_and_prompts(exported):
     ):
         assert text in special and text not in plain, text
     assert "has not been evaluated" in model_card.write_card(described, [])
+
+
+def test_card_code_runs_an_interactive_program(exported, tmp_path, monkeypatch):
+    _, _, folder, _ = exported
+    config = phantom_config(**{"model.interactive": True}).model
+    with without_shape_checks():
+        program = artifact.make_artefact(config, make_variables(config))
+    (tmp_path / "model.jax_export").write_bytes(program)
+    described = json.loads((folder / "config.json").read_text())
+    described["inputs"] = artifact.inputs_of(config)
+    card = model_card.write_card(described, [])
+    assert "the last `probabilities` as `previous`" in card
+    monkeypatch.chdir(tmp_path)
+    np.save(tmp_path / "slice.npy", np.zeros((40, 30), np.int16))
+    (tmp_path / "card.py").write_text(card.split("```python")[1].split("```")[0])
+    scope = runpy.run_path("card.py")
+    assert scope["labels"].shape == (1, 32, 32) and scope["probabilities"].shape == (1, 32, 32, 3)
+    before = scope["probabilities"]
+    arguments = [scope[x] for x in ("points", "point_labels", "box", "given", "classes")]
+    after = scope["predict"](scope["image"][None], *arguments, before)[1]
+    assert np.abs(after - before).max() > 1e-4
 
 
 def test_card_of_network_without_prompts(exported):

@@ -89,6 +89,7 @@ def test_ablation_withholds_one_part_of_the_clicks(part):
     variables = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), variables)
     whole = extension.apply(variables, prompts)
     blind = extension.apply(variables, dataclasses.replace(prompts, previous=None))
+    assert np.any(blind.embedding != whole.embedding) and np.any(blind.maps[0] != whole.maps[0])
     with nn.intercept_methods(cut(part)):
         found = extension.apply(variables, prompts)
     for name in ("tokens", "embedding", "maps", "logits"):

@@ -73,14 +73,6 @@ def test_last_click_gets_the_prediction_before_it(count, expected):
     xy = np.array([p[:2] for p in POINTS[:count]], np.float32)
     classes = np.array([p[2] for p in POINTS[:count]], np.int32)
     clicks = Clicks(xy, (classes > 0).astype(np.int32), None, classes)
-    found = with_previous(Counter(), np.zeros((2, 2)), (1.0, 1.0), clicks)
+    found = with_previous(Counter(), None, clicks)
     assert (found.previous == expected).all()
-    assert with_previous(Counter(), np.zeros((2, 2)), (1.0, 1.0), NO_CLICKS) is NO_CLICKS
-
-
-def test_later_of_two_clicks_on_one_pixel_counts():
-    xy = np.array([[1.2, 2.0], [3.0, 4.0], [0.9, 2.4]], np.float32)
-    clicks = Clicks(xy, np.array([1, 1, 0], np.int32), None, np.array([2, 1, 0], np.int32))
-    found = with_previous(Counter(), np.zeros((6, 6)), (1.0, 1.0), clicks)
-    np.testing.assert_array_equal(found.points_xy, xy[1:])
-    assert (found.point_classes.tolist(), found.point_labels.tolist()) == ([1, 0], [1, 0])
+    assert with_previous(Counter(), None, NO_CLICKS) is NO_CLICKS

@@ -42,6 +42,7 @@ class Bright:
 
     classes = ("background", "bright", "brighter", "point")
     step, slices, dims = 7, 1, 2
+    interactive = False
 
     def __init__(self, size, transposed=False):
         self.preparation = Preparation(size, 40.0, 400.0, "clip", 0.0, transposed)
@@ -213,7 +214,6 @@ class Follower(Bright):
     """Stands in for a promptable network: only finds bright pixels if a point is on them."""
 
     classes = ("background", "bright", "brighter")
-    interactive = False
 
     def decode(self, images, given):
         labels = (images > 120).astype(np.uint8) + (images > 200)

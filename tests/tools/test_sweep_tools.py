@@ -4,6 +4,8 @@ import json
 import re
 import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
@@ -14,7 +16,9 @@ from network_results import CLASSES, PATIENTS, make_run, make_shown
 from tools import ablation, click_ablation, compare_networks
 from usam_jax.evaluation import published_results, sweep
 from usam_jax.evaluation.network_run import shown_path
+from usam_jax.models import Prompts
 from usam_jax.models.common import registry
+from usam_jax.models.sam.interactive import Interactive
 from usam_jax.utils import cli
 from usam_jax.utils.workdir import Workdir
 
@@ -189,11 +193,25 @@ def test_ablation_resumes_and_reports_when_all_runs_are_done(run, tmp_path, monk
     assert (tmp_path / "runs/dice.png").stat().st_size > 5_000
 
 
+def parts_that_are_zero() -> set[str]:
+    """The outputs of an interactive extension with any weights that are zero for a click."""
+    extension = Interactive(3, 8, 16, (4,), (1,), 1.0, jnp.float32)
+    prompts = Prompts(
+        jnp.ones((1, 1, 2)), jnp.ones((1, 1), int), point_classes=jnp.ones((1, 1), int)
+    )
+    variables = jax.eval_shape(extension.init, jax.random.key(0), prompts)
+    ones = jax.tree.map(lambda x: jnp.ones(x.shape), variables)
+    hints = extension.apply(ones, prompts)
+    names = ("tokens", "embedding", "maps", "logits")
+    return {x for x in names if not any(y.any() for y in jax.tree.leaves(getattr(hints, x)))}
+
+
 def test_click_ablation_resumes_and_reports(run, tmp_path, monkeypatch, capsys):
-    called = []
+    called, cut_parts = [], {}
 
     def train_and_evaluate(config, folder):
         called.append(folder.parent.name)
+        cut_parts[folder.parent.name] = parts_that_are_zero()
         if config.seed == 1 and called.count("whole") == 2 and called[-1] == "whole":
             raise ValueError("broken")
         assert config.model.interactive and config.eval.prompts == ("none",)
@@ -214,6 +232,9 @@ def test_click_ablation_resumes_and_reports(run, tmp_path, monkeypatch, capsys):
     assert run("--seeds=0,1", tool=click_ablation) == 4
     assert called[:2] == ["whole", "without_class_tokens"] and len(called) == 12
     assert not (tmp_path / "runs/clicks.md").exists()
+    for variant, part in click_ablation.VARIANTS.items():
+        zero = {part} & {"tokens", "embedding", "maps", "logits"}
+        assert cut_parts[variant.replace(" ", "_")] == zero, variant
     called.clear()
     assert run("--seeds=0,1", tool=click_ablation) == 0
     assert called == ["whole"]
@@ -231,10 +252,11 @@ def test_click_ablation_resumes_and_reports(run, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("model.interactive=False", "config.model.interactive: got False"),
+        ("model.interactive=False", "got usam without clicks, expected interactive=True"),
+        ("prompts.kind=points", "config.prompts.kind: got 'points', expected 'interactive'"),
         ("eval.max_clicks=5", "config.eval.max_clicks: got 5, expected 10 or more"),
     ],
 )
 def test_click_ablation_needs_clicks(run, flag, message, capsys):
-    assert run(f"--config.{flag}", "--config.prompts.kind=points", tool=click_ablation) == 2
+    assert run(f"--config.{flag}", tool=click_ablation) == 2
     assert message in capsys.readouterr().err

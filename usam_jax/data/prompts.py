@@ -90,8 +90,9 @@ def make_add_prompts(config: ConfigDict) -> AddPrompts:
     check(prompts.negative_points >= 0, "negative_points", "0 or more")
     check(prompts.box_jitter >= 0, "box_jitter", "0 or more pixels")
     check(1 <= prompts.rounds <= 8, "rounds", "1 to 8 simulated clicks")
-    interactive = prompts.kind == "interactive"
-    check(prompts.order == "xy" or not interactive, "order", "xy with interactive prompts")
+    interactive = config.model.get("interactive", False)
+    names_classes = interactive or prompts.kind == "interactive"
+    check(prompts.order == "xy" or not names_classes, "order", "xy for an interactive network")
     return AddPrompts(
         kind=prompts.kind,
         points_per_class=prompts.points_per_class,
@@ -99,7 +100,7 @@ def make_add_prompts(config: ConfigDict) -> AddPrompts:
         box_jitter=prompts.box_jitter,
         order=prompts.order,
         num_classes=config.model.num_classes,
-        with_classes=config.model.get("interactive", False),
+        with_classes=interactive,
     )
 
 

@@ -216,14 +216,7 @@ def evaluate_workdir(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any
     shown = predict_shown(model, packed, subset, config, main, done)
     corrected: list[clicks.Corrected] = []
     if config.model.get("interactive", False) and config.eval.max_clicks:
-        clicked = interactive.with_foreground(packed, subset)
-        click = functools.partial(
-            interactive.click_through, network, *model[:2], packed, config=config, mesh=mesh
-        )
-        record = click(clicked)
-        summary["clicks"] = interactive.summarise_clicks(record, classes)
-        worst = Subset(subset.split, clicks.choose_slices(record, packed, subset.split))
-        corrected = clicks.make_corrected(click(worst, keep=True), packed, subset.split)
+        summary["clicks"], corrected = click_through(network, model, packed, subset, config)
     if runtime.is_main_process():
         scoring = make_scoring(config)
         in_mm = all(x["geometry"] for x in packed.cases(subset.split))
@@ -252,6 +245,34 @@ def evaluate_workdir(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any
         draw_report(folder, summary, done.results[main.name], shown, corrected, scoring)
         print_results(summary, folder)
     return common | summary
+
+
+def click_through(
+    network: nn.Module, model: Model, packed: Packed, subset: Subset, config: ConfigDict
+) -> tuple[dict[str, Any] | None, list[clicks.Corrected]]:
+    """Return the robot user's metrics on the slices with foreground, and the worst of them.
+
+    None and no slices if there is no foreground.
+    """
+    clicked = interactive.with_foreground(packed, subset)
+    if not len(clicked):
+        return None, []
+    decode = interactive.make_click_decoder(network, model.mesh)
+    click = functools.partial(
+        interactive.click_through,
+        decode,
+        model.forward,
+        model.variables,
+        packed,
+        config=config,
+        mesh=model.mesh,
+    )
+    record = click(clicked)
+    worst = Subset(subset.split, clicks.choose_slices(record, packed, subset.split))
+    return (
+        interactive.summarise_clicks(record, tuple(config.data.classes)),
+        clicks.make_corrected(click(worst, keep=True), packed, subset.split),
+    )
 
 
 def without_pixels(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -104,7 +104,7 @@ class Predict(NamedTuple):
 
 
 def click_through(
-    model: nn.Module,
+    decode: Any,
     forward: Forward,
     variables: Any,
     packed: Packed,
@@ -116,7 +116,7 @@ def click_through(
     """Let the robot user click on the slices of a subset, which all have foreground.
 
     Makes up to `config.eval.max_clicks` clicks per slice, the first after the automatic prediction.
-    Predictions are kept if `keep`.
+    `decode` is the network's `make_click_decoder`. Predictions are kept if `keep`.
     """
     labels, rows = packed.labels(subset.split), subset.rows
     size = config.eval.batch_size
@@ -129,7 +129,7 @@ def click_through(
         jax.process_index(),
         jax.process_count(),
     )
-    decode, done = make_click_decoder(model, mesh), []
+    done = []
     with console.Progress("robot user", num_batches, "batches") as bar:
         for number, batch in enumerate(batches):
             placed = shard_batch({x: batch[x] for x in ("image", "label", "valid")}, mesh)
@@ -221,8 +221,8 @@ def summarise_clicks(record: ClickRecord, classes: tuple[str, ...]) -> dict[str,
 
     A slice that does not reach a target counts the maximum number of clicks. A click of class 0
     lies on a false positive, whose region `cleared_by_negative` is about: the share of these clicks
-    that clear at least half of it. Dice of each of the `classes`, background first, is pooled over
-    the slices, None where the class is in neither truth nor prediction.
+    that clear at least half of it. `classes` are their names, background first. The Dice of a class
+    is pooled over the slices; it is None where the class is in neither truth nor prediction.
     """
     dice, clicked = record.dice, record.clicked
     maximum = clicked.shape[1]

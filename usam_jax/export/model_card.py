@@ -16,6 +16,15 @@ The number of images, and of points per image, is free. A point label of 1 is fo
 and -1 padding. A box is (x0, y0, x1, y1). `prompts_given` marks the valid points and, in its last
 entry, whether the box is valid; if all are False, there is no prompt.
 """
+CLICK_INPUTS = """\
+`point_classes` names the class of each point, 0 for background, with the point label 0. For one more
+click, give all points so far, and the last `probabilities` as `previous`. The program does not check
+that classes exist and that points lie in the image. Of two points on one pixel, give the later alone.
+"""
+CLICK_CODE = """\
+classes = np.int32([[1]])  # {name}, at the point
+previous = np.zeros((1, {size}, {size}, {num_classes}), np.float32)  # no prediction before this one
+"""
 PROMPT_NOTE = " A model does not understand a kind of prompt that it was not trained with."
 TRANSPOSE = "hu, pixel_mm = hu.T, pixel_mm[::-1]  # the training slices were transposed\n"
 GREY_KINDS = ("care", "word_npy")
@@ -40,7 +49,7 @@ def write_card(description: dict[str, Any], evaluations: list[dict[str, Any]]) -
         **{name: description[name] for name in ("checkpoint_step", "checkpoint_chosen_on")},
         network=network,
         how_prompted=PROMPTED if promptable else AUTOMATIC,
-        prompt_inputs=PROMPT_INPUTS if promptable else "",
+        prompt_inputs=describe_prompt_inputs(description),
         prompt_note=PROMPT_NOTE if promptable else "",
         foreground=" and ".join(classes[1:]),
         published_rows="".join(PUBLISHED_ROW.format(name) for name in published),
@@ -63,6 +72,17 @@ def takes_prompts(description: dict[str, Any]) -> bool:
     return "points_xy" in description["inputs"]
 
 
+def takes_classes(description: dict[str, Any]) -> bool:
+    """Whether each point names its class, and the previous prediction is an input."""
+    return "point_classes" in description["inputs"]
+
+
+def describe_prompt_inputs(description: dict[str, Any]) -> str:
+    if not takes_prompts(description):
+        return ""
+    return PROMPT_INPUTS + (CLICK_INPUTS if takes_classes(description) else "")
+
+
 def write_code(description: dict[str, Any]) -> str:
     """Example code that prepares a slice as in training and runs the program on it."""
     how = description["preprocessing"]
@@ -77,8 +97,13 @@ def write_code(description: dict[str, Any]) -> str:
         size=how["image_size"],
     )
     if takes_prompts(description):
+        classes, size = description["classes"], how["image_size"]
+        clicks = CLICK_CODE.format(name=classes[1], size=size, num_classes=len(classes))
+        named = takes_classes(description)
         predict = fill_template(
             "predict_prompted.py.txt",
+            classes=clicks if named else "",
+            more=", classes, previous" if named else "",
             middle=how["image_size"] // 2,
             order="(row, column)" if description["prompts"]["order"] == "rowcol" else "(x, y)",
         )

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from usam_jax.io.geometry import Geometry, to_slices
-from usam_jax.predict.model import NO_CLICKS, Clicks
+from usam_jax.predict.model import NO_CLICKS, TRAIN_INTERACTIVE, Clicks
 from usam_jax.utils.errors import DataError, UsageError
 from usam_jax.utils.files import load_json
 
@@ -55,6 +55,7 @@ def read_clicks(
         number_of_class = read_class(where, point, classes)
         column, row, number = to_slice(where, point["at"], geometry, world)
         clicks = by_slice.get(round(number), NO_CLICKS)
+        label = int(number_of_class > 0) if classes else label
         points = np.concatenate([clicks.points_xy, [[column, row]]]).astype(np.float32)
         labels = np.append(clicks.point_labels, label).astype(np.int32)
         by_slice[round(number)] = clicks._replace(points_xy=points, point_labels=labels)
@@ -81,9 +82,8 @@ def read_class(where: str, point: dict[str, Any], classes: tuple[str, ...]) -> i
     if not classes:
         if name is not None:
             raise UsageError(
-                f"{where}: got the class {name!r}, expected none: the network was trained without "
-                "clicks that name a class. Train one with --config.model.interactive=True "
-                "--config.prompts.kind=interactive"
+                f"{where}: got the class {name!r}, expected none: the network was trained without the "
+                f"interactive extension. {TRAIN_INTERACTIVE}"
             )
         return 0
     if name is None and label == 0:

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from usam_jax.predict.model import Clicks, latest
+from usam_jax.predict.model import Clicks
 from usam_jax.predict.predictor import EncodedSlice, Predictor
 
 MAX_KNOWN = 4  # predictions kept per slice: enough to continue after an undo
@@ -59,10 +59,8 @@ def predict_in_turn(
     return found
 
 
-def with_previous(
-    predictor: Predictor, hu: np.ndarray, pixel_mm: tuple[float, float], clicks: Clicks
-) -> Clicks:
-    """Return the clicks of a slice [h w] in HU with the prediction before the last of them.
+def with_previous(predictor: Predictor, encoded: EncodedSlice, clicks: Clicks) -> Clicks:
+    """Return the clicks of a slice with the prediction before the last of them.
 
     Predicting with them then equals `predict_in_turn`. Clicks without points stay as they are.
     """
@@ -71,6 +69,5 @@ def with_previous(
     xy, classes = clicks.points_xy.tolist(), clicks.point_classes.tolist()
     points = tuple((x, y, c) for (x, y), c in zip(xy, classes, strict=True))
     box: Any = None if clicks.box is None else tuple(clicks.box.tolist())
-    encoded = predictor.encode_slice(hu, pixel_mm)
     _, probabilities = predict_in_turn(predictor, encoded, points[:-1], box)
-    return latest(clicks)._replace(previous=probabilities)
+    return clicks._replace(previous=probabilities)

@@ -21,6 +21,9 @@ from usam_jax.utils.workdir import Workdir
 from usam_jax.weights import run_checkpoint, run_config
 
 MIN_POINTS = 32  # Arrays hold at least so many points: adding a click rarely recompiles.
+TRAIN_INTERACTIVE = (
+    "Train usam or sam_s with --config.model.interactive=True --config.prompts.kind=interactive"
+)
 
 
 class Clicks(NamedTuple):
@@ -42,13 +45,18 @@ class Clicks(NamedTuple):
 NO_CLICKS = Clicks(np.zeros((0, 2), np.float32), np.zeros(0, np.int32))
 
 
-def latest(clicks: Clicks) -> Clicks:
-    """Return clicks that name a class without those on whose pixel a later one lies."""
+def on_pixels(clicks: Clicks) -> Clicks:
+    """Move clicks that name a class to their pixels, and drop each with a later one on its pixel.
+
+    Training and evaluation click on pixels. Half a pixel beside one, a click would be weaker, and
+    of two on one pixel neither would win.
+    """
     assert clicks.point_classes is not None
-    last = {tuple(xy): i for i, xy in enumerate(np.rint(clicks.points_xy).tolist())}
+    pixels = np.floor(clicks.points_xy + 0.5)
+    last = {tuple(xy): i for i, xy in enumerate(pixels.tolist())}
     kept = np.sort(np.array(list(last.values()), int))
     return clicks._replace(
-        points_xy=clicks.points_xy[kept],
+        points_xy=pixels[kept],
         point_labels=clicks.point_labels[kept],
         point_classes=clicks.point_classes[kept],
     )
@@ -137,8 +145,7 @@ class Network(NamedTuple):
             name = registry.short_name(self.config["model"]["name"])
             raise UsageError(
                 f"{what}: got classes of points or a previous prediction, expected points alone: this "
-                f"{name} was trained without the interactive extension. Train one with "
-                "--config.model.interactive=True --config.prompts.kind=interactive"
+                f"{name} was trained without the interactive extension. {TRAIN_INTERACTIVE}"
             )
 
     def require_promptable(self, what: str) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from usam_jax.data.preprocessing import MIN_SIZE
 from usam_jax.data.prompts import BACKGROUND, FOREGROUND
-from usam_jax.predict.model import Clicks, Network, latest, load_network
+from usam_jax.predict.model import Clicks, Network, load_network, on_pixels
 from usam_jax.utils.errors import DataError, UsageError
 
 GREY_RANGE = (-1.0, 2.0)  # Grey values lie in or near [0, 1]; values outside are probably HU.
@@ -108,7 +108,7 @@ class Predictor:
 
         An interactive network takes the classes [n] of the points, 0 for background, in place of
         `point_labels`, and `previous` float32[h w k], the probabilities of the last prediction of
-        this slice. If two points lie on one pixel, the later one counts.
+        this slice. If two points lie on one pixel of the model's input, the later one counts.
 
         Raises UsageError if prompts are invalid or outside the slice, if there are any that the
         network does not take, or if no slice was encoded.
@@ -121,6 +121,11 @@ class Predictor:
         features, shape, pixel_mm = encoded if encoded is not None else self.local.encoded
         if point_classes is not None or previous is not None:
             self.network.require_interactive("predict")
+        if point_classes is not None and point_labels is not None:
+            raise UsageError(
+                "point_labels: got labels and classes of the points, expected point_classes alone, "
+                "with 0 for background"
+            )
         clicks = make_clicks(points_xy, point_labels, box, shape)
         if self.network.interactive:
             clicks = name_classes(clicks, point_classes, self.classes)
@@ -178,7 +183,10 @@ def make_clicks(points_xy: Any, point_labels: Any, box: Any, shape: tuple[int, .
 def place_clicks(
     clicks: Clicks, network: Network, shape: tuple[int, int], pixel_mm: tuple[float, float]
 ) -> Clicks:
-    """Convert prompts from a slice's own pixels to pixels of the model's input."""
+    """Convert prompts from a slice's own pixels to pixels of the model's input.
+
+    Of two clicks that name a class and fall on one pixel there, the later counts.
+    """
     preparation = network.preparation
     corners, previous = None, clicks.previous
     if clicks.box is not None:
@@ -187,11 +195,12 @@ def place_clicks(
     if previous is not None:
         previous = preparation.probabilities_in(previous, pixel_mm)
     points = preparation.points_in(clicks.points_xy, shape, pixel_mm)
-    return clicks._replace(points_xy=points, box=corners, previous=previous)
+    clicks = clicks._replace(points_xy=points, box=corners, previous=previous)
+    return clicks if clicks.point_classes is None else on_pixels(clicks)
 
 
 def name_classes(clicks: Clicks, point_classes: Any, classes: tuple[str, ...]) -> Clicks:
-    """Return clicks with the class of each point, the later of two points on one pixel.
+    """Return clicks with the class of each point.
 
     Without `point_classes`, background points have class 0, and foreground points are only allowed
     if there is a single foreground class. Raises UsageError for a class that does not exist.
@@ -212,7 +221,7 @@ def name_classes(clicks: Clicks, point_classes: Any, classes: tuple[str, ...]) -
                 f"one of {describe_numbers(classes)}"
             )
     kinds = np.where(numbers > 0, FOREGROUND, BACKGROUND).astype(np.int32)
-    return latest(clicks._replace(point_labels=kinds, point_classes=numbers.astype(np.int32)))
+    return clicks._replace(point_labels=kinds, point_classes=numbers.astype(np.int32))
 
 
 def describe_numbers(classes: tuple[str, ...]) -> str:
@@ -224,7 +233,10 @@ def check_previous(previous: Any, shape: tuple[int, int], num_classes: int) -> n
     """Return the previous probabilities as float32[h w k]. Raises UsageError for another shape."""
     if previous is None:
         return None
-    array = np.asarray(previous, np.float32)
+    try:
+        array = np.asarray(previous, np.float32)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"previous: got {previous!r}, expected probabilities") from error
     if array.shape != (*shape, num_classes) or not np.isfinite(array).all():
         raise UsageError(
             f"previous: got the shape {array.shape}, expected finite probabilities of the shape "

@@ -11,7 +11,7 @@ from usam_jax.data.prompts import FOREGROUND, make_points
 from usam_jax.data.windows import Windows
 from usam_jax.io.geometry import Geometry
 from usam_jax.predict.model import NO_CLICKS, Clicks, Network
-from usam_jax.predict.predictor import place_clicks
+from usam_jax.predict.predictor import EncodedSlice, place_clicks
 
 POINTS_PROPAGATED = 3  # points per class, from a slice to its neighbour
 
@@ -62,23 +62,13 @@ def predict_slices(
     pixel_mm, shape = (pixel[0], pixel[1]), (hu.shape[1], hu.shape[2])
     placed = {i: place_clicks(x, network, shape, pixel_mm) for i, x in clicks.items()}
 
-    windows = Windows(network.slices, np.zeros(len(hu), int), np.full(len(hu), len(hu)))
-
-    @functools.lru_cache(maxsize=2 * network.slices)
-    def prepared(number: int) -> np.ndarray:
-        return network.preparation.from_hu(hu[number], pixel_mm)
-
-    def prepare(batch: list[int]) -> np.ndarray:
-        if network.slices == 1:
-            return np.stack([prepared(i) for i in batch])
-        around = [[prepared(j) for j in windows.around(i).tolist()] for i in batch]
-        return np.stack([np.stack(x, axis=-1) for x in around])
-
+    windows = windows_of(network, len(hu))
+    prepared = prepare_each(network, hu, pixel_mm)
     if network.dims == 3:
         raw = predict_windows(network, prepared, windows.cover(np.array(numbers)), options)
     else:
         predict = propagate_points if options.propagate else predict_batches
-        raw = predict(network, prepare, placed, list(numbers), options)
+        raw = predict(network, with_neighbours(windows, prepared), placed, list(numbers), options)
     for number, labels, probabilities in raw:
         back = network.preparation.labels_back(labels, shape, pixel_mm)
         spread = None
@@ -92,6 +82,44 @@ def predict_slices(
 # Slice number, classes uint8[s s] and probabilities float32[s s k] at the model's size s.
 Raw = Iterator[tuple[int, np.ndarray, np.ndarray]]
 Prepare = Callable[[list[int]], np.ndarray]
+
+
+def windows_of(network: Network, num_slices: int) -> Windows:
+    """Return the windows of a volume of `num_slices`."""
+    return Windows(network.slices, np.zeros(num_slices, int), np.full(num_slices, num_slices))
+
+
+def prepare_each(
+    network: Network, hu: np.ndarray, pixel_mm: tuple[float, float]
+) -> Callable[[int], np.ndarray]:
+    """Return a function that prepares a slice of a volume [n h w] by its number."""
+
+    @functools.lru_cache(maxsize=2 * network.slices)
+    def prepared(number: int) -> np.ndarray:
+        return network.preparation.from_hu(hu[number], pixel_mm)
+
+    return prepared
+
+
+def with_neighbours(windows: Windows, prepared: Callable[[int], np.ndarray]) -> Prepare:
+    """Return a function that prepares a batch of slices, with their neighbours as channels."""
+
+    def prepare(batch: list[int]) -> np.ndarray:
+        if windows.size == 1:
+            return np.stack([prepared(i) for i in batch])
+        around = [[prepared(j) for j in windows.around(i).tolist()] for i in batch]
+        return np.stack([np.stack(x, axis=-1) for x in around])
+
+    return prepare
+
+
+def encode_one(
+    network: Network, hu: np.ndarray, number: int, pixel_mm: tuple[float, float]
+) -> EncodedSlice:
+    """Encode a slice of a volume [n h w] as `predict_slices` does, with its neighbours."""
+    prepared = prepare_each(network, hu, pixel_mm)
+    image = with_neighbours(windows_of(network, len(hu)), prepared)([number])
+    return EncodedSlice(network.encode(image), (hu.shape[1], hu.shape[2]), pixel_mm)
 
 
 def predict_batches(
@@ -154,7 +182,8 @@ def read(batch: list[int], computed: tuple) -> Raw:
 def decode(network: Network, images: np.ndarray, clicks: list[Clicks], flip: bool) -> tuple:
     """Return classes uint8[b s s] and probabilities float32[b s s k] of images uint8[b s s].
 
-    For windows see `Network.encode` and `Network.decode`. If `flip`, the probabilities are the mean with those of the mirrored images.
+    For windows see `Network.encode` and `Network.decode`. If `flip`, the probabilities are the mean
+    with those of the mirrored images.
     """
     labels, probabilities = network.decode(network.encode(images), clicks)
     if not flip:

@@ -13,8 +13,8 @@ from usam_jax.predict.in_turn import with_previous
 from usam_jax.predict.model import Clicks, Network
 from usam_jax.predict.output import Source
 from usam_jax.predict.output_paths import probabilities_path
-from usam_jax.predict.predictor import Predictor
-from usam_jax.predict.slices import Options, keep_largest, predict_slices
+from usam_jax.predict.predictor import Predictor, place_clicks
+from usam_jax.predict.slices import Options, encode_one, keep_largest, predict_slices
 from usam_jax.utils import console
 from usam_jax.utils.errors import DataError, UsageError
 
@@ -56,16 +56,31 @@ def read_prompts(
             f"prompts on slice {outside[0]} of {source.path}, but --slices asks for "
             f"{numbers.start} to {numbers.stop - 1}"
         )
-    _, height, width = source.geometry.spacing_mm
-    in_turn = {}
-    for i, given in clicks.items():
-        in_turn[i] = with_previous(Predictor(network), source.hu[i], (height, width), given)
-        if replaced := len(given.point_labels) - len(in_turn[i].point_labels):
-            console.info(
-                f"{request.points}: slice {i}: {replaced} of the points on the pixel of a later one, "
-                "which counts"
-            )
-    return in_turn
+    return predict_before_last(clicks, source, network) if network.interactive else clicks
+
+
+def predict_before_last(
+    clicks: dict[int, Clicks], source: Source, network: Network
+) -> dict[int, Clicks]:
+    """Return the clicks of an interactive network with the predictions before the last of each slice.
+
+    Says which clicks do not count because a later one lies on their pixel.
+    """
+    _, *pixel = source.geometry.spacing_mm
+    pixel_mm, shape = (pixel[0], pixel[1]), (source.hu.shape[1], source.hu.shape[2])
+    predictor, found = Predictor(network), {}
+    with console.Progress("clicks before the last", len(clicks), "slices") as bar:
+        for i, given in clicks.items():
+            encoded = encode_one(network, source.hu, i, pixel_mm)
+            found[i] = with_previous(predictor, encoded, given)
+            counted = len(place_clicks(found[i], network, shape, pixel_mm).point_labels)
+            if ignored := len(given.point_labels) - counted:
+                console.info(
+                    f"slice {i}: ignored {ignored} of {len(given.point_labels)} points: a later one "
+                    "lies on the same pixel of the model's input"
+                )
+            bar.advance()
+    return found
 
 
 def predict_volume(

@@ -8,7 +8,7 @@ from importlib import resources
 from typing import Any
 
 from usam_jax.data.class_names import MEAN
-from usam_jax.evaluation.report.words import describe_sensitivity
+from usam_jax.evaluation.report.words import clicks_by_class, describe_sensitivity, title_of_clicks
 from usam_jax.evaluation.summary import METRICS, mean
 from usam_jax.utils.files import write_text
 from usam_jax.utils.formatting import (
@@ -52,8 +52,13 @@ def write_report(path: pathlib.Path, summary: Summary, sections: list[Section]) 
     body = [
         paragraph(counts),
         prompts_box(summary["prompts"], summary["automatic"]),
-        *(paragraph(describe_sensitivity(x)) for x in [summary["sensitivity"]] if x),
+        *(
+            []
+            if summary["automatic"]
+            else [paragraph(describe_sensitivity(summary["sensitivity"]))]
+        ),
         pooled_section(summary),
+        *(clicks_section(x) for x in [summary["clicks"]] if x),
         cases_section(summary),
         *(pictures_section(*section) for section in sections),
         cases_list(summary),
@@ -106,6 +111,12 @@ def table(head: Any, rows: list[Any], caption: str = "", kind: str = "metrics") 
 
 def known(value: Any) -> str:
     return MISSING if value is None else str(value)
+
+
+def clicks_section(clicks: dict[str, Any]) -> str:
+    """A table of Dice by class after clicks of the robot user."""
+    columns, rows = clicks_by_class(clicks)
+    return table(columns, rows, title_of_clicks(clicks))
 
 
 def prompts_box(prompts: str, automatic: bool) -> str:

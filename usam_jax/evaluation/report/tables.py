@@ -9,7 +9,12 @@ from rich.table import Table
 
 from usam_jax.data.class_names import MEAN
 from usam_jax.evaluation.case_metrics import ABSENT, FALSE_ALARM, MISSED, OK
-from usam_jax.evaluation.report.words import describe_clicks, describe_sensitivity, shown_counts
+from usam_jax.evaluation.report.words import (
+    clicks_by_class,
+    describe_clicks,
+    describe_sensitivity,
+    title_of_clicks,
+)
 from usam_jax.utils.files import write_json
 from usam_jax.utils.formatting import (
     format_interval,
@@ -52,7 +57,7 @@ def print_results(summary: dict[str, Any], folder: pathlib.Path) -> None:
     lines = [f"prompts: {summary['prompts']}"]
     if summary["trained_with"] != summary["prompts"]:
         lines.append(f"note: the model was trained with other prompts: {summary['trained_with']}")
-    if summary["sensitivity"]:
+    if not summary["automatic"]:
         lines.append(describe_sensitivity(summary["sensitivity"]))
     if summary["clicks"]:
         lines.append(describe_clicks(summary["clicks"]))
@@ -101,17 +106,13 @@ def pooled_table(summary: dict[str, Any]) -> Table:
 
 
 def clicks_table(clicks: dict[str, Any]) -> Table:
-    """Dice of each class after clicks of the robot user, and the share of clicks that it obeys."""
-    title = f"{clicks['num_slices']} slices with foreground pooled, Dice in per cent after clicks"
-    table = Table(title=title, title_justify="left")
-    table.add_column("class")
-    for count in shown_counts(clicks):
-        table.add_column(str(count) if count else "automatic", justify="right")
-    table.add_column("clicks on it", justify="right")
-    table.add_column("obeyed (%)", justify="right")
-    for name, found in clicks["classes"].items():
-        dice = [percent(found["dice"][n]) for n in shown_counts(clicks)]
-        table.add_row(name, *dice, str(found["num_clicks"]), percent(found["adherence"], 1))
+    """Dice of each class after clicks of the robot user, and obeyed clicks."""
+    columns, rows = clicks_by_class(clicks)
+    table = Table(title=title_of_clicks(clicks), title_justify="left")
+    for i, name in enumerate(columns):
+        table.add_column(name, justify="right" if i else "left")
+    for row in rows:
+        table.add_row(*row)
     return table
 
 

@@ -7,8 +7,10 @@ from usam_jax.utils.formatting import percent
 IGNORED = 0.01  # share of the foreground pixels: prompts that change less decide nothing
 
 
-def describe_sensitivity(sensitivity: dict[str, float | None]) -> str:
+def describe_sensitivity(sensitivity: dict[str, float | None] | None) -> str:
     """Return one line on what the prompts change, a warning if that is next to nothing."""
+    if sensitivity is None:
+        return "what the prompts change was not measured: config.eval.prompts has no 'none'"
     changed, dice = sensitivity["changed"], sensitivity["dice"]
     points = "not defined" if dice is None else f"{100 * dice:+.2f} points"
     facts = f"the prompts change {percent(changed)} % of the foreground pixels; mean Dice {points}"
@@ -20,6 +22,27 @@ def describe_sensitivity(sensitivity: dict[str, float | None]) -> str:
 def shown_counts(clicks: dict[str, Any]) -> list[int]:
     """Return the numbers of clicks whose Dice is shown."""
     return [n for n in (0, 1, 3, 5, 10, 20) if n < len(clicks["dice"])]
+
+
+def clicks_by_class(clicks: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return columns and rows of a table: Dice of each class after clicks, and obeyed clicks."""
+    counts = shown_counts(clicks)
+    columns = [
+        "class",
+        *(str(n) if n else "automatic" for n in counts),
+        "clicks on it",
+        "obeyed (%)",
+    ]
+    rows = []
+    for name, found in clicks["classes"].items():
+        dice = [percent(found["dice"][n]) for n in counts]
+        rows.append([name, *dice, str(found["num_clicks"]), percent(found["adherence"], 1)])
+    return columns, rows
+
+
+def title_of_clicks(clicks: dict[str, Any]) -> str:
+    """Return the title of the table of `clicks_by_class`."""
+    return f"Dice (%) after clicks, pooled over {clicks['num_slices']} slices with foreground"
 
 
 def describe_clicks(clicks: dict[str, Any]) -> str:
