@@ -209,3 +209,11 @@ def test_report_transposes_tables_of_many_classes(tmp_path):
     for name in WORD[1:]:
         # Dice and IoU, status, six metrics, and three cases.
         assert page.count(f">{name}<") == 12
+
+
+def test_report_has_clicks_by_class(tmp_path):
+    by_class = {x: {"dice": [0.5, None], "num_clicks": 3, "adherence": 0.75} for x in CARE[1:]}
+    clicks = {"num_slices": 4, "dice": [0.5, 0.5], "classes": by_class}
+    page = write(tmp_path / "x.html", make_summary(CARE, clicks=clicks))
+    assert "pooled over 4 slices with foreground" in page
+    assert "<td>50.00</td><td>absent</td><td>3</td><td>75.0</td>" in page

@@ -1,10 +1,20 @@
 """The robot user and the scores of its clicks."""
 
-import numpy as np
+import dataclasses
+import types
 
-from usam_jax.evaluation import interactive, robot_user
+import numpy as np
+from conftest import phantom_config
+
+from usam_jax.data.splits import Subset
+from usam_jax.evaluation import evaluate, interactive, robot_user
 from usam_jax.evaluation.report import words
-from usam_jax.evaluation.report.clicks import Corrected, save_corrections, save_curve
+from usam_jax.evaluation.report.clicks import (
+    Corrected,
+    draw_curve,
+    save_corrections,
+    save_curve,
+)
 
 
 def two_errors() -> tuple[np.ndarray, np.ndarray]:
@@ -71,10 +81,66 @@ def test_summary_counts_clicks_until_the_target():
     assert "85 %: 1.5" in words.describe_clicks(summary)
 
 
+def test_each_click_follows_the_prediction_before_it():
+    config = phantom_config(**{"eval.max_clicks": 3})
+    truth = np.zeros((2, 16, 16), np.uint8)
+    truth[0, 2:7, 2:7], truth[0, 10:13, 10:13] = 1, 2
+    seen = []
+
+    def predict(prompts, previous):
+        """Paint the class of each click on its region of the truth, as a network that obeys."""
+        given = prompts["prompts_given"][:, :-1]
+        seen.append((given.sum(1).tolist(), float(previous)))
+        painted = np.zeros((4, 16, 16), np.uint8)  # a batch of 4, two of them padding
+        for i, n in np.argwhere(given):
+            label = prompts["point_classes"][i, n]
+            painted[i][truth[i] == label] = label
+        counts = np.zeros((4, 3, 3), np.int32)
+        counts[:, 0, 0] = len(seen)
+        return counts, painted, previous + 1
+
+    found = interactive.click_batch(predict, 0.0, truth, 4, config, keep=True)
+    # The second slice has no error, the first none after two clicks: no more clicks are made.
+    assert seen == [([0] * 4, 0.0), ([1, 0, 0, 0], 1.0), ([2, 0, 0, 0], 2.0), ([2, 0, 0, 0], 3.0)]
+    assert found["xy"][0, :2].tolist() == [[4, 4], [11, 11]]
+    assert found["labels"][0].tolist() == [1, 2, 0]
+    assert found["clicked"].tolist() == [[True, True, False], [False] * 3]
+    assert found["obeyed"][0].tolist() == [True, True, False]
+    np.testing.assert_array_equal(found["predicted"][:, -1], truth)
+    np.testing.assert_array_equal(found["counts"][0, :, 0, 0], [1, 2, 3, 4])
+
+
+def test_split_without_foreground_has_no_clicks():
+    packed = types.SimpleNamespace(labels=lambda _split: np.zeros((3, 8, 8), np.uint8))
+    subset = Subset("test", np.arange(3))
+    assert evaluate.click_through(None, None, packed, subset, None) == (None, [])
+
+
 def test_sensitivity_warns_of_ignored_prompts():
     assert words.describe_sensitivity({"changed": 0.0004, "dice": 0.0}).startswith("warning")
+    assert "not measured" in words.describe_sensitivity(None)
     text = words.describe_sensitivity({"changed": 0.25, "dice": 0.1234})
     assert "25.00 %" in text and "+12.34 points" in text and "warning" not in text
+
+
+def summary_with_absent_class() -> dict:
+    record = record_of([[50, 75, 90]])
+    counts = np.concatenate([record.counts, np.zeros((1, 3, 1, 3), np.int32)], 2)
+    record = dataclasses.replace(record, counts=counts)
+    return interactive.summarise_clicks(record, ("background", "rectum", "tumour"))
+
+
+def test_curve_has_a_line_for_each_class():
+    figure = draw_curve(summary_with_absent_class())
+    lines = {x.get_label(): x.get_ydata() for x in figure.axes[0].lines}
+    np.testing.assert_allclose(lines["rectum, pooled"], [66.67, 85.71, 94.74], atol=0.01)
+    assert np.isnan(lines["tumour, pooled"]).all()
+    columns, rows = words.clicks_by_class(summary_with_absent_class())
+    assert columns == ["class", "automatic", "1", "clicks on it", "obeyed (%)"]
+    assert rows == [
+        ["rectum", "66.67", "85.71", "1", "100.0"],
+        ["tumour", *["absent"] * 2, "0", "absent"],
+    ]
 
 
 def test_click_plots_are_drawn(tmp_path):
@@ -89,6 +155,5 @@ def test_click_plots_are_drawn(tmp_path):
         ((), ((5, 5, 1),)),
     )
     save_corrections(tmp_path / "corrections.png", [one], ("background", "rectum", "tumour"))
-    summary = interactive.summarise_clicks(record_of([[50, 75, 90]]), ("background", "rectum"))
-    save_curve(tmp_path / "clicks.png", summary)
+    save_curve(tmp_path / "clicks.png", summary_with_absent_class())
     assert all((tmp_path / x).stat().st_size > 5000 for x in ("corrections.png", "clicks.png"))

@@ -101,6 +101,13 @@ def test_interactive_kind_needs_an_interactive_network():
         checks.check(config, make_mesh(1))
 
 
+@pytest.mark.parametrize("kind", ["interactive", "points"])
+def test_interactive_network_takes_no_rows_and_columns(kind):
+    fields = {"model.interactive": True, "prompts.kind": kind, "prompts.order": "rowcol"}
+    with pytest.raises(UsageError, match="expected xy for an interactive network"):
+        checks.check(phantom_config(**fields), make_mesh(1))
+
+
 def interactive_batch() -> dict[str, np.ndarray]:
     labels = discs()
     return {

@@ -173,7 +173,8 @@ def click_batch(
 ) -> dict[str, np.ndarray]:
     """Return the fields of `ClickRecord`, but for `rows`, of the slices of one batch.
 
-    `previous` are probabilities of no prediction, all zero. `labels` uint8[n h w] are the n <= `batch_size` slices that are not padding.
+    `previous` are probabilities of no prediction, all zero. `labels` uint8[n h w] are the n <=
+    `batch_size` slices that are not padding.
     """
     m, n = config.eval.max_clicks, len(labels)
     prompts = empty_prompts(batch_size, m)

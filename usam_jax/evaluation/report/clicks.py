@@ -114,6 +114,11 @@ def save_corrections(path: pathlib.Path, slices: list[Corrected], classes: tuple
 
 
 def save_curve(path: pathlib.Path, clicks: dict[str, Any]) -> None:
+    """Save the plot of `draw_curve`."""
+    save_figure(draw_curve(clicks), path)
+
+
+def draw_curve(clicks: dict[str, Any]) -> Figure:
     """Plot Dice against clicks: the mean of the slices with the targets, and each class."""
     figure = Figure(figsize=(6.5, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -135,4 +140,4 @@ def save_curve(path: pathlib.Path, clicks: dict[str, Any]) -> None:
     axes.set_ylim(min(50.0, lowest - 3), 100)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", fontsize=8)
-    save_figure(figure, path)
+    return figure
