@@ -19,6 +19,7 @@ from usam_jax.utils.plotting import class_colours, outline, save_figure
 NUM_SLICES = 5  # that the picture of corrections shows, each of another case
 SHOWN = (0, 1, 3)  # clicks
 BACKGROUND_COLOUR = "white"
+MOST_COLUMNS = 6  # of the legend
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +110,8 @@ def save_corrections(path: pathlib.Path, slices: list[Corrected], classes: tuple
         Line2D([], [], ls="", marker="o", ms=6, mfc=c, mec="black", label=f"click: {name}")
         for name, c in named
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9)
+    columns = min(len(handles), MOST_COLUMNS)
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=9)
     save_figure(figure, path)
 
 
@@ -133,11 +135,17 @@ def draw_curve(clicks: dict[str, Any]) -> Figure:
     for target, number in clicks["number_of_clicks"].items():
         axes.axhline(float(target), c="#999999", lw=0.8, ls="--")
         words = f"{target} %: {number['mean']:.1f} clicks"
-        axes.annotate(words, (len(dice) - 1, float(target)), ha="right", va="bottom", fontsize=8)
+        axes.annotate(
+            words,
+            (1.01, float(target)),
+            xycoords=("axes fraction", "data"),
+            va="center",
+            fontsize=8,
+        )
     axes.set_xlabel("clicks of the robot user")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("Dice (%)")
     axes.set_ylim(min(50.0, lowest - 3), 100)
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", fontsize=8)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
     return figure
