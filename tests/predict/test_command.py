@@ -25,7 +25,7 @@ class Bright:
     """Stands in for a network that finds bright pixels."""
 
     classes = ("background", "bright")
-    step, promptable, slices, dims = 7, True, 1, 2
+    step, promptable, interactive, slices, dims = 7, True, False, 1, 2
     preparation = Preparation(40, 40.0, 400.0, "clip", 0.0, False)
     config = ConfigDict({"prompts": {"kind": "mixed"}})
 

@@ -46,9 +46,9 @@ NO_CLICKS = Clicks(np.zeros((0, 2), np.float32), np.zeros(0, np.int32))
 
 
 def on_pixels(clicks: Clicks) -> Clicks:
-    """Move clicks that name a class to their pixels, and drop each with a later one on its pixel.
+    """Move clicks that name a class to their pixels, where the last of several counts.
 
-    Training and evaluation click on pixels. Half a pixel beside one, a click would be weaker, and
+    Training and evaluation click on pixels. Half a pixel from one, a click would be weaker, and
     of two on one pixel neither would win.
     """
     assert clicks.point_classes is not None

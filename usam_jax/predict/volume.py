@@ -62,7 +62,7 @@ def read_prompts(
 def predict_before_last(
     clicks: dict[int, Clicks], source: Source, network: Network
 ) -> dict[int, Clicks]:
-    """Return the clicks of an interactive network with the predictions before the last of each slice.
+    """Return the clicks with the prediction before the last of each slice.
 
     Says which clicks do not count because a later one lies on their pixel.
     """
