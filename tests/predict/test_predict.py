@@ -452,6 +452,20 @@ def test_predictor_equals_the_model_and_compiles_once(workdir):
     assert (predict_model._encode._cache_size(), predict_model._decode._cache_size()) == before
 
 
+def test_predictor_says_that_many_points_compile_once_more(workdir, capsys):
+    predict_model.say_growth.cache_clear()
+    predictor = Predictor.load(workdir[0])
+    predictor.set_image(np.zeros((32, 32)))
+    predictor.predict(np.ones((32, 2)))
+    assert "compil" not in capsys.readouterr().err
+    before = predict_model._decode._cache_size()
+    for count in (33, 64):
+        predictor.predict(np.ones((count, 2)))
+    said = capsys.readouterr().err
+    assert said == "more than 32 points on a slice: compiling the decoder for up to 64\n"
+    assert predict_model._decode._cache_size() == before + 1
+
+
 def test_predictor_returns_labels_on_the_slices_own_pixels(workdir):
     predictor = Predictor.load(workdir[0])
     predictor.set_slice(np.random.default_rng(0).uniform(-1000, 400, (50, 70)), (0.9, 0.7))

@@ -16,6 +16,7 @@ from usam_jax.data.prompts import empty_prompts
 from usam_jax.models import make_model
 from usam_jax.models.common import registry
 from usam_jax.models.common.prompts import batch_images, batch_prompts
+from usam_jax.utils import console
 from usam_jax.utils.errors import UsageError, WeightsError
 from usam_jax.utils.workdir import Workdir
 from usam_jax.weights import run_checkpoint, run_config
@@ -80,6 +81,12 @@ def pad_clicks(clicks: list[Clicks]) -> dict[str, np.ndarray]:
             arrays["boxes_xyxy"][i] = one.box
             arrays["prompts_given"][i, -1] = True
     return arrays
+
+
+@functools.cache
+def say_growth(p: int) -> None:
+    """Say once in a process that p points on a slice need a program of their own."""
+    console.info(f"more than {p // 2} points on a slice: compiling the decoder for up to {p}")
 
 
 def pad_interactive(clicks: list[Clicks], shape: tuple[int, ...]) -> dict[str, np.ndarray]:
@@ -178,7 +185,10 @@ class Network(NamedTuple):
         """
         if self.config["prompts"]["order"] == "rowcol":  # the order that the model was trained with
             clicks = [x._replace(points_xy=x.points_xy[:, ::-1]) for x in clicks]
-        return _decode(self.model, self.variables, features, self.pad(clicks))
+        arrays = self.pad(clicks)
+        if (p := arrays["point_labels"].shape[1]) > MIN_POINTS:
+            say_growth(p)
+        return _decode(self.model, self.variables, features, arrays)
 
     def pad(self, clicks: list[Clicks]) -> dict[str, np.ndarray]:
         """Return the prompts of a batch as arrays that the network takes."""
