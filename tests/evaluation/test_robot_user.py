@@ -36,6 +36,20 @@ def test_next_click_lies_in_the_largest_error():
     assert robot_user.next_click(label, label) is None
 
 
+def test_no_pixel_is_clicked_twice():
+    predicted, label = two_errors()
+    earlier = [(5, 5)]
+    click = robot_user.next_click(predicted, label, earlier)
+    assert click.region.sum() == 49 and click.xy == (3, 3)  # between the corner and (5, 5)
+    label[2:9, 2:9] = 0
+    label[0, 0] = 1  # the smaller of the two errors
+    earlier = []
+    while click := robot_user.next_click(predicted, label, earlier):
+        assert click.xy not in earlier
+        earlier.append(click.xy)
+    assert len(earlier) == 10 and earlier[-1] == (0, 0)
+
+
 def test_click_is_obeyed_and_clears_its_region():
     predicted, label = two_errors()
     negative = robot_user.next_click(np.where(label == 1, 1, predicted), label)
@@ -107,7 +121,7 @@ def test_each_click_follows_the_prediction_before_it():
     assert found["clicked"].tolist() == [[True, True, False], [False] * 3]
     assert found["obeyed"][0].tolist() == [True, True, False]
     np.testing.assert_array_equal(found["predicted"][:, -1], truth)
-    np.testing.assert_array_equal(found["counts"][0, :, 0, 0], [1, 2, 3, 4])
+    np.testing.assert_array_equal(found["counts"][:, :, 0, 0], [[1, 2, 3, 3], [1, 1, 1, 1]])
 
 
 def test_split_without_foreground_has_no_clicks():

@@ -37,7 +37,7 @@ class ClickRecord:
     """What the robot user did on the n slices with foreground of a subset, with up to m clicks.
 
     `rows` int[n] are the slices, `counts` int32[n m+1 k 3] their pixel counts after 0 to m clicks,
-    `clicked` bool[n m] whether a click was made (none is once a slice is right), `obeyed` bool[n m]
+    `clicked` bool[n m] whether a click was made (none once a slice is right), `obeyed` bool[n m]
     whether the clicked pixel changed as it should, `xy` int[n m 2] where the clicks lie, `labels`
     uint8[n m] their classes and `cleared` float32[n m] the corrected share of their error regions.
     `predicted` uint8[n m+1 h w] is empty unless predictions are kept.
@@ -180,7 +180,8 @@ def click_batch(
     prompts = empty_prompts(batch_size, m)
     prompts["point_classes"] = np.zeros((batch_size, m), np.int32)
     counts, predicted, previous = predict(prompts, previous)
-    all_counts, kept = [np.asarray(counts)[:n]], [np.asarray(predicted)[:n]]
+    before = np.asarray(predicted)[:n]
+    all_counts, kept = [np.asarray(counts)[:n]], [before]
     record = {
         "clicked": np.zeros((n, m), bool),
         "obeyed": np.zeros((n, m), bool),
@@ -189,14 +190,17 @@ def click_batch(
         "cleared": np.zeros((n, m), np.float32),
     }
     for number in range(m):
-        seen = list(zip(np.asarray(predicted)[:n], labels, strict=True))
+        earlier = [record["xy"][i, :number].tolist() for i in range(n)]
+        seen = list(zip(before, labels, earlier, strict=True))
         clicks = [click for _, click in ordered_map(lambda x: next_click(*x), seen)]
         for i, click in enumerate(clicks):
             if click:
                 add_click(prompts, i, number, click)
         counts, predicted, previous = predict(prompts, previous)
-        all_counts.append(np.asarray(counts)[:n])
-        after = np.asarray(predicted)[:n]
+        # A slice without a click keeps its prediction, as a user who has finished does.
+        made = np.array([click is not None for click in clicks])[:, None, None]
+        all_counts.append(np.where(made, np.asarray(counts)[:n], all_counts[-1]))
+        after = np.where(made, np.asarray(predicted)[:n], before)
         kept += [after] if keep else []
         for i, click in enumerate(clicks):
             if click:
@@ -205,6 +209,7 @@ def click_batch(
                 record["labels"][i, number] = click.label
                 record["obeyed"][i, number] = robot_user.obeys(click, after[i])
                 record["cleared"][i, number] = robot_user.cleared(click, after[i])
+        before = after
     record["predicted"] = np.stack(kept, axis=1) if keep else np.zeros((n, 0), np.uint8)
     return {"counts": np.stack(all_counts, axis=1), **record}
 

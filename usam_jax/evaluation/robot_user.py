@@ -4,6 +4,7 @@ Source: Sofiiuk et al., "Reviving Iterative Training with Mask Guidance", 2021.
 """
 
 import dataclasses
+from collections.abc import Iterable
 
 import cv2
 import numpy as np
@@ -23,24 +24,33 @@ class Click:
     region: np.ndarray
 
 
-def next_click(predicted: np.ndarray, label: np.ndarray) -> Click | None:
-    """Return the next click on a slice, or None if the prediction has no error.
+def next_click(
+    predicted: np.ndarray, label: np.ndarray, earlier: Iterable[tuple[int, int]] = ()
+) -> Click | None:
+    """Return the next click on a slice, or None if there is no error that is left to click on.
 
     `predicted` and `label` are uint8[h w]. An error region is a connected set of wrong pixels with
-    the same true class. The click lies at its pixel that is farthest from its border.
+    the same true class. The click lies at its pixel that is farthest from its border and from the
+    pixels (x, y) of `earlier` clicks, which are not clicked again.
     """
     wrong = predicted != label
+    is_free = np.ones_like(wrong)
+    for x, y in earlier:
+        is_free[y, x] = False
     largest, region = 0, None
-    for c in np.unique(label[wrong]).tolist():
+    for c in np.unique(label[wrong & is_free]).tolist():
         mask = (wrong & (label == c)).astype(np.uint8)
-        _, parts, statistics, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
-        areas = statistics[1:, cv2.CC_STAT_AREA]
+        count, parts = cv2.connectedComponents(mask, connectivity=8)
+        areas = np.bincount(parts.ravel(), minlength=count)
+        has_free = np.bincount(parts[is_free], minlength=count) > 0
+        areas[0] = 0
+        areas = np.where(has_free, areas, 0)
         if areas.max() > largest:
-            largest, region = int(areas.max()), parts == 1 + int(areas.argmax())
+            largest, region = int(areas.max()), parts == int(areas.argmax())
     if region is None:
         return None
     # The frame around the slice counts as border.
-    framed = np.pad(region.astype(np.uint8), 1)
+    framed = np.pad((region & is_free).astype(np.uint8), 1)
     depth = cv2.distanceTransform(framed, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
     y, x = (int(i) for i in np.unravel_index(depth.argmax(), depth.shape))
     return Click((x, y), int(label[y, x]), int(predicted[y, x]), region)
