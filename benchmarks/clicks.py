@@ -132,10 +132,11 @@ class Volume:
 
     def click(self, i: int) -> None:
         """Click on the largest error of slice i, if it has any."""
-        click = next_click(self.predicted[i], self.labels[i])
+        before, classes = self.clicks[i], self.clicks[i].point_classes
+        earlier = before.points_xy.astype(int).tolist()
+        click = next_click(self.predicted[i], self.labels[i], earlier)
         if click is None:
             return
-        before, classes = self.clicks[i], self.clicks[i].point_classes
         assert classes is not None
         self.clicks[i] = Clicks(
             np.concatenate([before.points_xy, np.array([click.xy], np.float32)]),

@@ -14,29 +14,40 @@ from usam_jax.predict.clicks import read_clicks
 from usam_jax.predict.model import Clicks, pad_interactive
 from usam_jax.predict.predictor import place_clicks
 from usam_jax.predict.slices import encode_one
+from usam_jax.predict.volume import predict_before_last
 from usam_jax.utils.errors import UsageError
 
 CLASSES = ("background", "normal rectum", "tumour")
 PIXEL_MM = (0.8, 0.8)
 
 
-def place(points, classes, shape=(512, 400), size=224):
+def place(points, classes, shape=(512, 400), size=224, transposed=False):
     """The clicks of a slice on the pixels of a network's input."""
     numbers = np.array(classes, np.int32)
     clicks = Clicks(np.array(points, np.float32), (numbers > 0).astype(np.int32), None, numbers)
-    network = types.SimpleNamespace(preparation=Preparation(size, 40.0, 400.0, "clip", 0.0, False))
-    return place_clicks(clicks, network, shape, PIXEL_MM), network.preparation
+    preparation = Preparation(size, 40.0, 400.0, "clip", 0.0, transposed)
+    network = types.SimpleNamespace(preparation=preparation)
+    return place_clicks(clicks, network, shape, PIXEL_MM), preparation
 
 
-def test_label_at_a_placed_click_comes_back_on_its_voxel():
+@pytest.mark.parametrize("transposed", [False, True], ids=["upright", "transposed"])
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [((512, 400), 224), ((400, 400), 224), ((500, 500), 224), ((122, 101), 112), ((100, 90), 224)],
+)
+def test_label_at_a_placed_click_comes_back_on_its_voxel(shape, size, transposed):
+    h, w = shape
     rng = np.random.default_rng(0)
-    for x, y in rng.integers(0, (400, 512), (200, 2)).tolist():
-        placed, preparation = place([[x, y]], [1])
-        labels = np.zeros((224, 224), np.uint8)
+    inside = rng.uniform(-0.5, (w - 0.5, h - 0.5), (200, 2))
+    edges = [(-0.5, -0.5), (w - 0.5, h - 0.5), (w - 1, 0)]
+    for x, y in [*inside, *inside.round(), *edges]:
+        placed, preparation = place([[x, y]], [1], shape, size, transposed)
+        labels = np.zeros((size, size), np.uint8)
         column, row = placed.points_xy[0].astype(int)
         assert (column, row) == tuple(placed.points_xy[0])
         labels[row, column] = 1
-        assert preparation.labels_back(labels, (512, 400), PIXEL_MM)[y, x] == 1
+        voxel = min(int(np.floor(y + 0.5)), h - 1), min(int(np.floor(x + 0.5)), w - 1)
+        assert preparation.labels_back(labels, shape, PIXEL_MM)[voxel] == 1
 
 
 def test_later_of_two_clicks_on_one_pixel_counts():
@@ -107,6 +118,9 @@ def predictor(tmp_path_factory):
         ({"point_classes": [1], "point_labels": [1]}, "expected point_classes alone"),
         ({"point_classes": [1], "previous": np.zeros((4, 4, 3))}, "previous: got the shape"),
         ({"point_classes": [1], "previous": "last"}, "previous: got 'last'"),
+        ({"point_classes": [1], "previous": np.full((40, 60, 3), 5)}, "got values from 5 to 5"),
+        ({"point_classes": [1], "previous": np.full((40, 60, 3), np.nan)}, "values from nan"),
+        ({"point_classes": [[1], [2, 3]]}, "expected for each of 1 points"),
     ],
 )
 def test_predictor_refuses_wrong_clicks(predictor, fields, message):
@@ -120,6 +134,17 @@ def test_predictor_takes_the_later_of_two_clicks(predictor):
     np.testing.assert_array_equal(both, first)
     _, other = predictor.predict([[5, 5], [5, 5]], point_classes=[2, 1])
     assert np.abs(other - first).max() > 1e-4
+
+
+def test_predict_names_clicks_that_later_ones_replace(predictor, capsys):
+    source = types.SimpleNamespace(
+        hu=np.zeros((3, 40, 60)), geometry=make_geometry((60, 40, 3), np.diag([-1, -1, 4.0, 1]))
+    )
+    points = np.array([[5, 5], [30, 9], [5.3, 4.8]], np.float32)
+    clicks = Clicks(points, np.ones(3, np.int32), None, np.array([1, 2, 2], np.int32))
+    found = predict_before_last({2: clicks}, source, predictor.network)
+    assert found[2].previous.shape == (40, 60, 3)
+    assert "slice 2: ignored point 1 of 3: a later one" in capsys.readouterr().err
 
 
 def test_more_clicks_than_slots_double_them():

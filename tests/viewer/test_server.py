@@ -607,6 +607,13 @@ def test_newer_prompts_supersede_older_ones(served):
     assert served.get("prompts/2")["points"] == [[12, 5, 1]]
 
 
+def test_reply_counts_clicks_that_later_ones_replace(served):
+    points = [[10, 10, 1], [30, 20, 2], [10.25, 9.75, 0]]
+    body = {"slice": 2, "points": points, "box": None, "sequence": 1}
+    _, headers, _ = served.request("POST", "/api/prompts", body)
+    assert headers["x-replaced"] == "1"
+
+
 def test_click_counts_though_its_page_is_gone(served):
     served.desk.worker.predictor.network.delay = 0.05
     assert served.desk.worker.predict(2, Prompts(((4.0, 5.0, 1),))).cancel()

@@ -44,5 +44,12 @@ def unfit_square(
     size = labels.shape[0]
     h, w, _ = fitted_shape(shape, size, pixel_mm)
     top, left = (size - h) // 2, (size - w) // 2
-    inside = np.ascontiguousarray(labels[top : top + h, left : left + w])
-    return cv2.resize(inside, shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+    return labels[np.ix_(top + nearest(shape[0], h), left + nearest(shape[1], w))]
+
+
+def nearest(length: int, other: int) -> np.ndarray:
+    """Index int[length] of the pixel, of `other` on the same extent, in which a pixel's centre lies.
+
+    A centre on the border of two lies in the second.
+    """
+    return (2 * np.arange(length) + 1) * other // (2 * length)

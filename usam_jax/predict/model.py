@@ -46,23 +46,6 @@ class Clicks(NamedTuple):
 NO_CLICKS = Clicks(np.zeros((0, 2), np.float32), np.zeros(0, np.int32))
 
 
-def on_pixels(clicks: Clicks) -> Clicks:
-    """Move clicks that name a class to their pixels, where the last of several counts.
-
-    Training and evaluation click on pixels. Half a pixel from one, a click would be weaker, and
-    of two on one pixel neither would win.
-    """
-    assert clicks.point_classes is not None
-    pixels = np.floor(clicks.points_xy + 0.5)
-    last = {tuple(xy): i for i, xy in enumerate(pixels.tolist())}
-    kept = np.sort(np.array(list(last.values()), int))
-    return clicks._replace(
-        points_xy=pixels[kept],
-        point_labels=clicks.point_labels[kept],
-        point_classes=clicks.point_classes[kept],
-    )
-
-
 def pad_clicks(clicks: list[Clicks]) -> dict[str, np.ndarray]:
     """Return the prompts of a batch as the arrays of `empty_prompts`, padded to p points.
 

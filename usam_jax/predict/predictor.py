@@ -8,9 +8,10 @@ import numpy as np
 
 from usam_jax.data.preprocessing import MIN_SIZE
 from usam_jax.data.prompts import BACKGROUND, FOREGROUND
-from usam_jax.predict.model import Clicks, Network, load_network, on_pixels
+from usam_jax.predict.model import Clicks, Network, load_network
 from usam_jax.utils.errors import DataError, UsageError
 
+ROUNDING = 1e-3  # by which probabilities may lie outside 0 to 1
 GREY_RANGE = (-1.0, 2.0)  # Grey values lie in or near [0, 1]; values outside are probably HU.
 
 
@@ -185,7 +186,8 @@ def place_clicks(
 ) -> Clicks:
     """Convert prompts from a slice's own pixels to pixels of the model's input.
 
-    Of two clicks that name a class and fall on one pixel there, the later counts.
+    Clicks that name a class lie on whole pixels there, as in training, and of several on one pixel
+    the last counts.
     """
     preparation = network.preparation
     corners, previous = None, clicks.previous
@@ -194,9 +196,23 @@ def place_clicks(
         corners = np.sort(placed, axis=0).reshape(4)
     if previous is not None:
         previous = preparation.probabilities_in(previous, pixel_mm)
-    points = preparation.points_in(clicks.points_xy, shape, pixel_mm)
-    clicks = clicks._replace(points_xy=points, box=corners, previous=previous)
-    return clicks if clicks.point_classes is None else on_pixels(clicks)
+    clicks = clicks._replace(box=corners, previous=previous)
+    if clicks.point_classes is None:
+        points = preparation.points_in(clicks.points_xy, shape, pixel_mm)
+        return clicks._replace(points_xy=points)
+    pixels = preparation.pixels_in(clicks.points_xy, shape, pixel_mm)
+    kept = ~replaced(pixels)
+    return clicks._replace(
+        points_xy=pixels[kept].astype(np.float32),
+        point_labels=clicks.point_labels[kept],
+        point_classes=clicks.point_classes[kept],
+    )
+
+
+def replaced(pixels: np.ndarray) -> np.ndarray:
+    """Return which of the pixels int[n 2] there is a later equal one of, bool[n]."""
+    last = {tuple(xy): i for i, xy in enumerate(pixels.tolist())}
+    return ~np.isin(np.arange(len(pixels)), list(last.values()))
 
 
 def name_classes(clicks: Clicks, point_classes: Any, classes: tuple[str, ...]) -> Clicks:
@@ -214,7 +230,7 @@ def name_classes(clicks: Clicks, point_classes: Any, classes: tuple[str, ...]) -
             )
         numbers = labels
     else:
-        numbers = np.asarray(point_classes)
+        numbers = np.asarray(point_classes, object)
         if numbers.shape != labels.shape or not np.isin(numbers, range(len(classes))).all():
             raise UsageError(
                 f"point_classes: got {numbers.tolist()}, expected for each of {len(labels)} points "
@@ -230,16 +246,20 @@ def describe_numbers(classes: tuple[str, ...]) -> str:
 
 
 def check_previous(previous: Any, shape: tuple[int, int], num_classes: int) -> np.ndarray | None:
-    """Return the previous probabilities as float32[h w k]. Raises UsageError for another shape."""
+    """Return the previous probabilities as float32[h w k]. Raises UsageError if they are none."""
     if previous is None:
         return None
     try:
         array = np.asarray(previous, np.float32)
     except (TypeError, ValueError) as error:
         raise UsageError(f"previous: got {previous!r}, expected probabilities") from error
-    if array.shape != (*shape, num_classes) or not np.isfinite(array).all():
+    expected = (
+        f"expected probabilities of the shape {(*shape, num_classes)}, as predict returns them"
+    )
+    if array.shape != (*shape, num_classes):
+        raise UsageError(f"previous: got the shape {array.shape}, {expected}")
+    if not ((array >= -ROUNDING) & (array <= 1 + ROUNDING)).all():
         raise UsageError(
-            f"previous: got the shape {array.shape}, expected finite probabilities of the shape "
-            f"{(*shape, num_classes)}, as predict returns them"
+            f"previous: got values from {array.min():g} to {array.max():g}, {expected}"
         )
     return array

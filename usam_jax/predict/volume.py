@@ -13,7 +13,7 @@ from usam_jax.predict.in_turn import with_previous
 from usam_jax.predict.model import Clicks, Network
 from usam_jax.predict.output import Source
 from usam_jax.predict.output_paths import probabilities_path
-from usam_jax.predict.predictor import Predictor, place_clicks
+from usam_jax.predict.predictor import Predictor, replaced
 from usam_jax.predict.slices import Options, encode_one, keep_largest, predict_slices
 from usam_jax.utils import console
 from usam_jax.utils.errors import DataError, UsageError
@@ -56,7 +56,9 @@ def read_prompts(
             f"prompts on slice {outside[0]} of {source.path}, but --slices asks for "
             f"{numbers.start} to {numbers.stop - 1}"
         )
-    return predict_before_last(clicks, source, network) if network.interactive else clicks
+    if not (network.interactive and clicks):
+        return clicks
+    return predict_before_last(clicks, source, network)
 
 
 def predict_before_last(
@@ -64,20 +66,20 @@ def predict_before_last(
 ) -> dict[int, Clicks]:
     """Return the clicks with the prediction before the last of each slice.
 
-    Says which clicks do not count because a later one lies on their pixel.
+    Says which clicks a later one on the same pixel of the input replaces.
     """
     _, *pixel = source.geometry.spacing_mm
     pixel_mm, shape = (pixel[0], pixel[1]), (source.hu.shape[1], source.hu.shape[2])
     predictor, found = Predictor(network), {}
-    with console.Progress("clicks before the last", len(clicks), "slices") as bar:
+    with console.Progress("clicks in turn", len(clicks), "slices") as bar:
         for i, given in clicks.items():
             encoded = encode_one(network, source.hu, i, pixel_mm)
             found[i] = with_previous(predictor, encoded, given)
-            counted = len(place_clicks(found[i], network, shape, pixel_mm).point_labels)
-            if ignored := len(given.point_labels) - counted:
+            pixels = network.preparation.pixels_in(given.points_xy, shape, pixel_mm)
+            for number in (1 + np.flatnonzero(replaced(pixels))).tolist():
                 console.info(
-                    f"slice {i}: ignored {ignored} of {len(given.point_labels)} points: a later one "
-                    "lies on the same pixel of the model's input"
+                    f"slice {i}: ignored point {number} of {len(pixels)}: a later one lies on the same "
+                    "pixel of the model's input"
                 )
             bar.advance()
     return found

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from usam_jax.io.geometry import Geometry
 from usam_jax.predict.clicks import read_clicks
 from usam_jax.predict.in_turn import Known, Prediction, predict_in_turn
-from usam_jax.predict.predictor import EncodedSlice, Predictor
+from usam_jax.predict.predictor import EncodedSlice, Predictor, replaced
 from usam_jax.predict.slices import points_of
 from usam_jax.utils import runtime
 from usam_jax.viewer.cache import SliceCache
@@ -102,6 +102,15 @@ class SliceModel:
         )
         self.cache.put(number, entry, entry.size)
         return labels
+
+    def count_replaced(self, prompts: Prompts) -> int:
+        """Return the number of clicks that a later one on the same pixel of the input replaces."""
+        network = self.predictor.network
+        if not network.interactive or not prompts.points:
+            return 0
+        xy = np.array([p[:2] for p in prompts.points])
+        shape = self.case.session.plane_shape
+        return int(replaced(network.preparation.pixels_in(xy, shape, self.case.pixel_mm)).sum())
 
     def start(self, number: int, state: SliceState) -> np.ndarray | None:
         """Return the labels that clicks improve as probabilities float32[h w k].

@@ -22,7 +22,7 @@ from usam_jax.viewer.desk import Desk
 from usam_jax.viewer.guard import App, Guard, TooLarge
 from usam_jax.viewer.session import Refused
 from usam_jax.viewer.slice_state import NO_PROMPTS
-from usam_jax.viewer.worker import NotReady, Superseded
+from usam_jax.viewer.worker import Answer, NotReady, Superseded
 
 STATIC = pathlib.Path(__file__).with_name("static")
 TYPES = {
@@ -143,16 +143,17 @@ class Api:
         prompts = checks.prompts(
             content["points"], content["box"], session.plane_shape, len(case.classes)
         )
-        decode_ms = 0.0
+        answer = Answer(0.0, 0)
         if prompts == NO_PROMPTS:
             session.set_prompts(number, prompts, None)
         else:
             session.require_unlocked(number)
-            decode_ms = await asyncio.wrap_future(self.desk.worker.predict(number, prompts))
+            answer = await asyncio.wrap_future(self.desk.worker.predict(number, prompts))
         headers = {
             "x-revision": str(session.revision),
             "x-sequence": str(sequence),
-            "x-decode-ms": f"{decode_ms:.1f}",
+            "x-decode-ms": f"{answer.decode_ms:.1f}",
+            "x-replaced": str(answer.num_replaced),
         }
         return gzipped(session.labels_of(number), **headers)
 

@@ -5,7 +5,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -30,6 +30,13 @@ class Superseded(Exception):
     """Newer prompts of the same slice have replaced a request."""
 
 
+class Answer(NamedTuple):
+    """What became of a slice's prompts: time to predict in ms, and clicks that later ones replace."""
+
+    decode_ms: float
+    num_replaced: int
+
+
 class Worker:
     """Predicts for the open case in one thread, one slice at a time.
 
@@ -42,7 +49,7 @@ class Worker:
         self.predictor: Predictor | None = None
         self.slices: SliceModel | None = None
         self.case: Case | None = None
-        self.clicks: dict[int, tuple[Prompts, Future[float]]] = {}
+        self.clicks: dict[int, tuple[Prompts, Future[Answer]]] = {}
         self.shown = 0
         self.wanted: int | None = None  # the displayed slice, to be encoded ahead
         self.propagation: Iterator[tuple[int, np.ndarray]] | None = None
@@ -74,15 +81,15 @@ class Worker:
             self.clicks.clear()
             self.changed.wait_for(lambda: not self.working)
 
-    def predict(self, number: int, prompts: Prompts) -> "Future[float]":
-        """Queue the prompts of a slice. The result is the time that decoding took in ms.
+    def predict(self, number: int, prompts: Prompts) -> "Future[Answer]":
+        """Queue the prompts of a slice.
 
         Raises NotReady without a loaded model, and UsageError if it takes no prompts.
         """
         with self.changed:
             predictor = self.require_predictor()
             predictor.network.require_promptable("prompts")
-            future: Future[float] = Future()
+            future: Future[Answer] = Future()
             older = self.clicks.pop(number, None)
             if older:
                 fail(older[1], Superseded(f"newer prompts of slice {number}"))
@@ -95,12 +102,12 @@ class Worker:
         """Queue prompts of several slices, even while the model is loading."""
         with self.changed:
             for number, given in prompts.items():
-                future: Future[float] = Future()
+                future: Future[Answer] = Future()
                 future.add_done_callback(self.report_failure)
                 self.clicks[number] = given, future
             self.changed.notify_all()
 
-    def report_failure(self, future: "Future[float]") -> None:
+    def report_failure(self, future: "Future[Answer]") -> None:
         """Report the error of a request for which nobody waits."""
         if (error := future.exception()) and not isinstance(error, Superseded):
             assert isinstance(error, Exception)
@@ -260,16 +267,16 @@ class Worker:
             case.keep_automatic()
 
 
-def fail(future: "Future[float]", error: Exception) -> None:
+def fail(future: "Future[Answer]", error: Exception) -> None:
     """Hand an error to who waits for a request, if anyone still does."""
     if future.set_running_or_notify_cancel():
         future.set_exception(error)
 
 
 def answer(
-    slices: "SliceModel", case: Case, number: int, prompts: Prompts, future: "Future[float]"
+    slices: "SliceModel", case: Case, number: int, prompts: Prompts, future: "Future[Answer]"
 ) -> None:
-    """Predict a slice for its prompts, and hand the time in ms or the error to who waits.
+    """Predict a slice for its prompts, and hand the answer or the error to who waits.
 
     The prompts count even if the page that sent them is gone.
     """
@@ -284,4 +291,5 @@ def answer(
         raise
     else:
         if future.set_running_or_notify_cancel():
-            future.set_result((time.monotonic() - start) * 1000)
+            spent_ms = (time.monotonic() - start) * 1000
+            future.set_result(Answer(spent_ms, slices.count_replaced(prompts)))

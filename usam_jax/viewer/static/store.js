@@ -27,6 +27,7 @@ export class Store {
     this.taken = new Map(); // slice -> the prompts that the server had before newer ones were sent
     this.onChange = () => {}; // something to draw has arrived
     this.onError = () => {};
+    this.onReplaced = () => {}; // a later click lies on the same pixel of the model's input
   }
 
   grid(axis) {
@@ -170,7 +171,10 @@ export class Store {
     this.onChange();
     try {
       const reply = await this.api.postPrompts({ slice: number, ...prompts, sequence });
-      if (this.newest.get(number) === reply.sequence) this.setLabels(number, reply.labels);
+      if (this.newest.get(number) === reply.sequence) {
+        this.setLabels(number, reply.labels);
+        if (reply.replaced) this.onReplaced(reply.replaced);
+      }
       await this.refresh();
       if (this.state.revision !== reply.revision) this.oldPrompts.add(number); // maybe another tab's
     } catch (error) {
