@@ -28,7 +28,7 @@ from usam_jax.data.datasets.registry import name_classes
 from usam_jax.evaluation import sweep
 from usam_jax.models.sam.interactive import Interactive
 from usam_jax.utils import cli, console, runtime
-from usam_jax.utils.errors import UsageError
+from usam_jax.utils.errors import DataError, UsageError
 from usam_jax.utils.files import write_text
 from usam_jax.utils.run_flags import WORKDIR, sweep_seeds
 
@@ -108,6 +108,8 @@ def run_one(config: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
     with nn.intercept_methods(cut(part)) if part else contextlib.nullcontext():
         summary = sweep.train_and_evaluate(config, folder)
     clicks = summary["clicks"]
+    if clicks is None:
+        raise DataError(f"{folder}: no slice of {config.eval.split} has foreground to click on")
     return {
         "automatic": summary["other_prompts"]["none"]["dice"]["mean"],
         "points": summary["pooled"]["dice"]["mean"],
@@ -141,11 +143,12 @@ def make_table(results: dict[str, dict[int, dict[str, Any]]]) -> str:
 
 
 def spread(values: list[float | None], factor: float) -> str:
-    """Return mean ± standard deviation of the values that are defined, times a factor."""
+    """Return mean ± standard deviation of values times a factor, and how many are absent."""
     found = [factor * x for x in values if x is not None]
     if not found:
         return "absent"
-    return f"{np.mean(found):.1f} ± {np.std(found, ddof=min(1, len(found) - 1)):.1f}"
+    absent = f" ({len(values) - len(found)} absent)" if len(found) < len(values) else ""
+    return f"{np.mean(found):.1f} ± {np.std(found, ddof=min(1, len(found) - 1)):.1f}{absent}"
 
 
 def main(config: ConfigDict, arguments: list[str]) -> None:

@@ -4,8 +4,10 @@ import dataclasses
 import types
 
 import numpy as np
-from conftest import phantom_config
+import pytest
+from conftest import make_variables, phantom_config, save_run
 
+from usam_jax.data import prompt_modes
 from usam_jax.data.splits import Subset
 from usam_jax.evaluation import evaluate, interactive, robot_user
 from usam_jax.evaluation.report import words
@@ -124,6 +126,66 @@ def test_each_click_follows_the_prediction_before_it():
     np.testing.assert_array_equal(found["counts"][:, :, 0, 0], [[1, 2, 3, 3], [1, 1, 1, 1]])
 
 
+@pytest.mark.slow
+def test_robot_user_clicks_through_an_evaluation(tmp_path, monkeypatch, capsys):
+    config = phantom_config(
+        **{
+            "model.interactive": True,
+            "prompts.kind": "interactive",
+            "eval.max_clicks": 2,
+            "eval.prompts": ("none",),
+            "data.num_patients": (3, 2),
+            "data.slices_per_patient": 7,
+            "data.packed_dir": str(tmp_path / "packed"),
+        }
+    )
+    (tmp_path / "run").mkdir()
+    save_run(tmp_path / "run", config, make_variables(config.model))
+    seen = {}
+
+    def keep(module, name):
+        """Keep what a function returns, and its arguments."""
+        original = getattr(module, name)
+
+        def kept(*arguments, **named):
+            seen[name] = arguments, original(*arguments, **named)
+            return seen[name][1]
+
+        monkeypatch.setattr(module, name, kept)
+
+    keep(interactive, "make_click_decoder")
+    keep(interactive, "summarise_clicks")
+    keep(evaluate, "predict_subset")
+    keep(evaluate, "make_forward")
+    summary = evaluate.evaluate_workdir(config, tmp_path / "run")
+    # One program for all clicks of all batches, the last of them padded, and one encoding.
+    assert seen["make_click_decoder"][1]._cache_size() == 1
+    assert seen["make_forward"][1].encode._cache_size() == 1
+    ((record, _), found), (_, done) = seen["summarise_clicks"], seen["predict_subset"]
+    n = len(record.rows)
+    assert n > config.eval.batch_size and n % config.eval.batch_size
+    difference = np.abs(record.counts[:, 0] - done.counts["none"][record.rows])
+    assert difference.max() <= 2  # by rounding alone
+    assert record.clicked.all() and found["num_clicks"] == 2 * n
+    assert summary["clicks"] == found
+    report = (tmp_path / "run/eval/test_points3/report.html").read_text()
+    for text in (report, capsys.readouterr().out):
+        assert "clicks on it" in text and "A robot user" in text
+
+
+def test_moved_clicks_lie_on_whole_pixels_and_the_last_counts():
+    config = phantom_config(**{"model.interactive": True, "prompts.kind": "interactive"})
+    config.eval.prompt_jitter_px = (0.5, 1.0)
+    near, far = prompt_modes.jittered_modes(config)
+    label = np.zeros((32, 32), np.uint8)
+    label[0, 0], label[0, 1] = 1, 2
+    for mode in (near, far):
+        made = mode(label, 0, mode.num_points)
+        xy = made["points_xy"][made["prompts_given"][:-1]]
+        np.testing.assert_array_equal(xy, np.rint(xy))
+        assert len(np.unique(xy, axis=0)) == len(xy) < mode.num_points
+
+
 def test_split_without_foreground_has_no_clicks():
     packed = types.SimpleNamespace(labels=lambda _split: np.zeros((3, 8, 8), np.uint8))
     subset = Subset("test", np.arange(3))
@@ -131,9 +193,10 @@ def test_split_without_foreground_has_no_clicks():
 
 
 def test_sensitivity_warns_of_ignored_prompts():
-    assert words.describe_sensitivity({"changed": 0.0004, "dice": 0.0}).startswith("warning")
+    text = words.describe_sensitivity({"prompts": "box", "changed": 0.0004, "dice": 0.0})
+    assert text.startswith("warning: the model ignores its prompts: the prompts (box) change 0.04")
     assert "not measured" in words.describe_sensitivity(None)
-    text = words.describe_sensitivity({"changed": 0.25, "dice": 0.1234})
+    text = words.describe_sensitivity({"prompts": "box", "changed": 0.25, "dice": 0.1234})
     assert "25.00 %" in text and "+12.34 points" in text and "warning" not in text
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from usam_jax.data.prompts import PADDING, AddPrompts, eval_kind, make_add_prompts
+from usam_jax.data.prompts import PADDING, AddPrompts, eval_kind, make_add_prompts, replaced
 from usam_jax.utils.errors import UsageError
 
 NAMES = re.compile(r"none|box|points(?P<count>[1-9]\d*)(?P<box>_box)?")
@@ -79,6 +79,10 @@ class PromptMode:
         labels = found.get("point_labels", np.zeros(0, np.int32))
         given = np.arange(num_points + 1) < self.num_points
         given[-1] = "boxes_xyxy" in found
+        if self.jitter_px and self.add_prompts.with_classes:
+            # As a user's: on whole pixels, and the last of several on one.
+            points = np.rint(points)
+            given[: len(points)] &= ~replaced(points)
         arrays = {
             "points_xy": np.pad(points, ((0, missing), (0, 0))),
             "point_labels": np.pad(labels, (0, missing), constant_values=PADDING),

@@ -76,6 +76,12 @@ class AddPrompts:
         return np.concatenate([inside, outside, [0.25 <= start < 0.5]])
 
 
+def replaced(pixels: np.ndarray) -> np.ndarray:
+    """Return for each of the pixels [n 2] whether a later one equals it, bool[n]."""
+    last = {tuple(xy): i for i, xy in enumerate(pixels.tolist())}
+    return ~np.isin(np.arange(len(pixels)), list(last.values()))
+
+
 def make_add_prompts(config: ConfigDict) -> AddPrompts:
     """The prompts of `config.prompts`. Raises UsageError for an invalid field."""
     prompts = config.prompts

@@ -105,19 +105,22 @@ def count_changes(predicted: np.ndarray, automatic: np.ndarray) -> np.ndarray:
 
 
 def prompt_sensitivity(
-    main: str, pooled: dict[str, dict[str, Any]], changed: dict[str, np.ndarray]
-) -> dict[str, float | None] | None:
-    """Return what the prompts of the mode `main` change compared with none, or None if unknown.
+    modes: list[PromptMode], pooled: dict[str, dict[str, Any]], changed: dict[str, np.ndarray]
+) -> dict[str, Any] | None:
+    """Return what the first prompts of `modes` change compared with none, or None if unknown.
 
-    `changed` is the share of the foreground pixels whose class changes, `dice` the difference of the
-    mean Dice.
+    `prompts` describes them, `changed` is the share of the foreground pixels whose class changes,
+    `dice` the difference of the mean Dice.
     """
-    if main == "none" or main not in changed:
+    prompted = [mode for mode in modes if mode.name != "none"]
+    if not prompted or not changed:
         return None
-    pixels, foreground = changed[main].tolist()
-    with_prompts, without = pooled[main]["dice"]["mean"], pooled["none"]["dice"]["mean"]
+    name = prompted[0].name
+    pixels, foreground = changed[name].tolist()
+    with_prompts, without = pooled[name]["dice"]["mean"], pooled["none"]["dice"]["mean"]
     defined = with_prompts is not None and without is not None
     return {
+        "prompts": prompted[0].describe(),
         "changed": pixels / foreground if foreground else 0.0,
         "dice": with_prompts - without if defined else None,
     }
@@ -206,7 +209,7 @@ def evaluate_workdir(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any
         "other_prompts": {
             x.name: {"prompts": x.describe(), **without_pixels(pooled[x.name])} for x in others
         },
-        "sensitivity": prompt_sensitivity(main.name, pooled, done.changed),
+        "sensitivity": prompt_sensitivity([main, *others], pooled, done.changed),
         "clicks": None,
         "noise": [{"pixels": x.jitter_px, **without_pixels(pooled[x.name])} for x in jittered],
         "paper": published_results.rows_for(

@@ -45,7 +45,7 @@ INPUTS = {
     "boxes_xyxy": "float32[b 4], (x0, y0, x1, y1) in pixels of the prepared image",
     "prompts_given": "bool[b p+1]; which points are used and, last, whether the box is",
     "point_classes": "int32[b p]; index of each point's class in `classes`; 0 for a background point; "
-    "of two points on one pixel, give the later alone",
+    "points lie on whole numbers, and of several on one pixel only the last is given",
     "previous": "float32[b h w k]; probabilities of the last prediction, or zeros",
 }
 OF_INTERACTIVE = ("point_classes", "previous")

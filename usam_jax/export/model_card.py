@@ -19,7 +19,8 @@ entry, whether the box is valid; if all are False, there is no prompt.
 CLICK_INPUTS = """\
 `point_classes` names the class of each point, 0 for background, with the point label 0. For one more
 click, give all points so far, and the last `probabilities` as `previous`. The program does not check
-that classes exist and that points lie in the image. Of two points on one pixel, give the later alone.
+that classes exist and that points lie in the image. Give whole numbers
+for their (x, y), as pixels are numbered, and of several points on one pixel the last alone.
 """
 CLICK_CODE = """\
 classes = np.int32([[1]])  # {name}, at the point

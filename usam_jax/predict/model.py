@@ -68,7 +68,7 @@ def pad_clicks(clicks: list[Clicks]) -> dict[str, np.ndarray]:
 
 @functools.cache
 def say_growth(p: int) -> None:
-    """Say once in a process that p points on a slice need a program of their own."""
+    """Say, once in a process, that p points on a slice need another program."""
     console.info(f"more than {p // 2} points on a slice: compiling the decoder for up to {p}")
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from usam_jax.data.preprocessing import MIN_SIZE
-from usam_jax.data.prompts import BACKGROUND, FOREGROUND
+from usam_jax.data.prompts import BACKGROUND, FOREGROUND, replaced
 from usam_jax.predict.model import Clicks, Network, load_network
 from usam_jax.utils.errors import DataError, UsageError
 
@@ -207,12 +207,6 @@ def place_clicks(
         point_labels=clicks.point_labels[kept],
         point_classes=clicks.point_classes[kept],
     )
-
-
-def replaced(pixels: np.ndarray) -> np.ndarray:
-    """Return which of the pixels int[n 2] there is a later equal one of, bool[n]."""
-    last = {tuple(xy): i for i, xy in enumerate(pixels.tolist())}
-    return ~np.isin(np.arange(len(pixels)), list(last.values()))
 
 
 def name_classes(clicks: Clicks, point_classes: Any, classes: tuple[str, ...]) -> Clicks:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from usam_jax.data.prompts import replaced
 from usam_jax.io.dicom_seg import check_seg
 from usam_jax.predict import output
 from usam_jax.predict.clicks import read_box, read_clicks
@@ -13,7 +14,7 @@ from usam_jax.predict.in_turn import with_previous
 from usam_jax.predict.model import Clicks, Network
 from usam_jax.predict.output import Source
 from usam_jax.predict.output_paths import probabilities_path
-from usam_jax.predict.predictor import Predictor, replaced
+from usam_jax.predict.predictor import Predictor
 from usam_jax.predict.slices import Options, encode_one, keep_largest, predict_slices
 from usam_jax.utils import console
 from usam_jax.utils.errors import DataError, UsageError

@@ -10,10 +10,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from usam_jax.data.prompts import replaced
 from usam_jax.io.geometry import Geometry
 from usam_jax.predict.clicks import read_clicks
 from usam_jax.predict.in_turn import Known, Prediction, predict_in_turn
-from usam_jax.predict.predictor import EncodedSlice, Predictor, replaced
+from usam_jax.predict.predictor import EncodedSlice, Predictor
 from usam_jax.predict.slices import points_of
 from usam_jax.utils import runtime
 from usam_jax.viewer.cache import SliceCache

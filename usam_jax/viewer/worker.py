@@ -31,7 +31,7 @@ class Superseded(Exception):
 
 
 class Answer(NamedTuple):
-    """What became of a slice's prompts: time to predict in ms, and clicks that later ones replace."""
+    """Time to predict a slice in ms, and the number of its clicks that later ones replace."""
 
     decode_ms: float
     num_replaced: int

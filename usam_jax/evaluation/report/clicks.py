@@ -110,8 +110,8 @@ def save_corrections(path: pathlib.Path, slices: list[Corrected], classes: tuple
         Line2D([], [], ls="", marker="o", ms=6, mfc=c, mec="black", label=f"click: {name}")
         for name, c in named
     ]
-    columns = min(len(handles), MOST_COLUMNS)
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=9)
+    across = min(len(handles), MOST_COLUMNS)
+    figure.legend(handles=handles, loc="outside lower center", ncols=across, fontsize=9)
     save_figure(figure, path)
 
 

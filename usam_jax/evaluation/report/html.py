@@ -49,16 +49,13 @@ def write_report(path: pathlib.Path, summary: Summary, sections: list[Section]) 
     """
     title = f"Evaluation on {summary['split']}, checkpoint step {summary['checkpoint_step']}"
     counts = f"{summary['num_cases']} cases, {summary['num_slices']} slices"
-    body = [
-        paragraph(counts),
-        prompts_box(summary["prompts"], summary["automatic"]),
-        *(
-            []
-            if summary["automatic"]
-            else [paragraph(describe_sensitivity(summary["sensitivity"]))]
-        ),
-        pooled_section(summary),
-        *(clicks_section(x) for x in [summary["clicks"]] if x),
+    body = [paragraph(counts), prompts_box(summary["prompts"], summary["automatic"])]
+    if summary["sensitivity"] or not summary["automatic"]:
+        body.append(paragraph(describe_sensitivity(summary["sensitivity"])))
+    body.append(pooled_section(summary))
+    if summary["clicks"]:
+        body.append(clicks_section(summary["clicks"]))
+    body += [
         cases_section(summary),
         *(pictures_section(*section) for section in sections),
         cases_list(summary),

@@ -57,7 +57,7 @@ def print_results(summary: dict[str, Any], folder: pathlib.Path) -> None:
     lines = [f"prompts: {summary['prompts']}"]
     if summary["trained_with"] != summary["prompts"]:
         lines.append(f"note: the model was trained with other prompts: {summary['trained_with']}")
-    if not summary["automatic"]:
+    if summary["sensitivity"] or not summary["automatic"]:
         lines.append(describe_sensitivity(summary["sensitivity"]))
     if summary["clicks"]:
         lines.append(describe_clicks(summary["clicks"]))

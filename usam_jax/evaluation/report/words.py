@@ -7,13 +7,16 @@ from usam_jax.utils.formatting import percent
 IGNORED = 0.01  # share of the foreground pixels: prompts that change less decide nothing
 
 
-def describe_sensitivity(sensitivity: dict[str, float | None] | None) -> str:
+def describe_sensitivity(sensitivity: dict[str, Any] | None) -> str:
     """Return one line on what the prompts change, a warning if that is next to nothing."""
     if sensitivity is None:
         return "what the prompts change was not measured: config.eval.prompts has no 'none'"
     changed, dice = sensitivity["changed"], sensitivity["dice"]
     points = "not defined" if dice is None else f"{100 * dice:+.2f} points"
-    facts = f"the prompts change {percent(changed)} % of the foreground pixels; mean Dice {points}"
+    facts = (
+        f"the prompts ({sensitivity['prompts']}) change {percent(changed)} % of the foreground pixels; "
+        f"mean Dice {points}"
+    )
     if changed is not None and changed < IGNORED:
         return f"warning: the model ignores its prompts: {facts}"
     return facts
@@ -42,7 +45,10 @@ def clicks_by_class(clicks: dict[str, Any]) -> tuple[list[str], list[list[str]]]
 
 def title_of_clicks(clicks: dict[str, Any]) -> str:
     """Return the title of the table of `clicks_by_class`."""
-    return f"Dice (%) after clicks, pooled over {clicks['num_slices']} slices with foreground"
+    return (
+        f"Dice (%) after clicks, pooled over {clicks['num_slices']} slices with foreground; a click is on "
+        "the true class of its pixel, and is obeyed if that class is predicted there"
+    )
 
 
 def describe_clicks(clicks: dict[str, Any]) -> str:
