@@ -48,8 +48,8 @@ def unfit_square(
 
 
 def nearest(length: int, other: int) -> np.ndarray:
-    """Index int[length] of the pixel, of `other` on the same extent, in which a pixel's centre lies.
+    """Map `length` pixels to those of `other` pixels on the same extent: int[length].
 
-    A centre on the border of two lies in the second.
+    A pixel maps to the one in which its centre lies, and on the border of two, to the second.
     """
     return (2 * np.arange(length) + 1) * other // (2 * length)
