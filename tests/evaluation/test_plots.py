@@ -58,7 +58,12 @@ def make_summary(classes: tuple[str, ...], **changes) -> dict:
         "trained_with": ORACLE,
         "pooled": both,
         "automatic": False,
-        "sensitivity": {"prompts": "3 points per class", "changed": 0.25, "dice": 0.125},
+        "sensitivity": {
+            "prompts": "3 points per class",
+            "trained": True,
+            "changed": 0.25,
+            "dice": 0.125,
+        },
         "clicks": None,
         "other_prompts": {"none": {"prompts": "none (automatic)", **both}},
         "noise": [{"pixels": 0.0, "dice": pooled}, {"pixels": 4.0, "dice": pooled}],

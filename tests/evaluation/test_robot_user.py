@@ -178,12 +178,13 @@ def test_moved_clicks_lie_on_whole_pixels_and_the_last_counts():
     config.eval.prompt_jitter_px = (0.5, 1.0)
     near, far = prompt_modes.jittered_modes(config)
     label = np.zeros((32, 32), np.uint8)
-    label[0, 0], label[0, 1] = 1, 2
+    label[9, 9] = 1  # the other class is absent
     for mode in (near, far):
         made = mode(label, 0, mode.num_points)
         xy = made["points_xy"][made["prompts_given"][:-1]]
         np.testing.assert_array_equal(xy, np.rint(xy))
-        assert len(np.unique(xy, axis=0)) == len(xy) < mode.num_points
+        assert len(np.unique(xy, axis=0)) == len(xy) and 1 <= len(xy) < 3
+        assert np.abs(xy - 9).max() <= 1
 
 
 def test_split_without_foreground_has_no_clicks():
@@ -193,10 +194,13 @@ def test_split_without_foreground_has_no_clicks():
 
 
 def test_sensitivity_warns_of_ignored_prompts():
-    text = words.describe_sensitivity({"prompts": "box", "changed": 0.0004, "dice": 0.0})
+    found = {"prompts": "box", "trained": True, "changed": 0.0004, "dice": 0.0}
+    text = words.describe_sensitivity(found)
     assert text.startswith("warning: the model ignores its prompts: the prompts (box) change 0.04")
+    text = words.describe_sensitivity(found | {"trained": False})
+    assert text.startswith("the model was trained without prompts; the prompts (box) change 0.04")
     assert "not measured" in words.describe_sensitivity(None)
-    text = words.describe_sensitivity({"prompts": "box", "changed": 0.25, "dice": 0.1234})
+    text = words.describe_sensitivity(found | {"changed": 0.25, "dice": 0.1234})
     assert "25.00 %" in text and "+12.34 points" in text and "warning" not in text
 
 

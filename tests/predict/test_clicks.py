@@ -144,7 +144,7 @@ def test_predict_names_clicks_that_later_ones_replace(predictor, capsys):
     clicks = Clicks(points, np.ones(3, np.int32), None, np.array([1, 2, 2], np.int32))
     found = predict_before_last({2: clicks}, source, predictor.network)
     assert found[2].previous.shape == (40, 60, 3)
-    assert "slice 2: ignored point 1 of 3: a later one" in capsys.readouterr().err
+    assert "slice 2: point 1 of its 3 is replaced by a later" in capsys.readouterr().err
 
 
 def test_more_clicks_than_slots_double_them():

@@ -44,7 +44,8 @@ def unfit_square(
     size = labels.shape[0]
     h, w, _ = fitted_shape(shape, size, pixel_mm)
     top, left = (size - h) // 2, (size - w) // 2
-    return labels[np.ix_(top + nearest(shape[0], h), left + nearest(shape[1], w))]
+    rows, columns = top + nearest(shape[0], h), left + nearest(shape[1], w)
+    return labels.take(columns, axis=1).take(rows, axis=0)
 
 
 def nearest(length: int, other: int) -> np.ndarray:

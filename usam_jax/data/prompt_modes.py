@@ -81,8 +81,9 @@ class PromptMode:
         given[-1] = "boxes_xyxy" in found
         if self.jitter_px and self.add_prompts.with_classes:
             # As a user's: on whole pixels, and the last of several on one.
-            points = np.rint(points)
-            given[: len(points)] &= ~replaced(points)
+            points, real = np.rint(points), np.flatnonzero(labels != PADDING)
+            given[: len(points)] = False
+            given[real[~replaced(points[real])]] = True
         arrays = {
             "points_xy": np.pad(points, ((0, missing), (0, 0))),
             "point_labels": np.pad(labels, (0, missing), constant_values=PADDING),

@@ -105,12 +105,15 @@ def count_changes(predicted: np.ndarray, automatic: np.ndarray) -> np.ndarray:
 
 
 def prompt_sensitivity(
-    modes: list[PromptMode], pooled: dict[str, dict[str, Any]], changed: dict[str, np.ndarray]
+    modes: list[PromptMode],
+    pooled: dict[str, dict[str, Any]],
+    changed: dict[str, np.ndarray],
+    trained_kind: str,
 ) -> dict[str, Any] | None:
     """Return what the first prompts of `modes` change compared with none, or None if unknown.
 
     `prompts` describes them, `changed` is the share of the foreground pixels whose class changes,
-    `dice` the difference of the mean Dice.
+    `dice` the difference of the mean Dice, and `trained` whether the model was trained with prompts.
     """
     prompted = [mode for mode in modes if mode.name != "none"]
     if not prompted or not changed:
@@ -121,6 +124,7 @@ def prompt_sensitivity(
     defined = with_prompts is not None and without is not None
     return {
         "prompts": prompted[0].describe(),
+        "trained": trained_kind != "none",
         "changed": pixels / foreground if foreground else 0.0,
         "dice": with_prompts - without if defined else None,
     }
@@ -209,7 +213,9 @@ def evaluate_workdir(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any
         "other_prompts": {
             x.name: {"prompts": x.describe(), **without_pixels(pooled[x.name])} for x in others
         },
-        "sensitivity": prompt_sensitivity([main, *others], pooled, done.changed),
+        "sensitivity": prompt_sensitivity(
+            [main, *others], pooled, done.changed, saved["prompts"]["kind"]
+        ),
         "clicks": None,
         "noise": [{"pixels": x.jitter_px, **without_pixels(pooled[x.name])} for x in jittered],
         "paper": published_results.rows_for(

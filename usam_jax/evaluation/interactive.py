@@ -37,9 +37,10 @@ class ClickRecord:
     """What the robot user did on the n slices with foreground of a subset, with up to m clicks.
 
     `rows` int[n] are the slices, `counts` int32[n m+1 k 3] their pixel counts after 0 to m clicks,
-    `clicked` bool[n m] whether a click was made (none once a slice is right), `obeyed` bool[n m]
-    whether the clicked pixel changed as it should, `xy` int[n m 2] where the clicks lie, `labels`
-    uint8[n m] their classes and `cleared` float32[n m] the corrected share of their error regions.
+    `clicked` bool[n m] whether a click was made (none once no error is left to click on), `obeyed`
+    bool[n m] whether the clicked pixel changed as it should, `xy` int[n m 2] where the clicks lie,
+    `labels` uint8[n m] their classes and `cleared` float32[n m] the corrected share of their error
+    regions.
     `predicted` uint8[n m+1 h w] is empty unless predictions are kept.
     """
 

@@ -1,6 +1,8 @@
 """A robot user: the next click lies in the middle of the largest error region.
 
-Source: Sofiiuk et al., "Reviving Iterative Training with Mask Guidance", 2021.
+As in Sofiiuk et al., "Reviving Iterative Training with Mask Guidance", 2021, but for any number of
+classes, and with earlier clicks as borders, so that a second click on a region lies away from the
+first. There the region is the deepest one, here the largest.
 """
 
 import dataclasses

@@ -116,7 +116,7 @@ def check_report(path: pathlib.Path) -> None:
 def note_prompts(network: Network) -> None:
     """Print a note if a model trained with prompts gets none, or the reverse."""
     kind, given = network.config["prompts"]["kind"], bool(POINTS.value or BOX.value)
-    if network.promptable and kind != "mixed" and given == (kind == "none"):
+    if network.promptable and kind not in ("mixed", "interactive") and given == (kind == "none"):
         trained = trained_with(network.config)
         what = "with" if given else "without"
         console.info(f"note: the model is used {what} prompts, but was trained with: {trained}")

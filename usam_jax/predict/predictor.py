@@ -107,9 +107,10 @@ class Predictor:
         [n] are 1 for foreground and 0 for background, by default all 1. `encoded` is by default the
         slice that the calling thread has set.
 
-        An interactive network takes the classes [n] of the points, 0 for background, in place of
-        `point_labels`, and `previous` float32[h w k], the probabilities of the last prediction of
-        this slice. If two points lie on one pixel of the model's input, the later one counts.
+        An interactive network takes all clicks on the slice so far: their points, their classes [n]
+        in place of `point_labels`, 0 for background, and `previous` float32[h w k], the
+        probabilities of the last prediction. Of several on one pixel of the model's input, the last
+        counts.
 
         Raises UsageError if prompts are invalid or outside the slice, if there are any that the
         network does not take, or if no slice was encoded.
@@ -240,7 +241,7 @@ def describe_numbers(classes: tuple[str, ...]) -> str:
 
 
 def check_previous(previous: Any, shape: tuple[int, int], num_classes: int) -> np.ndarray | None:
-    """Return the previous probabilities as float32[h w k]. Raises UsageError if they are none."""
+    """Return the previous probabilities as float32[h w k]. Raises UsageError for any other."""
     if previous is None:
         return None
     try:

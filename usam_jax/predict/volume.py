@@ -57,9 +57,7 @@ def read_prompts(
             f"prompts on slice {outside[0]} of {source.path}, but --slices asks for "
             f"{numbers.start} to {numbers.stop - 1}"
         )
-    if not (network.interactive and clicks):
-        return clicks
-    return predict_before_last(clicks, source, network)
+    return predict_before_last(clicks, source, network) if network.interactive else clicks
 
 
 def predict_before_last(
@@ -74,15 +72,18 @@ def predict_before_last(
     predictor, found = Predictor(network), {}
     with console.Progress("clicks in turn", len(clicks), "slices") as bar:
         for i, given in clicks.items():
+            bar.advance()
+            if not len(given.point_labels):
+                found[i] = given
+                continue
             encoded = encode_one(network, source.hu, i, pixel_mm)
             found[i] = with_previous(predictor, encoded, given)
             pixels = network.preparation.pixels_in(given.points_xy, shape, pixel_mm)
             for number in (1 + np.flatnonzero(replaced(pixels))).tolist():
                 console.info(
-                    f"slice {i}: ignored point {number} of {len(pixels)}: a later one lies on the same "
+                    f"slice {i}: point {number} of its {len(pixels)} is replaced by a later one on the same "
                     "pixel of the model's input"
                 )
-            bar.advance()
     return found
 
 

@@ -17,9 +17,9 @@ def describe_sensitivity(sensitivity: dict[str, Any] | None) -> str:
         f"the prompts ({sensitivity['prompts']}) change {percent(changed)} % of the foreground pixels; "
         f"mean Dice {points}"
     )
-    if changed is not None and changed < IGNORED:
-        return f"warning: the model ignores its prompts: {facts}"
-    return facts
+    if not sensitivity["trained"]:
+        return f"the model was trained without prompts; {facts}"
+    return f"warning: the model ignores its prompts: {facts}" if changed < IGNORED else facts
 
 
 def shown_counts(clicks: dict[str, Any]) -> list[int]:
@@ -46,8 +46,8 @@ def clicks_by_class(clicks: dict[str, Any]) -> tuple[list[str], list[list[str]]]
 def title_of_clicks(clicks: dict[str, Any]) -> str:
     """Return the title of the table of `clicks_by_class`."""
     return (
-        f"Dice (%) after clicks, pooled over {clicks['num_slices']} slices with foreground; a click is on "
-        "the true class of its pixel, and is obeyed if that class is predicted there"
+        f"Dice (%) after clicks, pooled over {clicks['num_slices']} slices with foreground; a click counts "
+        "for the true class of its pixel, and is obeyed if that class is predicted there"
     )
 
 

@@ -45,11 +45,8 @@ async function start() {
   store.api.onRefused = (error) => showOnly(error.message);
   app.say = showMessage;
   store.onError = showMessage;
-  store.onReplaced = (count) =>
-    showMessage(
-      `${count === 1 ? "An earlier click does" : `${count} earlier clicks do`} not count: a later one lies on ` +
-        "the same pixel of the model's input.",
-    );
+  store.onReplaced = () =>
+    showMessage("This click replaces an earlier one on the same pixel of the model's input.");
   await store.refresh();
   app.views = AXES.map((axis) => new View(axis, app));
   for (const view of app.views) view.mouse = new Mouse(view, app);

@@ -27,7 +27,8 @@ export class Store {
     this.taken = new Map(); // slice -> the prompts that the server had before newer ones were sent
     this.onChange = () => {}; // something to draw has arrived
     this.onError = () => {};
-    this.onReplaced = () => {}; // a later click lies on the same pixel of the model's input
+    this.replaced = new Map(); // by slice: number of clicks that later ones on their pixel replace
+    this.onReplaced = () => {}; // one more is replaced
   }
 
   grid(axis) {
@@ -173,7 +174,8 @@ export class Store {
       const reply = await this.api.postPrompts({ slice: number, ...prompts, sequence });
       if (this.newest.get(number) === reply.sequence) {
         this.setLabels(number, reply.labels);
-        if (reply.replaced) this.onReplaced(reply.replaced);
+        if (reply.replaced > (this.replaced.get(number) ?? 0)) this.onReplaced();
+        this.replaced.set(number, reply.replaced);
       }
       await this.refresh();
       if (this.state.revision !== reply.revision) this.oldPrompts.add(number); // maybe another tab's
