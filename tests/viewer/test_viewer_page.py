@@ -260,6 +260,21 @@ def test_click_on_a_marker_removes_the_point(page):
     assert page.served.get("prompts/6")["points"][0][2] == 0
 
 
+def test_click_that_replaces_another_is_said_once(page):
+    page.key("p")
+    page.click(50, 45)
+    page.settle()
+    # A click on the marker would remove it.
+    page.page.evaluate("() => window.usamView.app.addPoint(50.25, 45.25, true)")
+    page.settle()
+    assert "replaces an earlier one on the same pixel" in page.text("#messages")
+    page.page.evaluate("() => document.getElementById('messages').replaceChildren()")
+    page.click(20, 12)
+    page.settle()
+    assert len(page.served.get("prompts/6")["points"]) == 3
+    assert "replaces" not in page.text("#messages")
+
+
 def test_second_click_before_the_new_state_keeps_the_first(page):
     page.key("p")
     page.page.evaluate("""() => {
