@@ -2,11 +2,11 @@
 
     python -m tools.click_ablation --config=configs/phantom.py --workdir=runs/click_ablation
 
-A path that is cut stays as it is at the start, zero: class tokens, mask prompt, click maps, or
-click logits; or the previous prediction is withheld from all of them. Each variant is trained with
-every seed of --seeds (0,1,2), and a robot user clicks on its predictions. Rerun the same command to
-resume after an interruption, and start it once more per further device. WORKDIR holds a run for
-each variant and seed, and clicks.md.
+A path that is cut stays as it is at the start, zero: mask prompt, click maps, or click logits; or
+the previous prediction is withheld from all of them. Each variant is trained with every seed of
+--seeds (0,1,2), and a robot user clicks on its predictions. Rerun the same command to resume after
+an interruption, and start it once more per further device. WORKDIR holds a run for each variant and
+seed, and clicks.md.
 
 Exit code 4: some runs failed. Nothing is reported until all runs are finished.
 """
@@ -35,7 +35,6 @@ from usam_jax.utils.run_flags import WORKDIR, sweep_seeds
 # By the variant's name, what it withholds: a field of Hints, of Prompts, or nothing.
 VARIANTS = {
     "whole": "",
-    "without class tokens": "tokens",
     "without mask prompt": "embedding",
     "without click maps": "maps",
     "without click logits": "logits",

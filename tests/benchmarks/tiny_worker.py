@@ -28,7 +28,6 @@ class TinyNetwork(nn.Module):
     dtype: Any = jnp.float32
     remat: bool = False
     interactive: bool = False
-    click_gain: float = 0.0
     deep_supervision: bool = False
 
     def setup(self) -> None:

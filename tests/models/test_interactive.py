@@ -67,21 +67,22 @@ def test_trained_extension_leaves_images_without_prompts(network):
     assert jnp.abs(with_click[0] - with_click[1]).max() > 1e-3
 
 
-def test_click_gain_multiplies_the_logits_of_clicks(network):
+def test_click_logits_lie_at_the_clicked_pixel(network):
     config, model, variables = network
-    extension = variables["params"]["extension"]
-    rest = jax.tree.map(jnp.zeros_like, extension) | {"click_logits": jnp.eye(config.num_classes)}
-    changed = {**variables, "params": {**variables["params"], "extension": rest}}
     image, logits = jnp.zeros((1, SIZE, SIZE)), []
-    for gain in (2.0, 96.0):
-        model = make_model(small_config(config.name, interactive=True, click_gain=gain))
-        logits.append(jax.jit(model.apply)(changed, image, click(9.0, 5.0, 2))[0, 5, 9])
-    np.testing.assert_allclose(logits[1] - logits[0], [0, 0, 94], atol=1e-4)
+    extension = jax.tree.map(jnp.zeros_like, variables["params"]["extension"])
+    for weight in (0.0, 1.0):
+        rest = extension | {"click_logits": weight * jnp.eye(config.num_classes)}
+        changed = {**variables, "params": {**variables["params"], "extension": rest}}
+        logits.append(jax.jit(model.apply)(changed, image, click(9.0, 5.0, 2))[0])
+    added = logits[1] - logits[0]
+    np.testing.assert_allclose(added[5, 9], [0, 0, interactive.CLICK_GAIN], atol=1e-4)
+    np.testing.assert_allclose(added[5, 13], 0, atol=1e-4)
 
 
 @pytest.mark.parametrize("part", [x for x in VARIANTS.values() if x])
 def test_ablation_withholds_one_part_of_the_clicks(part):
-    extension = interactive.Interactive(3, 8, SIZE, (4, 6), (1, 2), 1.0, jnp.float32)
+    extension = interactive.Interactive(3, 8, SIZE, (4, 6), (1, 2), jnp.float32)
     rng = np.random.default_rng(0)
     previous = jnp.asarray(rng.uniform(size=(1, SIZE, SIZE, 3)), jnp.float32)
     prompts = dataclasses.replace(click(9.0, 5.0, 2), previous=previous)
@@ -92,7 +93,7 @@ def test_ablation_withholds_one_part_of_the_clicks(part):
     assert np.any(blind.embedding != whole.embedding) and np.any(blind.maps[0] != whole.maps[0])
     with nn.intercept_methods(cut(part)):
         found = extension.apply(variables, prompts)
-    for name in ("tokens", "embedding", "maps", "logits"):
+    for name in ("embedding", "maps", "logits"):
         expected = blind if part == "previous" else whole
         for x, y in zip(
             *(jax.tree.leaves(getattr(h, name)) for h in (found, expected)), strict=True

@@ -196,7 +196,7 @@ def test_ablation_resumes_and_reports_when_all_runs_are_done(run, tmp_path, monk
 
 def parts_that_are_cut() -> set[str]:
     """What an interactive extension with any weights withholds of a click and a prediction."""
-    extension = Interactive(3, 8, 16, (4,), (1,), 1.0, jnp.float32)
+    extension = Interactive(3, 8, 16, (4,), (1,), jnp.float32)
     prompts = Prompts(
         jnp.ones((1, 1, 2)), jnp.ones((1, 1), int), point_classes=jnp.ones((1, 1), int)
     )
@@ -205,7 +205,7 @@ def parts_that_are_cut() -> set[str]:
     rng = np.random.default_rng(0)
     any_weights = tree.unflatten([rng.normal(size=x.shape).astype(np.float32) for x in leaves])
     hints = jax.jit(extension.apply)(any_weights, prompts)
-    names = ("tokens", "embedding", "maps", "logits")
+    names = ("embedding", "maps", "logits")
     cut = {x for x in names if not any(y.any() for y in jax.tree.leaves(getattr(hints, x)))}
     predicted = dataclasses.replace(prompts, previous=jnp.ones((1, 16, 16, 3)))
     others = jax.jit(extension.apply)(any_weights, predicted)
@@ -237,7 +237,7 @@ def test_click_ablation_resumes_and_reports(run, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(sweep, "train_and_evaluate", train_and_evaluate)
     assert run("--seeds=0,1", tool=click_ablation) == 4
-    assert called[:2] == ["whole", "without_class_tokens"] and len(called) == 12
+    assert called[:2] == ["whole", "without_mask_prompt"] and len(called) == 10
     assert not (tmp_path / "runs/clicks.md").exists()
     for variant, part in click_ablation.VARIANTS.items():
         assert cut_parts[variant.replace(" ", "_")] == ({part} if part else set()), variant

@@ -77,15 +77,24 @@ def test_upgrade_adds_the_fields_of_each_version(version):
     assert saved_config.differences(config, saved_config.upgrade(saved)) == []
 
 
-@pytest.mark.parametrize(("interactive", "gain"), [(False, 96.0), (True, 64.0)])
 @pytest.mark.parametrize("network", ["usam", "sam_s"])
-def test_upgrade_of_version_5_keeps_what_the_run_computes(network, interactive, gain):
-    config = phantom_config(network, **{"model.interactive": interactive})
-    saved = saved_config.to_json(config) | {"schema_version": 5}
+def test_upgrade_of_versions_5_and_6_keeps_what_the_run_computes(network):
+    config = phantom_config(network)
+    saved = saved_config.to_json(config) | {"schema_version": 6}
+    saved["model"]["click_gain"] = 96.0
+    assert saved_config.differences(config, saved_config.upgrade(saved)) == []
+    saved["schema_version"] = 5
     saved["model"].pop("deep_supervision", None)
     saved["model"].pop("click_gain")
-    config.model.click_gain = gain
     assert saved_config.differences(config, saved_config.upgrade(saved)) == []
+
+
+@pytest.mark.parametrize("version", [3, 6])
+def test_interactive_runs_with_tokens_of_classes_are_refused(version):
+    config = phantom_config(**{"model.interactive": True})
+    saved = saved_config.to_json(config) | {"schema_version": version}
+    with pytest.raises(UserError, match=f"an interactive network of schema_version {version}"):
+        saved_config.upgrade(saved)
 
 
 def test_upgrade_keeps_todays_config():
@@ -94,8 +103,8 @@ def test_upgrade_keeps_todays_config():
 
 
 def test_upgrade_names_unknown_version():
-    with pytest.raises(UserError, match=r"got schema_version 7, expected at most 6"):
-        saved_config.upgrade({"schema_version": 7})
+    with pytest.raises(UserError, match=r"got schema_version 8, expected at most 7"):
+        saved_config.upgrade({"schema_version": 8})
 
 
 @pytest.fixture(scope="module")

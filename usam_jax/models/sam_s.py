@@ -4,7 +4,6 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from usam_jax.models.common.spec import ModelSpec
-from usam_jax.models.sam.interactive import CLICK_GAIN
 from usam_jax.models.usam import SPEC as USAM
 from usam_jax.models.usam import USam, find_variant
 
@@ -16,7 +15,6 @@ def s_config() -> ConfigDict:
     config.variant = "vit_b"
     config.remat = False  # recompute the transformer's activations in the backward pass
     config.interactive = False  # clicks with a class; needs config.prompts.kind = "interactive"
-    config.click_gain = CLICK_GAIN  # of logits at clicks: larger ones learn faster to obey them
     return config
 
 
@@ -31,7 +29,6 @@ def build(config: ConfigDict) -> USam:
         dtype=jnp.dtype(config.dtype),
         remat=config.remat,
         interactive=config.interactive,
-        click_gain=config.click_gain,
     )
 
 

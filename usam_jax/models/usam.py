@@ -13,7 +13,7 @@ from usam_jax.models.common.conv_encoder import ConvEncoder
 from usam_jax.models.common.layers import Dtype
 from usam_jax.models.common.spec import ModelSpec, multiple_of
 from usam_jax.models.sam.image_encoder import ImageEncoder
-from usam_jax.models.sam.interactive import CLICK_GAIN, Interactive, with_points
+from usam_jax.models.sam.interactive import Interactive, with_points
 from usam_jax.models.sam.mask_decoder import MaskDecoder
 from usam_jax.models.sam.prompt_encoder import PromptEncoder, Prompts
 from usam_jax.utils.errors import UsageError
@@ -66,7 +66,6 @@ class USam(nn.Module):
     dtype: Dtype = jnp.float32
     remat: bool = False
     interactive: bool = False
-    click_gain: float = CLICK_GAIN
     deep_supervision: bool = False
 
     def setup(self) -> None:
@@ -93,7 +92,6 @@ class USam(nn.Module):
                 variant.dim,
                 self.image_size,
                 *self.map_sizes(),
-                self.click_gain,
                 self.dtype,
             )
 
@@ -125,8 +123,6 @@ class USam(nn.Module):
         embedding, skips = features.embedding, features.skips
         hints = self.extension(with_points(prompts, batch)) if self.interactive else None
         if hints is not None:
-            rest = sparse.shape[1] - hints.tokens.shape[1]
-            sparse = sparse + jnp.pad(hints.tokens, ((0, 0), (0, rest), (0, 0)))
             embedding = embedding + hints.embedding
             skips = self.join(skips, hints.maps)
         logits = self.mask_decoder(embedding, skips, sparse, mask, dense, position, train)
@@ -156,7 +152,6 @@ def usam_config() -> ConfigDict:
     config.num_mask_tokens = 0
     config.remat = False  # recompute the transformer's activations in the backward pass
     config.interactive = False  # clicks with a class; needs config.prompts.kind = "interactive"
-    config.click_gain = CLICK_GAIN  # of logits at clicks: larger ones learn faster to obey them
     # Weight in the loss of coarse logits from the transformer's own map; 0 leaves them out, as
     # published. Trained from nothing, the decoder else learns to ignore the transformer.
     config.deep_supervision = 0.0
@@ -199,7 +194,6 @@ def build(config: ConfigDict) -> USam:
         dtype=jnp.dtype(config.dtype),
         remat=config.remat,
         interactive=config.interactive,
-        click_gain=config.click_gain,
         deep_supervision=config.deep_supervision > 0,
     )
 

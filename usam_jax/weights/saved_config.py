@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from usam_jax.utils.errors import UserError
 from usam_jax.utils.renamed_fields import RENAMED
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 # Fields that each version added, with the values that earlier versions used.
 ADDED: dict[int, dict[str, dict[str, Any]]] = {
     3: {
@@ -31,7 +31,8 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
 def upgrade(saved: dict[str, Any]) -> dict[str, Any]:
     """Return a saved config of any version with the current fields and without its version.
 
-    Configs of version 1 have no `schema_version`. Raises UserError if the version is unknown.
+    Configs of version 1 have no `schema_version`. Raises UserError if the version is unknown, or if
+    this version lacks a part of the network.
     """
     config = copy.deepcopy(saved)
     version = config.pop("schema_version", 1)
@@ -60,10 +61,15 @@ def upgrade(saved: dict[str, Any]) -> dict[str, Any]:
             config["model"]["interactive"] = False
             config["optimizer"]["learning_rates"]["interactive"] = 1e-3
     model = config.get("model", {})
-    if version < 6 and "interactive" in model:
-        model["click_gain"] = 64.0 if model["interactive"] else 96.0
-        if model["name"] == "usam":
-            model["deep_supervision"] = 0.0
+    if version < 6 and model.get("name") == "usam":
+        model["deep_supervision"] = 0.0
+    model.pop("click_gain", None)  # only in version 6
+    if version < 7 and model.get("interactive"):
+        raise UserError(
+            f"config.json of the run: got an interactive network of schema_version {version}, which "
+            f"embeds the classes of clicks as tokens, expected {SCHEMA_VERSION}, which does not. Train "
+            "it again, or use the version of usam_jax that wrote it."
+        )
     return config
 
 

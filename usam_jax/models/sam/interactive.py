@@ -18,17 +18,16 @@ from usam_jax.models.sam.prompt_encoder import PADDING, Prompts
 
 CLICK_SIGMA = 3.0  # pixels of the model's input
 POINT_SIGMA = 0.7  # of the clicks that act on the logits themselves
-CLICK_GAIN = 96.0  # so that click logits outweigh the decoder's after a few hundred steps
+CLICK_GAIN = 96.0  # of click logits: with it they outweigh the decoder's after few hundred steps
 
 
 @struct.dataclass
 class Hints:
-    """What the extension adds to prompt tokens, image embedding, decoder and logits.
+    """What the extension adds to the image embedding, the decoder and the logits.
 
     `maps` are added to the skips of U-SAM or to the upsampled maps of S, largest first.
     """
 
-    tokens: Float[Array, "b p d"]
     embedding: Float[Array, "b g g d"]
     maps: tuple[Float[Array, "b _ _ _"], ...]
     logits: Float[Array, "b h w k"]
@@ -99,8 +98,7 @@ class Interactive(nn.Module):
     """Embeds the classes of clicks and the previous prediction.
 
     `map_channels` and `map_strides` describe the maps of `Hints`; strides are relative to the
-    image. `gain` multiplies the click logits, so that they learn faster. Images without clicks and
-    without a previous prediction get zeros.
+    image. Images without clicks and without a previous prediction get zeros.
     """
 
     num_classes: int
@@ -108,13 +106,11 @@ class Interactive(nn.Module):
     image_size: int
     map_channels: tuple[int, ...]
     map_strides: tuple[int, ...]
-    gain: float
     dtype: Dtype
 
     @nn.compact
     def __call__(self, prompts: Prompts) -> Hints:
         k, size = self.num_classes, self.image_size
-        classes = self.param("class_embed", nn.initializers.zeros, (k, self.dim))
         assert prompts.points_xy is not None and prompts.point_classes is not None
         one_hot = jax.nn.one_hot(prompts.point_classes, k) * given_points(prompts)[..., None]
         hints = click_maps(prompts.points_xy, one_hot, size, CLICK_SIGMA)
@@ -138,8 +134,7 @@ class Interactive(nn.Module):
         spots = click_maps(prompts.points_xy, one_hot, size, POINT_SIGMA)
         of_click = self.param("click_logits", nn.initializers.zeros, (k, k))
         return Hints(
-            tokens=one_hot @ classes,
             embedding=jnp.where(any_hint, embedding, 0),
             maps=tuple(maps),
-            logits=self.gain * spots @ of_click,
+            logits=CLICK_GAIN * spots @ of_click,
         )
