@@ -607,11 +607,12 @@ def test_newer_prompts_supersede_older_ones(served):
     assert served.get("prompts/2")["points"] == [[12, 5, 1]]
 
 
-def test_reply_counts_clicks_that_later_ones_replace(served):
-    points = [[10, 10, 1], [30, 20, 2], [10.25, 9.75, 0]]
-    body = {"slice": 2, "points": points, "box": None, "sequence": 1}
-    _, headers, _ = served.request("POST", "/api/prompts", body)
-    assert headers["x-replaced"] == "1"
+def test_reply_says_whether_the_last_click_replaces_another(served):
+    points = [[10, 10, 1], [10.25, 9.75, 0], [30, 20, 2]]
+    for count, replaces in ((1, "0"), (2, "1"), (3, "0")):
+        body = {"slice": 2, "points": points[:count], "box": None, "sequence": count}
+        _, headers, _ = served.request("POST", "/api/prompts", body)
+        assert headers["x-replaces"] == replaces
 
 
 def test_click_counts_though_its_page_is_gone(served):

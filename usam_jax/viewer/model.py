@@ -10,7 +10,6 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from usam_jax.data.prompts import replaced
 from usam_jax.io.geometry import Geometry
 from usam_jax.predict.clicks import read_clicks
 from usam_jax.predict.in_turn import Known, Prediction, predict_in_turn
@@ -104,14 +103,14 @@ class SliceModel:
         self.cache.put(number, entry, entry.size)
         return labels
 
-    def count_replaced(self, prompts: Prompts) -> int:
-        """Return the number of clicks that a later one on the same pixel of the input replaces."""
+    def replaces(self, prompts: Prompts) -> bool:
+        """Whether the last click lies on the same pixel of the model's input as an earlier one."""
         network = self.predictor.network
         if not network.interactive or not prompts.points:
-            return 0
-        xy = np.array([p[:2] for p in prompts.points])
-        shape = self.case.session.plane_shape
-        return int(replaced(network.preparation.pixels_in(xy, shape, self.case.pixel_mm)).sum())
+            return False
+        xy, shape = np.array([p[:2] for p in prompts.points]), self.case.session.plane_shape
+        pixels = network.preparation.pixels_in(xy, shape, self.case.pixel_mm)
+        return bool((pixels[:-1] == pixels[-1]).all(1).any())
 
     def start(self, number: int, state: SliceState) -> np.ndarray | None:
         """Return the labels that clicks improve as probabilities float32[h w k].

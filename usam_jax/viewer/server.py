@@ -143,7 +143,7 @@ class Api:
         prompts = checks.prompts(
             content["points"], content["box"], session.plane_shape, len(case.classes)
         )
-        answer = Answer(0.0, 0)
+        answer = Answer(0.0, False)
         if prompts == NO_PROMPTS:
             session.set_prompts(number, prompts, None)
         else:
@@ -153,7 +153,7 @@ class Api:
             "x-revision": str(session.revision),
             "x-sequence": str(sequence),
             "x-decode-ms": f"{answer.decode_ms:.1f}",
-            "x-replaced": str(answer.num_replaced),
+            "x-replaces": str(int(answer.replaces)),
         }
         return gzipped(session.labels_of(number), **headers)
 

@@ -31,10 +31,10 @@ class Superseded(Exception):
 
 
 class Answer(NamedTuple):
-    """Time to predict a slice in ms, and the number of its clicks that later ones replace."""
+    """Time to predict a slice in ms, and whether its last click replaces an earlier one."""
 
     decode_ms: float
-    num_replaced: int
+    replaces: bool
 
 
 class Worker:
@@ -292,4 +292,4 @@ def answer(
     else:
         if future.set_running_or_notify_cancel():
             spent_ms = (time.monotonic() - start) * 1000
-            future.set_result(Answer(spent_ms, slices.count_replaced(prompts)))
+            future.set_result(Answer(spent_ms, slices.replaces(prompts)))

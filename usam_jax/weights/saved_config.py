@@ -66,7 +66,7 @@ def upgrade(saved: dict[str, Any]) -> dict[str, Any]:
     model.pop("click_gain", None)  # only in version 6
     if version < 7 and model.get("interactive"):
         raise UserError(
-            f"config.json of the run: got an interactive network of schema_version {version}, which "
+            f"saved config: got an interactive network of schema_version {version}, which "
             f"embeds the classes of clicks as tokens, expected {SCHEMA_VERSION}, which does not. Train "
             "it again, or use the version of usam_jax that wrote it."
         )

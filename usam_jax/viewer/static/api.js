@@ -109,7 +109,7 @@ export class Api {
       labels: new Uint8Array(await response.arrayBuffer()),
       sequence: Number(response.headers.get("X-Sequence")),
       revision: Number(response.headers.get("X-Revision")),
-      replaced: Number(response.headers.get("X-Replaced")),
+      replaces: response.headers.get("X-Replaces") === "1",
     }));
   }
 

@@ -27,8 +27,7 @@ export class Store {
     this.taken = new Map(); // slice -> the prompts that the server had before newer ones were sent
     this.onChange = () => {}; // something to draw has arrived
     this.onError = () => {};
-    this.replaced = new Map(); // by slice: number of clicks that later ones on their pixel replace
-    this.onReplaced = () => {}; // one more is replaced
+    this.onReplaced = () => {}; // a new click lies on the same pixel of the model's input as an earlier one
   }
 
   grid(axis) {
@@ -166,6 +165,7 @@ export class Store {
   // Shows new prompts at once, sends them, and shows the labels of the newest reply.
   async setPrompts(number, prompts) {
     const sequence = (this.sequence += 1);
+    const isNew = prompts.points.length > this.promptsOf(number).points.length;
     if (!this.isWaiting(number)) this.taken.set(number, this.promptsOf(number));
     this.newest.set(number, sequence);
     this.prompts.set(number, prompts);
@@ -174,8 +174,7 @@ export class Store {
       const reply = await this.api.postPrompts({ slice: number, ...prompts, sequence });
       if (this.newest.get(number) === reply.sequence) {
         this.setLabels(number, reply.labels);
-        if (reply.replaced > (this.replaced.get(number) ?? 0)) this.onReplaced();
-        this.replaced.set(number, reply.replaced);
+        if (isNew && reply.replaces) this.onReplaced();
       }
       await this.refresh();
       if (this.state.revision !== reply.revision) this.oldPrompts.add(number); // maybe another tab's
