@@ -47,7 +47,7 @@ TABLE: dict[str, Fields] = {
     "S+U+5 points": with_points(5),
 }
 SKIPS: dict[str, Fields] = {
-    **{f"{n} skips": {"model.num_skips": n, **with_points(3)} for n in range(4)},
+    **{f"{n} skip{'s' * (n != 1)}": {"model.num_skips": n, **with_points(3)} for n in range(4)},
     "4 skips": TABLE["S+U+3 points"],
 }
 KINDS = {"Dice": "dice", "IoU": "iou"}
@@ -129,8 +129,7 @@ def draw_skips(path: pathlib.Path, results: Results, kind: str, label: str) -> N
     axes.set_xticks(range(len(SKIPS)), list(SKIPS))
     axes.set_ylim(max(0.0, lowest - 5), None)
     axes.set_ylabel(f"{label} (%)")
-    axes.legend(loc="upper left", ncols=len(names), fontsize=8)
-    axes.margins(y=0.15)
+    figure.legend(loc="outside upper center", ncols=min(len(names), 6), fontsize=8)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=110)
 
