@@ -41,11 +41,17 @@ def unfit_square(
     labels: np.ndarray, shape: tuple[int, int], pixel_mm: tuple[float, float]
 ) -> np.ndarray:
     """Inverts `fit_square` for labels [size size] by nearest neighbour: [h w] of the slice."""
-    size = labels.shape[0]
+    rows, columns = square_pixels(shape, labels.shape[0], pixel_mm)
+    return labels.take(columns, axis=1).take(rows, axis=0)
+
+
+def square_pixels(
+    shape: tuple[int, ...], size: int, pixel_mm: tuple[float, float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows int[h] and columns int[w] of the square in which the pixels of a slice [h w] lie."""
     h, w, _ = fitted_shape(shape, size, pixel_mm)
     top, left = (size - h) // 2, (size - w) // 2
-    rows, columns = top + nearest(shape[0], h), left + nearest(shape[1], w)
-    return labels.take(columns, axis=1).take(rows, axis=0)
+    return top + nearest(shape[0], h), left + nearest(shape[1], w)
 
 
 def nearest(length: int, other: int) -> np.ndarray:

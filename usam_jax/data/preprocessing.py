@@ -12,7 +12,7 @@ import numpy as np
 
 from usam_jax.data.datasets.registry import get_spec
 from usam_jax.data.packed.encode import make_clahe, pack_image
-from usam_jax.data.pixels import fitted_shape, nearest, unfit_square, window_hu
+from usam_jax.data.pixels import fitted_shape, square_pixels, unfit_square, window_hu
 from usam_jax.utils.files import read_json
 from usam_jax.utils.workdir import Workdir
 
@@ -98,10 +98,9 @@ class Preparation:
         """
         if self.transposed:
             xy, shape, pixel_mm = xy[:, ::-1], shape[::-1], pixel_mm[::-1]
-        top, left, h, w = self.place(shape, pixel_mm)
-        last = np.array(shape[::-1]) - 1
-        columns, rows = np.floor(xy + 0.5).astype(int).clip(0, last).T
-        return np.stack([left + nearest(shape[1], w)[columns], top + nearest(shape[0], h)[rows]], 1)
+        rows, columns = square_pixels(shape, self.size, pixel_mm)
+        x, y = np.floor(xy + 0.5).astype(int).clip(0, np.array(shape[::-1]) - 1).T
+        return np.stack([columns[x], rows[y]], axis=1)
 
     def place(self, shape: tuple[int, int], pixel_mm: Pixel) -> tuple[int, int, int, int]:
         """Top, left, rows and columns that a slice covers in the model's square."""

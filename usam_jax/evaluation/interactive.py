@@ -40,8 +40,7 @@ class ClickRecord:
     `clicked` bool[n m] whether a click was made (none once no error is left to click on), `obeyed`
     bool[n m] whether the clicked pixel changed as it should, `xy` int[n m 2] where the clicks lie,
     `labels` uint8[n m] their classes and `cleared` float32[n m] the corrected share of their error
-    regions.
-    `predicted` uint8[n m+1 h w] is empty unless predictions are kept.
+    regions. `predicted` uint8[n m+1 h w] is empty unless predictions are kept.
     """
 
     rows: np.ndarray
@@ -191,7 +190,7 @@ def click_batch(
         "cleared": np.zeros((n, m), np.float32),
     }
     for number in range(m):
-        earlier = [record["xy"][i, :number].tolist() for i in range(n)]
+        earlier = [xy[made] for xy, made in zip(record["xy"], record["clicked"], strict=True)]
         seen = list(zip(before, labels, earlier, strict=True))
         clicks = [click for _, click in ordered_map(lambda x: next_click(*x), seen)]
         for i, click in enumerate(clicks):

@@ -44,9 +44,8 @@ def next_click(
         mask = (wrong & (label == c)).astype(np.uint8)
         count, parts = cv2.connectedComponents(mask, connectivity=8)
         areas = np.bincount(parts.ravel(), minlength=count)
-        has_free = np.bincount(parts[is_free], minlength=count) > 0
-        areas[0] = 0
-        areas = np.where(has_free, areas, 0)
+        areas[0] = 0  # the rest of the slice
+        areas[np.bincount(parts[is_free], minlength=count) == 0] = 0
         if areas.max() > largest:
             largest, region = int(areas.max()), parts == int(areas.argmax())
     if region is None:

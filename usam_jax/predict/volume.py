@@ -69,13 +69,12 @@ def predict_before_last(
     """
     _, *pixel = source.geometry.spacing_mm
     pixel_mm, shape = (pixel[0], pixel[1]), (source.hu.shape[1], source.hu.shape[2])
-    predictor, found = Predictor(network), {}
-    with console.Progress("clicks in turn", len(clicks), "slices") as bar:
-        for i, given in clicks.items():
-            bar.advance()
-            if not len(given.point_labels):
-                found[i] = given
-                continue
+    predictor, found = Predictor(network), dict(clicks)
+    pointed = {i: x for i, x in clicks.items() if len(x.point_labels)}
+    if not pointed:
+        return found
+    with console.Progress("clicks in turn", len(pointed), "slices") as bar:
+        for i, given in pointed.items():
             encoded = encode_one(network, source.hu, i, pixel_mm)
             found[i] = with_previous(predictor, encoded, given)
             pixels = network.preparation.pixels_in(given.points_xy, shape, pixel_mm)
@@ -84,6 +83,7 @@ def predict_before_last(
                     f"slice {i}: point {number} of its {len(pixels)} is replaced by a later one on the same "
                     "pixel of the model's input"
                 )
+            bar.advance()
     return found
 
 

@@ -8,7 +8,7 @@ from importlib import resources
 from typing import Any
 
 from usam_jax.data.class_names import MEAN
-from usam_jax.evaluation.report.words import clicks_by_class, describe_sensitivity, title_of_clicks
+from usam_jax.evaluation.report.words import clicks_by_class, sensitivity_lines, title_of_clicks
 from usam_jax.evaluation.summary import METRICS, mean
 from usam_jax.utils.files import write_text
 from usam_jax.utils.formatting import (
@@ -49,10 +49,12 @@ def write_report(path: pathlib.Path, summary: Summary, sections: list[Section]) 
     """
     title = f"Evaluation on {summary['split']}, checkpoint step {summary['checkpoint_step']}"
     counts = f"{summary['num_cases']} cases, {summary['num_slices']} slices"
-    body = [paragraph(counts), prompts_box(summary["prompts"], summary["automatic"])]
-    if summary["sensitivity"] or not summary["automatic"]:
-        body.append(paragraph(describe_sensitivity(summary["sensitivity"])))
-    body.append(pooled_section(summary))
+    body = [
+        paragraph(counts),
+        prompts_box(summary["prompts"], summary["automatic"]),
+        *(paragraph(line) for line in sensitivity_lines(summary)),
+        pooled_section(summary),
+    ]
     if summary["clicks"]:
         body.append(clicks_section(summary["clicks"]))
     body += [

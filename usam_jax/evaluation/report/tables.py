@@ -12,7 +12,7 @@ from usam_jax.evaluation.case_metrics import ABSENT, FALSE_ALARM, MISSED, OK
 from usam_jax.evaluation.report.words import (
     clicks_by_class,
     describe_clicks,
-    describe_sensitivity,
+    sensitivity_lines,
     title_of_clicks,
 )
 from usam_jax.utils.files import write_json
@@ -57,8 +57,7 @@ def print_results(summary: dict[str, Any], folder: pathlib.Path) -> None:
     lines = [f"prompts: {summary['prompts']}"]
     if summary["trained_with"] != summary["prompts"]:
         lines.append(f"note: the model was trained with other prompts: {summary['trained_with']}")
-    if summary["sensitivity"] or not summary["automatic"]:
-        lines.append(describe_sensitivity(summary["sensitivity"]))
+    lines += sensitivity_lines(summary)
     if summary["clicks"]:
         lines.append(describe_clicks(summary["clicks"]))
     if summary["distance_unit"] == "mm" and summary["resolution"] == "packed":

@@ -22,6 +22,13 @@ def describe_sensitivity(sensitivity: dict[str, Any] | None) -> str:
     return f"warning: the model ignores its prompts: {facts}" if changed < IGNORED else facts
 
 
+def sensitivity_lines(summary: dict[str, Any]) -> list[str]:
+    """Return the line of `describe_sensitivity`, or none if no prompts were evaluated."""
+    if summary["automatic"] and summary["sensitivity"] is None:
+        return []
+    return [describe_sensitivity(summary["sensitivity"])]
+
+
 def shown_counts(clicks: dict[str, Any]) -> list[int]:
     """Return the numbers of clicks whose Dice is shown."""
     return [n for n in (0, 1, 3, 5, 10, 20) if n < len(clicks["dice"])]

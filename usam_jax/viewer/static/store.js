@@ -165,8 +165,9 @@ export class Store {
   // Shows new prompts at once, sends them, and shows the labels of the newest reply.
   async setPrompts(number, prompts) {
     const sequence = (this.sequence += 1);
-    const isNew = prompts.points.length > this.promptsOf(number).points.length;
-    if (!this.isWaiting(number)) this.taken.set(number, this.promptsOf(number));
+    const before = this.promptsOf(number);
+    const isNew = prompts.points.length > before.points.length;
+    if (!this.isWaiting(number)) this.taken.set(number, before);
     this.newest.set(number, sequence);
     this.prompts.set(number, prompts);
     this.onChange();
